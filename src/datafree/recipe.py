@@ -1,0 +1,203 @@
+"""Everything a user can choose, as frozen records read from YAML. Nothing else in the package holds configuration."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+Bits = Annotated[int, Field(ge=2, le=8)]
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used: an unknown key, a value out of range, a preset that does not exist."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Signal(_Part):
+    """Where a layer's inputs come from (METHOD: signals)."""
+
+    kind: Literal["gaussian", "propagated", "loader"] = "propagated"
+    probes: Literal["leaves", "pink"] = "leaves"
+    images: int = Field(default=64, ge=1)
+
+
+class Weights(_Part):
+    """Width and granularity of the weights; 8 bits are always symmetric."""
+
+    bits: Bits | None = 8
+    per: Literal["tensor", "channel"] = "channel"
+    symmetric: bool = False
+
+
+class Activations(_Part):
+    """Width of every layer's input, one scale per tensor."""
+
+    bits: Bits | None = 8
+    per: Literal["tensor"] = "tensor"
+
+
+class Nearest(_Part):
+    """Round to nearest, then correct the bias."""
+
+    method: Literal["nearest"] = "nearest"
+    bias_correction: bool = True
+    clip: bool = True  # False: min-max ranges
+
+
+class Closed(_Part):
+    """Optimal-brain rounding with error feedback through the Cholesky factor of H^-1."""
+
+    method: Literal["closed"] = "closed"
+    damping: float = Field(default=0.01, gt=0)
+
+
+class Sgd(_Part):
+    """The paper's layer-wise training: straight-through rounding, Adam, fresh draws."""
+
+    method: Literal["sgd"] = "sgd"
+    steps: int = Field(default=300, ge=1)
+    rows: int = Field(default=256, ge=1)  # layer-input rows drawn for one step
+    lr: float = Field(default=1e-3, gt=0)
+
+
+Solve = Annotated[Nearest | Closed | Sgd, Field(discriminator="method")]
+
+
+class LayerRule(_Part):
+    """What differs for the layers of one pattern; fields left out keep the recipe's value."""
+
+    weights: dict[str, Any] = {}
+    activations: dict[str, Any] = {}
+
+    @field_validator("weights")
+    @classmethod
+    def _weights(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        return Weights(**fields) and fields
+
+    @field_validator("activations")
+    @classmethod
+    def _activations(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        return Activations(**fields) and fields
+
+
+class Recipe(_Part):
+    """What to do with a network: signal, equalization, bits, solver, exceptions by layer.
+
+    Example:
+        >>> Recipe.preset("w4a8").weights.bits
+        4
+        >>> Recipe(weights={"bits": 3}).activations.bits
+        8
+    """
+
+    signal: Signal = Signal()
+    equalize: Annotated[
+        Literal["free", "foldable", "off"],
+        BeforeValidator(lambda v: "off" if v is False else v),  # YAML 1.1: off
+    ] = "foldable"
+    weights: Weights = Weights()
+    activations: Activations = Activations()
+    solve: Solve = Closed()
+    ends: Literal["eight", "alike"] = "eight"  # first and last layer: at least 8 bits, or like the others
+    layers: dict[str, LayerRule | Literal["keep"]] = {}  # shell wildcards, last match wins
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise RecipeError(_explain(error)) from None
+
+    @classmethod
+    def preset(cls, name: str) -> Recipe:
+        """Read one of the recipes shipped in the package.
+
+        Raises:
+            RecipeError: no such preset; lists those there are.
+        """
+        if name not in presets():
+            raise RecipeError(f"there is no preset {name!r}; presets are {', '.join(presets())}; or give a .yaml file")
+        return cls.parse((resources.files("datafree") / "recipes" / f"{name}.yaml").read_text(), source=name)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a recipe from a YAML file; RecipeError names the file and the key that is wrong."""
+        try:
+            text = Path(path).read_text()
+        except OSError as error:
+            raise RecipeError(
+                f"cannot read the recipe {path}: {error.strerror}; give a .yaml file or a preset"
+            ) from None
+        return cls.parse(text, source=str(path))
+
+    @classmethod
+    def parse(cls, text: str, *, source: str = "recipe") -> Recipe:
+        """Read a recipe from YAML text."""
+        try:
+            fields = yaml.safe_load(text) or {}
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(fields, dict):
+            raise RecipeError(
+                f"{source} holds a {type(fields).__name__}; a recipe is a mapping such as 'weights: {{bits: 4}}'"
+            )
+        return cls(**fields)
+
+    def updated(self, assignments: list[str]) -> Recipe:
+        """The recipe with "dotted.key=value" settings applied; values are YAML.
+
+        Example:
+            >>> Recipe.preset("w4a8").updated(["weights.bits=3"]).weights.bits
+            3
+        """
+        fields = self.model_dump(mode="json")
+        for text in assignments:
+            key, equals, value = text.partition("=")
+            if not equals:
+                raise RecipeError(f"setting {text!r} has no '='; write it as weights.bits=3")
+            *parents, last = key.split(".")
+            place = fields
+            for parent in parents:
+                place = place.setdefault(parent, {})
+                if not isinstance(place, dict):
+                    raise RecipeError(f"{key}: {parent} is a value, not a section of the recipe")
+            place[last] = yaml.safe_load(value)
+            if key == "solve.method":
+                fields["solve"] = {"method": place[last]}
+        return Recipe(**fields)
+
+    def dump(self) -> str:
+        """The resolved recipe as YAML text that `Recipe.parse` reads back to an equal recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def presets() -> list[str]:
+    """Names of the recipes shipped in the package, widest first."""
+    names = [p.name.removesuffix(".yaml") for p in (resources.files("datafree") / "recipes").iterdir()]
+    return sorted(names, key=lambda n: (n.startswith("paper"), *(-int(d) for d in re.findall(r"\d+", n)), n))
+
+
+def _explain(error: ValidationError) -> str:
+    """One line: path, what is wrong, what is allowed."""
+    lines = []
+    for item in error.errors():
+        path = ".".join(str(p) for p in item["loc"])
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{path}: unknown key; {_allowed(item['loc'])}")
+        else:
+            lines.append(f"{path}: {item['msg']}, got {item['input']!r}")
+    return "recipe: " + "; ".join(lines)
+
+
+def _allowed(loc: tuple[int | str, ...]) -> str:
+    parts = {"signal": Signal, "weights": Weights, "activations": Activations, "nearest": Nearest, "closed": Closed,
+             "sgd": Sgd, "layers": LayerRule}  # fmt: skip
+    owner = next((parts[str(p)] for p in reversed(loc[:-1]) if str(p) in parts), Recipe)
+    return f"allowed here are {', '.join(owner.model_fields)}"

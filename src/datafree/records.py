@@ -1,0 +1,179 @@
+"""Frozen values that travel between the steps of `compress`. Tensors inside are detached, on CPU, never written to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class MomentsError(ValueError):
+    """The inputs of a layer are not finite, or there are none."""
+
+
+@dataclass(frozen=True)
+class ChannelStats:
+    """Mean and standard deviation of every channel of one tensor, in units of that tensor."""
+
+    mean: Float[Tensor, " c"]
+    std: Float[Tensor, " c"]
+
+    def scaled(self, factor: Float[Tensor, " c"]) -> ChannelStats:
+        """The statistics of `factor * x`, factor > 0."""
+        return ChannelStats(self.mean * factor, self.std * factor)
+
+
+Stats = dict[str, ChannelStats]
+"""Statistics by the name of the graph node whose output they describe."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of one layer's unfolded input columns u (n taps of one output channel), per group.
+
+    `mean` is of the teacher's input; `student_mean` and `cov` are of what the student's layer will see.
+    `cov` holds H = Cov[u'] as (g, n, n), or only its diagonal as (g, n) for solvers that need no more.
+    """
+
+    mean: Float[Tensor, "g n"]
+    student_mean: Float[Tensor, "g n"]
+    cov: Float[Tensor, "g n n"] | Float[Tensor, "g n"]
+    num_rows: int
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "student_mean", "cov"):
+            if not torch.isfinite(getattr(self, name)).all():
+                raise MomentsError(f"the {name} of the layer's inputs is not finite; look at the layers before it")
+
+    @property
+    def variance(self) -> Float[Tensor, "g n"]:
+        return self.cov if self.cov.dim() == 2 else self.cov.diagonal(dim1=1, dim2=2)
+
+
+@dataclass(frozen=True)
+class QParams:
+    """An integer grid: x ~ (q - zero_point) * scale, q in [qmin, qmax]; one entry, or one for each output channel."""
+
+    scale: Float[Tensor, " c"]
+    zero_point: Int[Tensor, " c"]
+    qmin: int
+    qmax: int
+
+    def __post_init__(self) -> None:
+        assert bool((self.scale > 0).all()), "a scale must be positive"
+
+    @property
+    def bits(self) -> int:
+        return (self.qmax - self.qmin).bit_length()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution or linear layer of a graph, by its path in the model.
+
+    `weight` is (C_out, C_in/groups, kh, kw) or (C_out, C_in), `bias` (C_out,); `node` names its graph node.
+    """
+
+    name: str
+    node: str
+    kind: str  # "conv2d" | "linear"
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """What the recipe asks of one layer's weights."""
+
+    bits: int
+    per_channel: bool
+    symmetric: bool
+
+
+@dataclass(frozen=True)
+class LayerJob:
+    """All that is needed to solve one layer, anywhere: picklable, pure, with its own seed."""
+
+    name: str
+    weight: Float[Tensor, "g o n"]
+    bias: Float[Tensor, " c"]
+    moments: Moments
+    spec: WeightSpec
+    method: object  # one of the recipe's solve records
+    seed: int
+    rows: Float[Tensor, "r g n"] | None = None  # inputs drawn ahead, for solvers that train
+    input_scale: float | None = None  # of one integer step of the input; None = float input
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """One solved layer: integer weights (C_out, n) on the grid of `weight_qparams`, corrected float bias (C_out,)."""
+
+    name: str
+    weight: Int[Tensor, "c n"]
+    weight_qparams: QParams
+    bias: Float[Tensor, " c"]
+    error_db: float  # predicted SQNR of the layer's output through its weights alone, decibel, on the signal
+    bits: int
+    method: str
+    seconds: float
+    sparsity: float = 0.0
+
+
+@dataclass(frozen=True)
+class InputRange:
+    """Mean and standard deviation of the network's input, per channel (or one for all), as the network sees it."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
+
+    def __str__(self) -> str:
+        if not self.mean:
+            return self.source
+        show = lambda values: ", ".join(f"{v:.3g}" for v in values)  # noqa: E731
+        return f"mean {show(self.mean)}, std {show(self.std)} ({self.source})"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Something left as it was, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did and what it cost.
+
+    Bytes are of weights and biases at their real widths; multiply-adds and bit operations are of one image.
+    """
+
+    model: str
+    seed: int
+    signal: str
+    input_range: str
+    bytes: int
+    float_bytes: int
+    macs: int
+    bit_operations: int
+    float_bit_operations: int
+    seconds: float
+    peak_memory_bytes: int
+    num_layers: int
+    num_quantized: int
+    equalization: str
+    activations: str
+    skipped: tuple[Skipped, ...]
+    warnings: tuple[str, ...]
+
+
+def decibel(signal: float, noise: float) -> float:
+    """10 log10(signal / noise); infinite where there is no noise."""
+    return math.inf if noise <= 0 else 10 * math.log10(max(signal, 1e-300) / noise)
