@@ -1,0 +1,206 @@
+"""The layer-wise step: jobs made while the signal flows through the teacher, each solved by a pure function."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, fx
+
+from datafree import graph as g
+from datafree.affine import CLIP_RATIOS, dequantize, fake_quantize, search_grid
+from datafree.moments import chunks, gather_moments, positions
+from datafree.plan import LayerPlan, Plan, root
+from datafree.recipe import Nearest, Recipe
+from datafree.records import LayerJob, LayerResult, Moments, MomentsError, QParams, decibel
+from datafree.signals.gaussian import closed_form
+from datafree.signals.source import Source, flow
+from datafree.solvers import NEEDS, SOLVERS
+
+NUM_ROWS = {"diagonal": 4096, "covariance": 16384, "rows": 4096}
+RANGE_SAMPLE = 2**16
+ROWS_BYTES = 2**28  # of inputs drawn ahead for one layer
+
+Grids = dict[tuple[str, int], QParams]
+"""The integer grid of a tensor by (node name, bits)."""
+Pool = Callable[[Callable[[LayerJob], LayerResult], Iterable[LayerJob]], Iterator[LayerResult]]
+
+
+class LayerError(ValueError):
+    """A layer that cannot be solved; names the layer, the method and the shapes."""
+
+
+def solve_layers(
+    teacher: fx.GraphModule,
+    plan: Plan,
+    source: Source,
+    recipe: Recipe,
+    pool: Pool,
+    on_done: Callable[[LayerResult], None],
+) -> tuple[dict[str, LayerResult], Grids]:
+    """Solve every planned layer: one walk of the signal, one job a layer, anywhere the pool puts it.
+
+    Returns:
+        Results by layer name, and the grids of all quantized tensors.
+    """
+    grids: Grids = {}
+    results = {}
+    for result in pool(compress_layer, layer_jobs(teacher, plan, source, recipe, grids)):
+        results[result.name] = result
+        on_done(result)
+    return results, grids
+
+
+def layer_jobs(teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Recipe, grids: Grids) -> Iterator[LayerJob]:
+    """One job for each layer whose weights are quantized, as its input comes by; fills `grids` on the way."""
+    by_name = g.nodes_by_name(teacher)
+    readers: dict[fx.Node, list[LayerPlan]] = {}
+    for item in plan.layers.values():
+        readers.setdefault(by_name[item.layer.node].args[0], []).append(item)
+    for node, value in flow(teacher, source):
+        for bits in plan.sites.get(node.name, ()):
+            grids[node.name, bits] = activation_grid(value, bits, source.seed)
+        for item in readers.get(node, ()):
+            if item.weights is not None:
+                yield _job(teacher, item, node, value, source, recipe, grids)
+
+
+def activation_grid(x: Tensor, bits: int, seed: int) -> QParams:
+    """One unsigned grid for a whole tensor: the clipping that minimises the square error on a sample of its values."""
+    flat = x.flatten()
+    generator = torch.Generator().manual_seed(seed)
+    pick = torch.randint(flat.numel(), (min(RANGE_SAMPLE, flat.numel()),), generator=generator)
+    sample = torch.cat([flat[pick], flat.amin()[None], flat.amax()[None]])
+    importance = torch.ones_like(sample)
+    importance[-2:] = 0  # the extremes bound the search; they are too rare to count as much as what was drawn
+    return search_grid(sample[None], bits=bits, symmetric=False, importance=importance[None])
+
+
+def _job(
+    teacher: fx.GraphModule,
+    item: LayerPlan,
+    node: fx.Node,
+    x: Tensor,
+    source: Source,
+    recipe: Recipe,
+    grids: Grids,
+) -> LayerJob:
+    layer, need, seed = (
+        item.layer,
+        NEEDS[type(recipe.solve)],
+        source.seed ^ zlib.crc32(item.layer.name.encode()),
+    )
+    weight = g.weight(teacher, layer)
+    kernel = tuple(weight.shape[2:]) or (1, 1)
+    qparams = grids[root(node).name, item.input_bits] if item.input_bits else None
+    at = positions(tuple(x.shape), layer, kernel, NUM_ROWS[need], seed)
+    try:
+        moments = closed_form(layer, node, tuple(weight.shape), source.stats, _side(x)) if source.draws else None
+        moments = _with_rounding(moments, qparams) if moments else gather_moments(
+            x, layer, kernel, at, qparams=qparams, full=need == "covariance"
+        )  # fmt: skip
+    except MomentsError as error:
+        raise LayerError(f"{layer.name}: {error}") from None
+    return LayerJob(
+        name=layer.name,
+        weight=g.grouped(weight, layer.groups),
+        bias=g.bias(teacher, layer),
+        moments=moments,
+        spec=item.weights,
+        method=recipe.solve,
+        seed=seed,
+        rows=_drawn_rows(x, item, kernel, recipe, qparams, seed) if need == "rows" else None,
+        input_scale=float(qparams.scale) if qparams else None,
+    )
+
+
+def _side(x: Tensor) -> tuple[int, int]:
+    return (x.shape[2], x.shape[3]) if x.dim() == 4 else (1, 1)
+
+
+def _with_rounding(moments: Moments, qparams: QParams | None) -> Moments:
+    """Closed-form moments of the quantized input: rounding adds the variance of one step, scale^2 / 12."""
+    if qparams is None:
+        return moments
+    noise = float(qparams.scale) ** 2 / 12
+    return replace(moments, cov=moments.cov + noise * torch.eye(moments.cov.shape[-1]))
+
+
+def _drawn_rows(
+    x: Tensor, item: LayerPlan, kernel: tuple[int, int], recipe: Recipe, qparams: QParams | None, seed: int
+) -> Tensor:
+    """Inputs (r, g, n) for a solver that trains, enough to use each row once where memory allows."""
+    layer = item.layer
+    per_row = x.shape[-1] if layer.kind == "linear" else x.shape[1] * kernel[0] * kernel[1]
+    wanted = recipe.solve.steps * recipe.solve.rows  # type: ignore[union-attr]
+    at = positions(tuple(x.shape), layer, kernel, min(wanted, ROWS_BYTES // (4 * per_row)), seed + 1)
+    at = at[torch.randperm(len(at), generator=torch.Generator().manual_seed(seed))]
+    rows = torch.cat(list(chunks(x, layer, kernel, at)))
+    return rows if qparams is None else fake_quantize(rows, qparams)
+
+
+def compress_layer(job: LayerJob) -> LayerResult:
+    """Quantize one layer: choose its grid, solve for integers, correct the bias.
+
+        b' = b + W mu - W' mu'                                                      (exact bias correction)
+
+    A pure function of the job, run on one thread so that every pool gives the same bits.
+
+    Raises:
+        LayerError: the solver failed; names layer, method and shapes.
+    """
+    start, threads = time.perf_counter(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            qparams = weight_grid(job)
+            q = SOLVERS[type(job.method)](job, qparams)
+            new = dequantize(q.flatten(0, 1), qparams).view_as(job.weight)
+            shift = torch.einsum("gon,gn->go", job.weight, job.moments.mean)
+            shift = shift - torch.einsum("gon,gn->go", new, job.moments.student_mean)
+            corrected = not isinstance(job.method, Nearest) or job.method.bias_correction
+            return LayerResult(
+                name=job.name,
+                weight=q.flatten(0, 1).to(torch.int16),
+                weight_qparams=qparams,
+                bias=job.bias + shift.flatten() if corrected else job.bias,
+                error_db=decibel(output_power(job.weight, job.moments), output_power(job.weight - new, job.moments)),
+                bits=job.spec.bits,
+                method=job.method.method,
+                seconds=time.perf_counter() - start,
+            )
+    except (torch.linalg.LinAlgError, RuntimeError) as error:
+        shapes = f"weight {tuple(job.weight.shape)} (groups, rows, taps), {job.moments.num_rows} input rows"
+        raise LayerError(f"{job.name}: {type(job.method).__name__.lower()} failed on {shapes}: {error}") from error
+    finally:
+        torch.set_num_threads(threads)
+
+
+def weight_grid(job: LayerJob) -> QParams:
+    """Clipping by the error it causes at the output, sum_j H_jj (w_j - w'_j)^2; one scale a row or one in all."""
+    importance = job.moments.variance[:, None].expand_as(job.weight)
+    shape = (-1, job.weight.shape[2]) if job.spec.per_channel else (1, -1)
+    ratios = (1.0,) if isinstance(job.method, Nearest) and not job.method.clip else CLIP_RATIOS
+    qparams = search_grid(
+        job.weight.reshape(shape),
+        bits=job.spec.bits,
+        symmetric=job.spec.symmetric,
+        importance=importance.reshape(shape),
+        ratios=ratios,
+    )
+    if job.input_scale is None:
+        return qparams
+    smallest = job.bias.abs() / (2**28 * job.input_scale)  # the bias must fit into 32 bits of scale * input_scale
+    smallest = smallest if job.spec.per_channel else smallest.max()[None]
+    return replace(qparams, scale=torch.maximum(qparams.scale, smallest))
+
+
+def output_power(weight: Tensor, moments: Moments) -> float:
+    """Variance of the layer's output summed over channels, W H W^T; weight (g, o, n)."""
+    w = weight.double()
+    if moments.cov.dim() == 2:
+        return float((w.square() * moments.cov.double()[:, None]).sum())
+    return float(((w @ moments.cov.double()) * w).sum())

@@ -1,0 +1,68 @@
+"""Where every layer's inputs come from: one walk through the teacher that yields true-to-life values at every node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, fx
+
+from datafree import graph as g
+from datafree.records import ChannelStats, Stats
+from datafree.signals.gaussian import draw
+
+
+@dataclass(frozen=True)
+class Source:
+    """A signal ready to flow.
+
+    inputs: one tensor (N, ...) for each input of the graph.
+    stats: BatchNorm statistics by node name.
+    at_batchnorm: what happens where statistics are known: "keep" the value, "restandardise" it to them (ours), or
+        "draw" it from them without running what comes before (paper, eq. 2-3).
+    """
+
+    kind: str
+    inputs: tuple[Tensor, ...]
+    stats: Stats = field(default_factory=dict)
+    at_batchnorm: str = "keep"
+    seed: int = 0
+
+    @property
+    def draws(self) -> bool:
+        return self.at_batchnorm == "draw"
+
+    @property
+    def num_images(self) -> int:
+        return len(self.inputs[0])
+
+
+def flow(teacher: fx.GraphModule, source: Source) -> Iterator[tuple[fx.Node, object]]:
+    """Yield every node with its value, inputs first, in execution order; a value is freed after its last use."""
+    generator = torch.Generator().manual_seed(source.seed)
+    with torch.no_grad():
+        for node, values in g.walk(teacher, source.inputs):
+            stats = source.stats.get(node.name) if source.at_batchnorm != "keep" else None
+            if stats is not None and source.at_batchnorm == "draw":
+                values[node] = draw(stats, (source.num_images, *g.shape(node)[1:]), generator)
+            elif node not in values:
+                values[node] = g.execute(node, values)
+                if stats is not None:
+                    values[node] = restandardise(values[node], stats)
+            yield node, values[node]
+
+
+def restandardise(x: Float[Tensor, "n c ..."], stats: ChannelStats) -> Float[Tensor, "n c ..."]:
+    """Shift and scale every channel of the batch to the mean and standard deviation BatchNorm remembers (ours)."""
+    mean, std = batch_statistics(x)
+    gain = stats.std / std.clamp(min=1e-6)
+    view = (1, -1, *[1] * (x.dim() - 2))
+    return x * gain.view(view) + (stats.mean - mean * gain).view(view)
+
+
+def batch_statistics(x: Float[Tensor, "n c ..."]) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+    """Mean and standard deviation of every channel over the batch and all positions."""
+    var, mean = torch.var_mean(x, dim=[0, *range(2, x.dim())], correction=0)
+    return mean, var.sqrt()

@@ -1,0 +1,24 @@
+"""One layer's problem: integer weights and a bias whose output moves least. One file a method, one table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from datafree.recipe import Closed, Nearest, Sgd
+from datafree.records import LayerJob, QParams
+from datafree.solvers.closed import closed
+from datafree.solvers.nearest import nearest
+from datafree.solvers.sgd import sgd
+
+SOLVERS: dict[type, Callable[[LayerJob, QParams], Float[Tensor, "g o n"]]] = {
+    Nearest: nearest,
+    Closed: closed,
+    Sgd: sgd,
+}
+"""Recipe class -> function(job, grid) -> integers (g, o, n) as floats."""
+
+NEEDS = {Nearest: "diagonal", Closed: "covariance", Sgd: "rows"}
+"""What each method needs to know of a layer's inputs."""
