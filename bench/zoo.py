@@ -1,0 +1,170 @@
+"""Accuracy of every quantization preset on real trained networks and real images, beside baselines and an upper bound.
+
+    python bench/zoo.py                                   # everything: about an hour on two cores
+    python bench/zoo.py --networks resnet20_cifar10 --presets w4a8 w4a4 --rows ours real --seeds 0 1 2
+
+The networks and images are not part of this repository: the folder `../shared/zoo` (or --zoo) holds them. Images are
+seen by evaluation only, except in the row "real", the same solver on 128 images that are never evaluated on.
+Writes JSON lines and a Markdown table to bench/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib
+import json
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from datafree import Recipe, compress, evaluate
+
+HERE = Path(__file__).parent
+NETWORKS = {  # name -> images evaluated on
+    "resnet20_cifar10": 3872, "mobilenetv1_025_imagenet": 872, "mobilenetv2_tiny200": 1000, "resnet8_cifar10": 3872,
+}  # fmt: skip
+PRESETS = ("w8a8", "w8a8-tensor", "w6a6", "w5a5", "w4a8", "w4a8-tensor", "w4a4", "w3a8", "w3a3")
+PLAIN = [
+    "equalize=off",
+    "solve.method=nearest",
+    "solve.clip=false",
+    "solve.bias_correction=false",
+    "ends=alike",
+]
+ROWS = {
+    "plain rounding": PLAIN,
+    "DFQ": ["signal.kind=gaussian", "equalize=foldable", "solve.method=nearest", "solve.clip=false"],
+    "paper": ["signal.kind=gaussian", "equalize=free", "solve.method=sgd"],
+    "gaussian": ["signal.kind=gaussian"],
+    "ours": [],
+    "real": ["signal.kind=loader"],
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compression, evaluated. Accuracies are percent, `lost` is points, `seconds` are of compress()."""
+
+    network: str
+    preset: str
+    row: str
+    seed: int
+    num_images: int
+    float_top1: float
+    top1: float
+    lost: float
+    lost_error: float
+    agreement: float
+    bytes_ratio: float
+    seconds: float
+
+
+def main() -> None:
+    options = _options()
+    if not (options.zoo / "zoo.py").is_file():
+        print(f"skipped: {options.zoo} holds no zoo.py; give the folder of the networks with --zoo")
+        return
+    sys.path.insert(0, str(options.zoo))
+    zoo = importlib.import_module("zoo")
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for network in options.networks:
+        model = zoo.load(network)
+        x, y = zoo.images(network)
+        count = min(options.images or NETWORKS[network], NETWORKS[network])
+        data = list(zip(x[:count].split(100), y[:count].split(100), strict=True))
+        for preset in options.presets:
+            for name in options.rows:
+                for seed in options.seeds if name != "plain rounding" else options.seeds[:1]:
+                    rows.append(_measure(network, model, preset, name, seed, data, x[-128:], options.set))
+                    with (options.out / f"{options.name}.jsonl").open("a") as file:
+                        file.write(json.dumps(vars(rows[-1])) + "\n")
+                    print(_line(rows[-1]), flush=True)
+    (options.out / f"{options.name}.md").write_text(table(rows, options))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--zoo", type=Path, default=HERE.parents[1] / "shared" / "zoo")
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--presets", nargs="+", default=list(PRESETS))
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--images", type=int, help="evaluate on fewer")
+    parser.add_argument("--set", nargs="*", default=[], help="recipe settings for every row, as key=value")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--name", default="zoo", help="name of the files written")
+    return parser.parse_args()
+
+
+def _measure(network, model, preset, name, seed, data, real, settings) -> Row:
+    recipe = Recipe.preset(preset).updated([*ROWS[name], *settings])
+    start = time.perf_counter()
+    given = _without_relu6(model) if name == "DFQ" else model
+    run = compress(given, recipe, data[0][0][:1], seed=seed, images=(real,) if name == "real" else None)
+    seconds = time.perf_counter() - start
+    result = evaluate(run, data)
+    reference = _top1(model, data) if name == "DFQ" else result.float_top1
+    return Row(
+        network, preset, name, seed, result.num_images, reference, result.top1, reference - result.top1,
+        result.lost_error, result.agreement, run.summary.bytes / run.summary.float_bytes, round(seconds, 1),
+    )  # fmt: skip
+
+
+def _without_relu6(model: nn.Module) -> nn.Module:
+    """DFQ needs positively homogeneous activations: ReLU6 becomes ReLU (arXiv 1906.04721, 5.1.1)."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU6):
+                setattr(module, name, nn.ReLU())
+    return model
+
+
+def _top1(model: nn.Module, data) -> float:
+    with torch.no_grad():
+        right = torch.cat([model(x).argmax(1) == y for x, y in data])
+    return 100 * float(right.double().mean())
+
+
+def _line(r: Row) -> str:
+    return (
+        f"{r.network} {r.preset} {r.row} seed {r.seed}: top-1 {r.top1:.1f} of {r.float_top1:.1f} % (lost {r.lost:.1f} "
+        f"± {r.lost_error:.1f} points, {r.num_images} images), agreement {r.agreement:.1f} %, {r.seconds:.1f} s"
+    )
+
+
+def table(rows: list[Row], options: argparse.Namespace) -> str:
+    """Markdown: one table a network, presets down, methods across; points of top-1 lost, mean over seeds."""
+    text = [f"Points of top-1 lost (± standard error over images, paired; in brackets agreement with float, "
+            f"percent). Seeds {', '.join(map(str, options.seeds))}; torch {torch.__version__.split('+')[0]}, "
+            f"{options.threads} threads. real: the same solver on 128 real images.\n"]  # fmt: skip
+    for network in dict.fromkeys(r.network for r in rows):
+        here = [r for r in rows if r.network == network]
+        names = list(dict.fromkeys(r.row for r in here))
+        text.append(f"\n### {network}: float top-1 {here[0].float_top1:.1f} % on {here[0].num_images} images\n")
+        text.append("| | " + " | ".join(names) + " | seconds (ours) |\n|---|" + "---|" * (len(names) + 1))
+        for preset in dict.fromkeys(r.preset for r in here):
+            cells = [_cell([r for r in here if r.preset == preset and r.row == n]) for n in names]
+            own = [r.seconds for r in here if r.preset == preset and r.row == "ours"]
+            text.append(f"| {preset} | " + " | ".join(cells) + f" | {statistics.mean(own):.0f} |" if own else " | |")
+    return "\n".join(text) + "\n"
+
+
+def _cell(rows: list[Row]) -> str:
+    if not rows:
+        return ""
+    lost, agreement = (statistics.mean(getattr(r, k) for r in rows) for k in ("lost", "agreement"))
+    return f"{lost:.1f} ± {statistics.mean(r.lost_error for r in rows):.1f} ({agreement:.0f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""What was lost, measured on labelled images; and what the student costs in bytes and arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, fx, nn
+
+from datafree import graph as g
+from datafree.plan import Plan
+from datafree.records import LayerResult, decibel
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Percent, over `num_images`; standard errors are binomial, that of the loss is of paired differences."""
+
+    top1: float
+    float_top1: float
+    agreement: float
+    num_images: int
+    top1_error: float
+    lost: float  # float_top1 - top1, points
+    lost_error: float
+    layer_sqnr_db: dict[str, float]  # of each layer's output against the teacher's, whole network running
+
+
+def evaluate_models(
+    student: nn.Module,
+    teacher: nn.Module,
+    data: Iterable[tuple[Float[Tensor, "n ..."], Int[Tensor, " n"]]],
+    *,
+    layers: bool = True,
+) -> Evaluation:
+    """Compare student and teacher on labelled images.
+
+    Args:
+        student, teacher: map (N, C, H, W) to logits (N, classes).
+        data: batches (x, y); y holds class indices (N,).
+        layers: whether to compare every layer's output, on the first batch.
+
+    Raises:
+        ValueError: no images; logits that are not (N, classes).
+    """
+    right, float_right, same = [], [], []
+    sqnr: dict[str, float] = {}
+    with torch.no_grad():
+        for x, y in data:
+            if layers and not sqnr and isinstance(student, fx.GraphModule) and isinstance(teacher, fx.GraphModule):
+                sqnr = layer_sqnr(student, teacher, x)
+            ours, theirs = student(x), teacher(x)
+            if not isinstance(ours, Tensor) or ours.dim() != 2:
+                raise ValueError("top-1 needs a network that returns one tensor of logits (N, classes)")
+            right.append(ours.argmax(1) == y), float_right.append(theirs.argmax(1) == y)
+            same.append(ours.argmax(1) == theirs.argmax(1))
+    if not right:
+        raise ValueError("there are no images to evaluate on; give batches of (x, y)")
+    hits, float_hits, agree = (100 * torch.cat(v).double() for v in (right, float_right, same))
+    lost = float_hits - hits
+    return Evaluation(
+        top1=float(hits.mean()),
+        float_top1=float(float_hits.mean()),
+        agreement=float(agree.mean()),
+        num_images=len(hits),
+        top1_error=_standard_error(hits),
+        lost=float(lost.mean()),
+        lost_error=_standard_error(lost),
+        layer_sqnr_db=sqnr,
+    )
+
+
+def _standard_error(values: Float[Tensor, " n"]) -> float:
+    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+
+
+def layer_sqnr(student: fx.GraphModule, teacher: fx.GraphModule, x: Tensor) -> dict[str, float]:
+    """Signal to noise ratio of each layer's output, decibel, with the whole student running."""
+    outputs = {layer.node: name for name, layer in g.layers(teacher).items()}
+    for node in teacher.graph.nodes:  # the student's layer includes the vector behind the teacher's
+        if node.meta.get("v_o"):
+            outputs.pop(node.args[0].name)
+            outputs[node.name] = node.meta["v_o"]
+    wanted = _values(teacher, x, outputs)
+    names = {layer.node: name for name, layer in g.layers(student).items()}
+    for node in student.graph.nodes:
+        if node.meta.get("v_o"):  # a layer left in float keeps its vector
+            names.pop(node.args[0].name, None)
+            names[node.name] = node.meta["v_o"]
+    found = _values(student, x, names)
+    return {n: decibel(float(v.square().mean()), float((v - found[n]).square().mean())) for n, v in wanted.items()}
+
+
+def _values(graph: fx.GraphModule, x: Tensor, names: dict[str, str]) -> dict[str, Tensor]:
+    values = {}
+    for node, env in g.walk(graph, (x,)):
+        if node.name in names:
+            env[node] = values[names[node.name]] = g.execute(node, env)
+    return values
+
+
+# ---- cost
+
+
+def num_bytes(plan: Plan, teacher: fx.GraphModule, results: dict[str, LayerResult]) -> tuple[int, int]:
+    """Bytes of the student's and the float network's parameters: weights at their real width, scales, 32-bit biases."""
+    student = floats = 0
+    for name, item in plan.layers.items():
+        weight, bias = g.weight(teacher, item.layer), g.bias(teacher, item.layer)
+        floats += 4 * (weight.numel() + bias.numel())
+        bits = results[name].bits if name in results else 32
+        scales = 4 * len(results[name].weight_qparams.scale) if name in results else 0
+        student += math.ceil(weight.numel() * bits / 8) + 4 * bias.numel() + scales
+    return student, floats
+
+
+def layer_macs(teacher: fx.GraphModule) -> dict[str, int]:
+    """Multiply-adds of every layer for one image."""
+    nodes = g.nodes_by_name(teacher)
+    return {n: g.num_macs(l, g.weight(teacher, l), g.shape(nodes[l.node])) for n, l in g.layers(teacher).items()}
+
+
+def bit_operations(plan: Plan, macs: dict[str, int], results: dict[str, LayerResult]) -> int:
+    """Multiply-adds times weight bits times input bits, summed over layers, for one image; float counts 32 bits."""
+    return sum(
+        macs[n] * (results[n].bits if n in results else 32) * (item.input_bits or 32) for n, item in plan.layers.items()
+    )

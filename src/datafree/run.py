@@ -1,0 +1,137 @@
+"""A finished compression: in memory, and as a self-contained directory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, fx
+
+from datafree.evaluate import Evaluation, evaluate_models
+from datafree.recipe import Recipe
+from datafree.records import LayerResult, QParams, Skipped, Summary
+from datafree.serialize import FormatError, graph_from_json, graph_to_json, tensors_of
+
+GRAPHS = ("teacher", "student")
+
+
+class RunError(ValueError):
+    """A run directory that is in the way, or cannot be read."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `compress` returns.
+
+    student: compressed network, eval mode, same inputs and outputs as the model.
+    teacher: folded and equalized float network, same function as the model.
+    """
+
+    student: fx.GraphModule
+    teacher: fx.GraphModule
+    recipe: Recipe
+    layers: tuple[LayerResult, ...]
+    summary: Summary
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the run directory at once: into a temporary neighbour, then renamed.
+
+        Raises:
+            RunError: `path` holds something already and `force` is not set.
+        """
+        path = Path(path)
+        check_free(path, force=force)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+            whole = Path(scratch) / "run"
+            (whole / "layers").mkdir(parents=True)
+            self._write(whole)
+            if path.exists():
+                shutil.rmtree(path)
+            whole.replace(path)
+
+    def _write(self, path: Path) -> None:
+        (path / "recipe.yaml").write_text(self.recipe.dump())
+        (path / "summary.json").write_text(json.dumps(asdict(self.summary), indent=2))
+        for name in GRAPHS:
+            graph = getattr(self, name)
+            (path / f"{name}.json").write_text(json.dumps(graph_to_json(graph)))
+            save_file(tensors_of(graph), path / f"{name}.safetensors")
+        for number, result in enumerate(self.layers):
+            tensors, record = _layer_to_file(result)
+            save_file(tensors, path / "layers" / f"{number:04d}.safetensors", {"layer": json.dumps(record)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Run:
+        """Read a run directory; bit-exact, and no code runs from its files.
+
+        Raises:
+            RunError: not a run directory, or damaged; says which file.
+        """
+        path = Path(path)
+        if not (path / "summary.json").is_file():
+            raise RunError(f"{path} is not a run directory (no summary.json); give the --out of a `datafree compress`")
+        try:
+            fields = json.loads((path / "summary.json").read_text())
+            fields["skipped"] = tuple(Skipped(**s) for s in fields["skipped"])
+            fields["warnings"] = tuple(fields["warnings"])
+            teacher, student = (
+                graph_from_json(json.loads((path / f"{n}.json").read_text()), load_file(path / f"{n}.safetensors"))
+                for n in GRAPHS
+            )
+            layers = tuple(_layer_from_file(p) for p in sorted((path / "layers").glob("*.safetensors")))
+            return cls(student, teacher, Recipe.load(path / "recipe.yaml"), layers, Summary(**fields))
+        except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError, FormatError) as error:
+            raise RunError(f"{path} is damaged: {type(error).__name__}: {error}; compress again") from None
+
+
+def evaluate(run: Run, data: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
+    """Top-1 of the student and its agreement with the float network, percent, on batches (x (N, C, H, W), y (N,)).
+
+    Raises:
+        ValueError: no images, or a network that does not return logits (N, classes).
+    """
+    return evaluate_models(run.student, run.teacher, data)
+
+
+def check_free(path: Path, *, force: bool) -> None:
+    """Refuse to write over a directory that holds something.
+
+    Raises:
+        RunError: what is there, and that --force replaces a run.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if path.is_dir() and (path / "summary.json").is_file():
+        if not force:
+            raise RunError(f"{path} holds another run; choose another --out, or --force to replace it")
+        return
+    raise RunError(f"{path} exists and is not a run directory; choose another --out (nothing is replaced there)")
+
+
+def _layer_to_file(result: LayerResult) -> tuple[dict[str, Tensor], dict]:
+    grid = result.weight_qparams
+    tensors = {
+        "weight": result.weight,
+        "bias": result.bias,
+        "scale": grid.scale,
+        "zero_point": grid.zero_point,
+    }
+    plain = {k: v for k, v in vars(result).items() if k not in ("weight", "bias", "weight_qparams")}
+    return {k: v.contiguous() for k, v in tensors.items()}, {**plain, "qmin": grid.qmin, "qmax": grid.qmax}
+
+
+def _layer_from_file(path: Path) -> LayerResult:
+    from safetensors import safe_open
+
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        record = json.loads(file.metadata()["layer"])
+    grid = QParams(tensors["scale"], tensors["zero_point"], record.pop("qmin"), record.pop("qmax"))
+    return LayerResult(weight=tensors["weight"], bias=tensors["bias"], weight_qparams=grid, **record)

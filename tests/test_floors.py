@@ -1,0 +1,111 @@
+"""Floors: a module imports from its own floor or below, never in a circle; what the package must not hold."""
+
+import ast
+import os
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import datafree
+
+ROOT = Path(datafree.__file__).parent
+FLOORS = (
+    "recipe",
+    "records",
+    "affine masks graph capture pools models images demo",
+    "batchnorm spaces equalize moments",
+    "signals solvers",
+    "plan layer assemble",
+    "serialize evaluate run",
+    "pipeline inspect",
+    "cli __init__ __main__",
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
+BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "base", "misc"}
+OPTIONAL = ("onnx", "onnxscript", "onnxruntime", "typer", "timm", "ray", "torchvision", "sklearn", "PIL")
+
+
+def module_name(file):
+    """`datafree.signals.gaussian`; a package's `__init__.py` has the package's name."""
+    parts = file.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(file): file for file in sorted(ROOT.rglob("*.py"))}
+EVERY_MODULE = pytest.mark.parametrize("name", FILES)
+
+
+def room(name):
+    return [*name.split("."), "__init__"][1]
+
+
+def imports(source, modules):
+    """The modules of this package that Python text imports anywhere, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {member if member in modules else node.module for member in members}
+    return {name for name in found if name.split(".")[0] == "datafree"}
+
+
+GRAPH = {name: imports(file.read_text(), FILES) for name, file in FILES.items()}
+
+
+@EVERY_MODULE
+def test_module_has_a_floor(name):
+    assert room(name) in FLOOR_OF, f"give {name} a floor in this file"
+
+
+@EVERY_MODULE
+def test_imports_point_down(name):
+    for other in GRAPH[name]:
+        assert other in FILES, f"{name} imports {other}, which is not there"
+        assert FLOOR_OF[room(other)] <= FLOOR_OF[room(name)], f"{name} imports {other} from a floor above"
+
+
+def test_imports_make_no_circle():
+    try:
+        TopologicalSorter(GRAPH).prepare()
+    except CycleError as error:
+        pytest.fail("imports in a circle: " + " <- ".join(error.args[1]))
+
+
+@pytest.mark.parametrize(
+    "source, expected",
+    [
+        ("import torch, datafree.graph", {"datafree.graph"}),
+        ("from datafree import graph as g, Recipe", {"datafree", "datafree.graph"}),
+        ("from datafree.signals import gaussian", {"datafree.signals.gaussian"}),
+        ("from datafree.signals import make_signal", {"datafree.signals"}),
+        ("def f():\n    if x:\n        import datafree.layer", {"datafree.layer"}),
+        ("from datafreeze import layer", set()),
+    ],
+)
+def test_imports_are_read_as_python_reads_them(source, expected):
+    assert imports(source, FILES) == expected
+
+
+def test_import_of_the_package_loads_nothing_optional():
+    code = f"import sys, datafree; print(*[m for m in {OPTIONAL} if m in sys.modules])"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if n != "datafree.cli"])
+def test_only_the_command_line_prints(name):
+    calls = [node for node in ast.walk(ast.parse(FILES[name].read_text())) if isinstance(node, ast.Call)]
+    prints = [c.lineno for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
+    assert not prints, f"print( in {FILES[name]}, line {prints}"
+
+
+def test_no_file_has_a_name_that_says_nothing():
+    names = {path.stem for path in ROOT.rglob("*") if path.suffix == ".py" or path.is_dir()}
+    assert not names & BANNED_NAMES
