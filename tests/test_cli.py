@@ -1,9 +1,13 @@
 """The command line: exit codes, one line for what is wrong, and figures that are those of the run."""
 
+import contextlib
+import io
 import os
 import re
+import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +28,7 @@ def net():
     parts = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU6()
     names = "stem[/red]", "norm", "act", "body", "relu6"
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
-    model = nn.Sequential(OrderedDict(zip(names, parts)), ).append(head)
+    model = nn.Sequential(OrderedDict([*zip(names, parts), ("head", head)]))
     model(torch.rand(64, 1, 8, 8))
     return model, torch.zeros(1, 1, 8, 8)
 
@@ -34,38 +38,257 @@ def overflowing():
         nn.init.constant_(layer.weight, 1e25)
     return nn.Sequential(*layers), torch.zeros(1, 1, 8, 8)
 """
+FILE = "tiny_factory_of_cli_tests.py"
 MODEL = "tiny_factory_of_cli_tests:net"
+FEW = "signal.images=4"
 
 
 @pytest.fixture(autouse=True)
 def workplace(tmp_path, monkeypatch):
-    """An empty current directory with a factory in it."""
-    (tmp_path / "tiny_factory_of_cli_tests.py").write_text(FACTORY)
+    """A current directory with a factory in it; lines as wide as any fact."""
+    (tmp_path / FILE).write_text(FACTORY)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")  # one line a fact
+    monkeypatch.setenv("COLUMNS", "200")
 
 
-def run(capsys, *arguments):
-    """Exit code, stdout, stderr."""
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run directory at 8 bits and what `compress` printed; made once."""
+    place = tmp_path_factory.mktemp("finished")
+    (place / FILE).write_text(FACTORY)
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.chdir(place)
+        patch.setenv("COLUMNS", "200")
+        assert cli.main(["compress", MODEL, "--recipe", "w8a8", "--out", "out/net", "--set", FEW, "-v"]) == 0
+    return place / "out/net", out.getvalue()
+
+
+def call(capsys, *arguments):
+    """Exit code, stdout, stderr of one command."""
     code = cli.main([str(argument) for argument in arguments])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
 
 def facts(text):
-    """The table's rows by their names."""
-    return dict(re.findall(r"^ (\S+(?: \S+)*) {2,}(.+?) *$", text, re.MULTILINE))
+    """Name and value of every row of the printed table."""
+    return dict(re.findall(r"^ (\S+(?: \S+)*) {2,}(\S.*?) *$", text, re.MULTILINE))
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished run, and what compress printed; made once, at 8 bits."""
-    here, place = Path.cwd(), tmp_path_factory.mktemp("finished")
-    (place / "tiny_factory_of_cli_tests.py").write_text(FACTORY)
-    os.chdir(place)
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("COLUMNS", "200")
-            ...
-    finally:
-        os.chdir(here)
+# What is wrong
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--recipe", "w5a9"], r"no preset 'w5a9'; presets are w8a8, .*paper-w4a8; or give a \.yaml file"),
+        (["--recipe", "no.yaml"], r"cannot read the recipe no\.yaml: No such file"),
+        (["--set", "weights.bit=3"], r"weights\.bit: unknown key; allowed here are bits, per, symmetric"),
+        (["--set", "weights"], r"'weights' has no '='; write it as weights\.bits=3"),
+        (["--set", "layers.nosuch*=keep"], r"'nosuch\*' matches no layer; layers are stem\[/red\], body, head\.2"),
+        (["--weights", "no.pth"], r"weights no\.pth are not a file"),
+        (["--weights", "damaged.pth"], r"weights damaged\.pth \(7 bytes\) cannot be read as \.pth"),
+        (["--pretrained"], r"pretrained=True is for timm: and torchvision: names"),
+        (["--out", "tiny_factory_of_cli_tests.py/run"], r"nothing can be written into .*; choose another --out"),
+        (["--out", "."], r"exists and is not a run directory; choose another --out"),
+        (["--workers", "0"], r"'--workers'.* 1.*; see datafree compress --help"),
+        (["--nosuch"], r"No such option: --nosuch.*; see datafree compress --help"),
+    ],
+    ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "says",
+)
+def test_wrong_input_is_one_line_and_writes_nothing(arguments, message, capsys):
+    Path("damaged.pth").write_bytes(b"garbage")
+    before = sorted(Path().iterdir())
+    code, out, err = call(capsys, "compress", MODEL, "--out", "run", *arguments)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(f"error: .*{message}.*\n", err), err
+    assert "Traceback" not in err
+    assert [p for p in sorted(Path().iterdir()) if p.name != "__pycache__"] == before
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["compress"], "Missing argument 'MODEL'; see datafree compress --help"),
+        (["compress", MODEL], "Missing option '--out'; see datafree compress --help"),
+        (["compress", "resnet18", "--out", "run"], "unknown model 'resnet18'"),
+        (["inspect", "tiny_factory_of_cli_tests:nett"], 'write "tiny_factory_of_cli_tests:net"'),
+        (["evaluate", "nosuch", "--data", "."], "nosuch is not a run directory"),
+        (["nosuch"], "No such command 'nosuch'"),
+    ],
+    ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "says",
+)
+def test_wrong_command_is_one_line(arguments, message, capsys):
+    code, out, err = call(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert message in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "Missing option '--data'"),
+        (["--data", "no.npz"], "images no.npz do not exist"),
+        (["--data", "x.npz"], "x is float32 (2, 3, 8, 8)"),
+        (["--data", "x.npz", "--mean", "0.5"], "mean and std go together"),
+        (["--data", "x.npz", "--mean", "a,b"], "'a,b' is not a list of numbers"),
+    ],
+    ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "says",
+)
+def test_data_that_do_not_fit(arguments, message, finished, capsys):
+    np.savez("x.npz", x=np.zeros((2, 3, 8, 8), np.float32), y=np.zeros(2, int))
+    code, out, err = call(capsys, "evaluate", finished[0], *arguments)
+    assert (code, out) == (2, "")
+    assert message in err and err.count("\n") == 1
+
+
+def test_another_run_is_kept_without_force(finished, capsys):
+    shutil.copytree(finished[0], "run")
+    before = Path("run/summary.json").read_bytes()
+    code, _, err = call(capsys, "compress", MODEL, "--out", "run")
+    assert (code, err) == (2, "error: run holds another run; choose another --out, or --force to replace it\n")
+    assert Path("run/summary.json").read_bytes() == before
+    assert call(capsys, "compress", MODEL, "--out", "run", "--set", FEW, "--force")[0] == 0
+    assert Run.load("run").recipe.weights.bits == 4
+
+
+def test_failed_run_exits_with_1_and_writes_nothing(capsys):
+    code, out, err = call(capsys, "compress", "tiny_factory_of_cli_tests:overflowing", "--out", "run")
+    assert (code, out) == (1, "")
+    assert re.fullmatch(r"error: 1: .*not finite.*\n", err), err
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    "error, code, message",
+    [
+        (ValueError("a\nb"), 2, "a\nb"),
+        (LayerError("conv: singular"), 1, "conv: singular"),
+        (KeyError("x"), 1, "KeyError: 'x' (not foreseen; --debug shows where)"),
+    ],
+)
+def test_kind_of_error_decides_the_exit_code(error, code, message):
+    assert cli._explain(error) == (code, message)
+
+
+def test_debug_shows_the_traceback(capsys):
+    code, _, err = call(capsys, "compress", MODEL, "--out", "run", "--recipe", "w5a9", "--debug")
+    assert code == 2
+    assert err.startswith("Traceback") and err.splitlines()[-1].startswith("error: there is no preset")
+
+
+# What is shown
+
+
+def test_table_holds_the_figures_of_the_summary(finished):
+    path, out = finished
+    done, shown = Run.load(path), facts(out)
+    s = done.summary
+    errors = sorted(layer.error_db for layer in done.layers)
+    assert shown["recipe"] == f"w8a8 {FEW}"
+    assert shown["seed"] == "0"
+    assert shown["signal"] == s.signal
+    assert shown["input range"] == s.input_range
+    assert shown["layers"] == f"{s.num_quantized} of {s.num_layers} quantized" == "3 of 3 quantized"
+    assert shown["weights"] == "8 bits in 3 layers"
+    assert shown["activations"] == s.activations
+    assert shown["equalization"] == s.equalization
+    assert shown["size"].startswith(f"{s.bytes} B, {100 * s.bytes / s.float_bytes:.1f} % of ")
+    assert shown["multiply-adds"] == f"{s.macs / 1000:.2f} k for one image"
+    assert f" {100 * s.bit_operations / s.float_bit_operations:.1f} % of " in shown["bit operations"]
+    assert shown["predicted SQNR"].startswith(f"worst {errors[0]:.1f} dB")
+    assert f"median {errors[1]:.1f} dB of 3 layers" in shown["predicted SQNR"]
+    assert shown["time"] == f"{s.seconds:.1f} s"
+    assert shown["peak memory"] == f"{s.peak_memory_bytes / 1e6:#.3g}".rstrip(".") + " MB, whole process"
+
+
+def test_verbose_lists_every_layer_by_its_own_name(finished):
+    path, out = finished
+    for layer in Run.load(path).layers:
+        row = rf"{re.escape(layer.name)} +{len(layer.weight)} +\d+ +8 +{layer.error_db:.1f} +{layer.seconds:.2f} "
+        assert re.search(row, out), out
+    assert "stem[/red]" in out
+
+
+def test_evaluate_shows_what_evaluate_returns(finished, capsys):
+    path, _ = finished
+    done = Run.load(path)
+    x = torch.rand(150, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    y = done.teacher(x).argmax(1)
+    y[:30] = (y[:30] + 1) % 4  # the float network is right on 80 %
+    np.savez("data.npz", x=x.numpy(), y=y.numpy())
+    code, out, err = call(capsys, "evaluate", path, "--data", "data.npz")
+    found, shown = evaluate(done, zip(x.split(100), y.split(100), strict=True)), facts(out)
+    assert (code, err) == (0, "")
+    assert "on 150 images" in out
+    assert shown["top-1, student"] == f"{found.top1:.2f} ± {found.top1_error:.2f} %"
+    assert shown["top-1, float"] == "80.00 %"
+    assert shown["lost"] == f"{found.lost:.2f} ± {found.lost_error:.2f} points"
+    assert shown["agreement"].startswith(f"{found.agreement:.2f} % of images")
+    assert shown["SQNR"].startswith(f"worst {min(found.layer_sqnr_db.values()):.1f} dB")
+
+
+def test_inspect_shows_both_modes_of_equalization(capsys):
+    code, out, err = call(capsys, "inspect", MODEL, "--set", FEW, "-v")
+    shown = facts(out)
+    assert (code, err) == (0, "")
+    assert re.match(r"\d+ % of 3 layers", shown["if free"]) and re.match(r"\d+ % of 3 layers", shown["if foldable"])
+    assert shown["equalization"] == "foldable, of these:"
+    assert shown["weights"] == "8 bits in 2 layers, 4 bits in 1 layer"
+    assert shown["BatchNorm"] == "1 fold into a layer, 0 stay as affine operators"
+    assert re.search(r"body +8x1x3x3 +4, 8 +input +stem\[/red\]", out), out
+
+
+def test_layers_left_in_float_are_grouped_by_reason(capsys):
+    settings = ("--set", FEW, "--set", "layers.*=keep", "--recipe", "w8a8")
+    code, out, _ = call(capsys, "compress", MODEL, "--out", "run", *settings)
+    assert code == 0
+    assert "3 x kept in float: the recipe says so (stem[/red], body, head.2)" in out
+    assert facts(out)["weights"] == "float in 3 layers"
+    assert facts(out)["predicted SQNR"].startswith("of no layer")
+
+
+def test_names_beyond_three_are_counted():
+    assert cli._some(["a", "b", "c"]) == "a, b, c"
+    assert cli._some(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+
+
+@pytest.mark.parametrize(
+    "number, text",
+    [(0, "0"), (999, "999"), (1000, "1.00 k"), (12345, "12.3 k"), (999_600, "1.00 M"), (3 * 10**9, "3.00 G")],
+)
+def test_numbers_have_three_digits(number, text):
+    assert cli._count(number) == text
+
+
+def test_help_lists_every_command(capsys):
+    code, out, err = call(capsys, "--help")
+    assert (code, err) == (0, "")
+    assert re.findall(r"^  (\w+)  +[A-Z]", out, re.MULTILINE) == ["demo", "compress", "inspect", "evaluate"]
+    assert call(capsys)[1] == out
+
+
+def test_version_is_that_of_the_package(capsys):
+    assert call(capsys, "--version")[:2] == (0, f"datafree {metadata.version('datafree')}\n")
+
+
+def test_console_command_without_a_terminal():
+    """The exit code of the process, and plain text, in an ASCII locale."""
+    code = "import sys; from datafree.cli import main; sys.exit(main())"
+    root = str(Path(cli.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root, "PYTHONIOENCODING": "ascii"}
+    arguments = ["compress", MODEL, "--out", "run", "--recipe", "grün"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: there is no preset 'gr?n'; presets are ") and done.stderr.count("\n") == 1
+
+
+def test_demo_scores_a_width_beside_plain_rounding(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "DEMO_PRESETS", ("w8a8",))
+    code, out, err = call(capsys, "demo")
+    assert (code, err) == (0, "")
+    assert re.search(r"float32 +\d+\.\d % +\d.* kB +100\.0 %", out), out
+    assert re.search(r"w8a8 +\d+\.\d % +\d+\.\d % +\d.* kB +\d+\.\d % +\d+\.\d s", out), out
+    assert "of 596 held-out images" in out and "plain rounding: the same bits" in out
+    assert [path.name for path in Path().iterdir()] == ["tiny_factory_of_cli_tests.py"]

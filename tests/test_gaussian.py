@@ -138,7 +138,6 @@ def test_channel_without_spread_is_its_clipped_mean(bounds, mean):
     assert 0 <= variance.item() <= 1e-6
 
 
-@pytest.mark.xfail(strict=True, reason="`bound is low` takes both bounds for the lower one")
 def test_bounds_that_meet_leave_one_value():
     bound = 3.0
     first, variance = clipped_moments(ChannelStats(torch.tensor([1.0]), torch.ones(1)), bound, bound)
@@ -220,10 +219,7 @@ def test_nearest_statistics_count():
     [
         torch.nn.ReLU,
         torch.nn.ReLU6,
-        pytest.param(
-            lambda: torch.nn.Hardtanh(0, 6),
-            marks=pytest.mark.xfail(strict=True, reason="integer bounds reach arguments declared float"),
-        ),
+        lambda: torch.nn.Hardtanh(0, 6),
         lambda: torch.nn.Hardtanh(0.0, 1.0),
         torch.nn.Hardtanh,
     ],
@@ -242,7 +238,6 @@ def test_captured_activations_are_understood(make):
 
 
 @pytest.mark.parametrize("length", [4, 7], ids=["as long as channels", "longer than channels"])
-@pytest.mark.xfail(strict=True, reason="the channels of (N, C, L) are taken for the taps of a linear layer on L")
 def test_linear_layer_across_channels_has_no_closed_form(length):
     node = node_after(CHAINS["relu"], (2, 4, length))
     layer = Layer("fc", "fc", "linear")

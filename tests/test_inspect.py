@@ -82,7 +82,7 @@ def test_batchnorm_that_cannot_fold_is_counted_with_its_reason():
 @pytest.mark.parametrize("mode", ["free", "foldable"])
 def test_compress_does_what_was_said(mode):
     model, inputs = NETS["activations"]()
-    recipe = Recipe.preset("w4a8").updated(["signal.images=4", f"equalize={mode}", "layers={'2.conv': keep}"])
+    recipe = Recipe.preset("w4a8").updated(["signal.images=4", f"equalize={mode}", "layers.2.conv=keep"])
     found = inspect(model, inputs, recipe=recipe)
     run = compress(model, recipe, inputs)
     assert str(found.equalizations[("free", "foldable").index(mode)]) == run.summary.equalization
@@ -111,7 +111,7 @@ def test_model_is_left_as_it_was_and_warned_about():
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        (["layers={nosuch: keep}"], RecipeError, "'nosuch' matches no layer"),
+        (["layers.nosuch=keep"], RecipeError, "'nosuch' matches no layer"),
         ([], ModelError, "1 NaN"),
         ([], CaptureError, "cannot be captured"),
     ],

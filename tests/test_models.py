@@ -135,7 +135,7 @@ def test_a_factory_may_give_its_own_example(here):
 def test_the_demo_network_takes_grey_digits():
     pytest.importorskip("datafree.demo", reason="the demo package is not written yet")
     model, example = load_model("demo")
-    assert not model.training and example.shape == (1, 1, 8, 8)
+    assert not model.training and example.shape == (1, 1, 16, 16)
     with torch.no_grad():
         assert model(example).shape == (1, 10)
 

@@ -117,10 +117,11 @@ def _explain(error: Exception) -> tuple[int, str]:
     return 1, f"{type(error).__name__}: {error} (not foreseen; --debug shows where)"
 
 
-def _show_version(asked: bool) -> None:
+def _show_version(asked: bool) -> bool:
     if asked:
         print(f"datafree {metadata.version('datafree')}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()
@@ -406,13 +407,13 @@ def _print_layers(layers: tuple[LayerResult, ...]) -> None:
 
 
 def _print_inspected(found: Inspection) -> None:
-    table = _columns("layer", "weight", "bits", "input bits", "statistics", "fed by", left=2)
+    table = _columns("layer", "weight", "bits, input bits", "statistics", "fed by", left=5)
     for layer in found.layers:
         known = {"input": layer.knows_input, "output": layer.knows_output}
-        statistics = ", ".join(side for side, has in known.items() if has) or "none"
+        statistics = " ".join(side for side, has in known.items() if has) or "none"
         shape = "x".join(map(str, layer.weight_shape))
-        bits = (str(width or "float") for width in (layer.weight_bits, layer.input_bits))
-        table.add_row(layer.name, f"{layer.kind} {shape}", *bits, statistics, _some(layer.producers))
+        bits = ", ".join(str(width or "float") for width in (layer.weight_bits, layer.input_bits))
+        table.add_row(layer.name, shape, bits, statistics, _some(layer.producers))
     _console().print(table)
 
 
@@ -440,6 +441,11 @@ def _print_demo(reference: Evaluation, rows: list[tuple[str, Run, Evaluation, Ev
             f"At {', '.join(enough)} plain rounding does not fail: it is within two standard errors of "
             "float32, and this small network needs no more there."
         )
+    if len(enough) < len(rows):
+        notes.append(
+            "The network was chosen as one that plain rounding breaks where all weights share a scale, as it breaks "
+            "MobileNets; another one, or this one trained again, may lose more or less."
+        )
     console = _console()
     console.print("\n", Text("A digits network, compressed without one image", "bold"), sep="")
     console.print(table)
@@ -465,7 +471,7 @@ def _bytes(number: int) -> str:
     return f"{number} B" if number < 1000 else f"{_count(number)}B"
 
 
-def _count(number: float) -> str:
+def _count(number: int) -> str:
     """Three digits: 950, 1.21 k, 3.50 M."""
     if number < 1000:
         return str(number)
@@ -473,7 +479,7 @@ def _count(number: float) -> str:
     return f"{number / 1000**power:#.3g} {' kMGT'[power]}".replace(". ", " ")
 
 
-def _share(part: float, whole: float) -> str:
+def _share(part: int, whole: int) -> str:
     return f"{100 * part / max(whole, 1):.1f} %"
 
 

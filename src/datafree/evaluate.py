@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, fx, nn
 
 from datafree import graph as g
@@ -32,7 +32,7 @@ class Evaluation:
 def evaluate_models(
     student: nn.Module,
     teacher: nn.Module,
-    data: Iterable[tuple[Float[Tensor, "n ..."], Int[Tensor, " n"]]],
+    data: Iterable[tuple[Tensor, Tensor]],
     *,
     layers: bool = True,
 ) -> Evaluation:
@@ -53,6 +53,10 @@ def evaluate_models(
             if layers and not sqnr and isinstance(student, fx.GraphModule) and isinstance(teacher, fx.GraphModule):
                 sqnr = layer_sqnr(student, teacher, x)
             ours, theirs = student(x), teacher(x)
+            if isinstance(ours, Tensor) and ours.dim() == 2 and (int(y.max()) >= ours.shape[1] or int(y.min()) < 0):
+                raise ValueError(
+                    f"label {int(y.max())} is outside of the network's {ours.shape[1]} classes; check the labels"
+                )
             if not isinstance(ours, Tensor) or ours.dim() != 2:
                 raise ValueError("top-1 needs a network that returns one tensor of logits (N, classes)")
             right.append(ours.argmax(1) == y), float_right.append(theirs.argmax(1) == y)

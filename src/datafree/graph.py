@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -142,14 +143,14 @@ def tidy(graph: fx.GraphModule) -> None:
 # ---- running
 
 
-def walk(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Iterator[tuple[fx.Node, dict[fx.Node, Tensor]]]:
+def walk(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Iterator[tuple[fx.Node, dict[fx.Node, Any]]]:
     """Yield (node, values) for every input and every call in execution order, with the call's inputs in `values`.
 
     The caller may put the node's own value into `values`; what it leaves out is executed when the walk goes on.
     A value is freed after its last use; those the graph returns are kept until the end.
     """
     last_use = {used: node for node in graph.graph.nodes for used in node.all_input_nodes}
-    values: dict[fx.Node, Tensor] = {}
+    values: dict[fx.Node, Any] = {}
     feed = iter(inputs)
     for node in graph.graph.nodes:
         if node.op == "placeholder":
@@ -169,7 +170,7 @@ def walk(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Iterator[tuple[fx
             values.pop(node, None)
 
 
-def execute(node: fx.Node, values: dict[fx.Node, Tensor]) -> Tensor:
+def execute(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     """Run one call on the values of its inputs."""
     args = fx.node.map_arg(node.args, values.__getitem__)
     kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)

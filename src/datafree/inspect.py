@@ -12,7 +12,7 @@ from datafree.batchnorm import fold_batchnorm_
 from datafree.capture import batch_norms, trace
 from datafree.equalize import Equalization, equalize_
 from datafree.models import check_weights, input_range
-from datafree.pipeline import _warnings
+from datafree.pipeline import warnings_of
 from datafree.plan import LayerPlan, plan_layers
 from datafree.recipe import Recipe
 from datafree.records import InputRange, Skipped, Stats
@@ -87,7 +87,7 @@ def inspect(
         num_batchnorms=num_batchnorms,
         kept=kept,
         skipped=plan.skipped,
-        warnings=_warnings(model, stats, chosen),
+        warnings=warnings_of(model, stats, chosen),
     )
 
 

@@ -152,6 +152,8 @@ def compress_layer(job: LayerJob) -> LayerResult:
     Raises:
         LayerError: the solver failed; names layer, method and shapes.
     """
+    if not bool(torch.isfinite(job.weight).all() and torch.isfinite(job.bias).all()):
+        raise LayerError(f"{job.name}: the weights are not finite; load a checkpoint without NaN or infinity")
     start, threads = time.perf_counter(), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -174,7 +176,10 @@ def compress_layer(job: LayerJob) -> LayerResult:
             )
     except (torch.linalg.LinAlgError, RuntimeError) as error:
         shapes = f"weight {tuple(job.weight.shape)} (groups, rows, taps), {job.moments.num_rows} input rows"
-        raise LayerError(f"{job.name}: {type(job.method).__name__.lower()} failed on {shapes}: {error}") from error
+        advice = "try solve.method=nearest for this layer, or leave it out with layers: {NAME: keep}"
+        raise LayerError(
+            f"{job.name}: {type(job.method).__name__.lower()} failed on {shapes}: {error}; {advice}"
+        ) from error
     finally:
         torch.set_num_threads(threads)
 
@@ -193,7 +198,8 @@ def weight_grid(job: LayerJob) -> QParams:
     )
     if job.input_scale is None:
         return qparams
-    smallest = job.bias.abs() / (2**28 * job.input_scale)  # the bias must fit into 32 bits of scale * input_scale
+    reach = (job.weight.abs() * (job.moments.mean.abs() + job.moments.student_mean.abs())[:, None]).sum(2).flatten()
+    smallest = (job.bias.abs() + reach) / (2**30 * job.input_scale)  # the corrected bias must fit into 32 bits
     smallest = smallest if job.spec.per_channel else smallest.max()[None]
     return replace(qparams, scale=torch.maximum(qparams.scale, smallest))
 

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from datafree.records import InputRange
 
 DEFAULT_SIZE = (3, 224, 224)
-DEMO_SIZE = (1, 8, 8)  # scikit-learn's digits
 
 # Natural images, pixels in 0..1: the constants that ImageNet training uses everywhere.
 NATURAL_MEAN = (0.485, 0.456, 0.406)
@@ -254,9 +253,9 @@ def _normalization(mean: Iterable[float], std: Iterable[float], *, source: str) 
 
 
 def _demo_model() -> tuple[nn.Module, tuple[int, ...]]:
-    from datafree.demo import digits_net
+    from datafree.demo import IMAGE_SHAPE, digits_net
 
-    return digits_net(), DEMO_SIZE
+    return digits_net(), IMAGE_SHAPE
 
 
 def _factory_model(name: str) -> tuple[nn.Module, tuple[int, ...]]:

@@ -73,16 +73,16 @@ def gather_moments(
         qparams: grid of the student's input; None = float.
         full: True = the whole covariance (g, n, n), False = its diagonal (g, n).
     """
-    mean = student_mean = cov = shift = torch.zeros(())
+    mean = cov = rest = shift = torch.zeros(())
     for u in chunks(x, layer, kernel, at):
         us = u if qparams is None else fake_quantize(u, qparams)
         if not shift.dim():
             shift = us.mean(0)  # near the mean, so that float32 products lose nothing
         centred = (us - shift).permute(1, 0, 2)  # (g, r, n)
-        mean, student_mean = mean + u.sum(0).double(), student_mean + us.sum(0).double()
+        mean, rest = mean + u.sum(0).double(), rest + centred.sum(1).double()
         cov = cov + (centred.transpose(1, 2) @ centred if full else centred.square().sum(1)).double()
-    mean, student_mean, cov = mean / len(at), student_mean / len(at), cov / len(at)
-    rest = student_mean - shift
+    mean, rest, cov = mean / len(at), rest / len(at), cov / len(at)
+    student_mean = mean if qparams is None else shift + rest
     cov = cov - (rest[:, :, None] * rest[:, None, :] if full else rest.square())
     if not full:
         cov = cov.clamp(min=0)

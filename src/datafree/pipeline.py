@@ -91,7 +91,7 @@ def compress(
         equalization=str(equalization),
         activations=_activations(recipe, plan.sites),
         skipped=plan.skipped + kept,
-        warnings=_warnings(model, stats, chosen),
+        warnings=warnings_of(model, stats, chosen),
     )
     return Run(student, teacher, recipe, tuple(results.values()), summary)
 
@@ -103,7 +103,7 @@ def _activations(recipe: Recipe, sites: dict[str, tuple[int, ...]]) -> str:
     return f"{recipe.activations.bits} bits at layer inputs; {wide} at sums, concatenations, pooling, network input"
 
 
-def _warnings(model: nn.Module, stats: dict, chosen: InputRange) -> tuple[str, ...]:
+def warnings_of(model: nn.Module, stats: dict, chosen: InputRange) -> tuple[str, ...]:
     found = []
     if model.training:
         found.append("the model was in train mode; a copy in eval mode was compressed")

@@ -11,7 +11,7 @@ from torch import fx
 
 from datafree import graph as g
 from datafree.graph import aten
-from datafree.recipe import Activations, Recipe, RecipeError, Weights
+from datafree.recipe import Activations, LayerRule, Recipe, RecipeError, Weights
 from datafree.records import Layer, Skipped, WeightSpec
 from datafree.spaces import SUMS
 
@@ -72,7 +72,7 @@ def plan_layers(teacher: fx.GraphModule, recipe: Recipe) -> Plan:
     return Plan(plans, _sites(teacher, plans, recipe.activations.bits), tuple(skipped))
 
 
-def _rules(recipe: Recipe, names: list[str]) -> dict[str, object]:
+def _rules(recipe: Recipe, names: list[str]) -> dict[str, LayerRule | str | None]:
     """The last matching rule of every layer, None where there is none."""
     for pattern in recipe.layers:
         if not any(fnmatchcase(name, pattern) for name in names):
@@ -81,15 +81,16 @@ def _rules(recipe: Recipe, names: list[str]) -> dict[str, object]:
     return {n: next((r for p, r in reversed(recipe.layers.items()) if fnmatchcase(n, p)), None) for n in names}
 
 
-def _layer_plan(layer: Layer, recipe: Recipe, rule: object, end: bool) -> LayerPlan:
+def _layer_plan(layer: Layer, recipe: Recipe, rule: LayerRule | str | None, end: bool) -> LayerPlan:
     if rule == "keep":
         return LayerPlan(layer, None, None)
-    weights = Weights(**{**recipe.weights.model_dump(), **getattr(rule, "weights", {})})
-    bits = Activations(**{**recipe.activations.model_dump(), **getattr(rule, "activations", {})}).bits
+    given = rule.given() if isinstance(rule, LayerRule) else {}
+    weights = Weights(**{**recipe.weights.model_dump(), **given.get("weights", {})})
+    bits = Activations(**{**recipe.activations.model_dump(), **given.get("activations", {})}).bits
     width = weights.bits
-    if end and "bits" not in getattr(rule, "weights", {}):
+    if end and "bits" not in given.get("weights", {}):
         width = width and max(width, 8)
-    if end and "bits" not in getattr(rule, "activations", {}):
+    if end and "bits" not in given.get("activations", {}):
         bits = bits and max(bits, 8)
     spec = WeightSpec(width, weights.per == "channel", weights.symmetric or width == 8) if width else None
     return LayerPlan(layer, spec, bits)

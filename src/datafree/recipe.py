@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_serializer,
+)  # fmt: skip
 
 Bits = Annotated[int, Field(ge=2, le=8)]
 
@@ -74,18 +83,20 @@ Solve = Annotated[Nearest | Closed | Sgd, Field(discriminator="method")]
 class LayerRule(_Part):
     """What differs for the layers of one pattern; fields left out keep the recipe's value."""
 
-    weights: dict[str, Any] = {}
-    activations: dict[str, Any] = {}
+    weights: Weights = Weights()
+    activations: Activations = Activations()
 
-    @field_validator("weights")
-    @classmethod
-    def _weights(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        return Weights(**fields) and fields
+    @model_serializer
+    def given(self) -> dict[str, dict[str, Any]]:
+        """Only the fields that were given."""
+        parts = {name: getattr(self, name).model_dump(exclude_unset=True) for name in ("weights", "activations")}
+        return {name: fields for name, fields in parts.items() if fields}
 
-    @field_validator("activations")
-    @classmethod
-    def _activations(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        return Activations(**fields) and fields
+
+_Rule = Annotated[
+    Annotated[LayerRule, Tag("rule")] | Annotated[Literal["keep"], Tag("word")],
+    Discriminator(lambda value: "word" if isinstance(value, str) else "rule"),
+]
 
 
 class Recipe(_Part):
@@ -107,7 +118,7 @@ class Recipe(_Part):
     activations: Activations = Activations()
     solve: Solve = Closed()
     ends: Literal["eight", "alike"] = "eight"  # first and last layer: at least 8 bits, or like the others
-    layers: dict[str, LayerRule | Literal["keep"]] = {}  # shell wildcards, last match wins
+    layers: dict[str, _Rule] = {}  # shell wildcards, last match wins
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -131,10 +142,9 @@ class Recipe(_Part):
         """Read a recipe from a YAML file; RecipeError names the file and the key that is wrong."""
         try:
             text = Path(path).read_text()
-        except OSError as error:
-            raise RecipeError(
-                f"cannot read the recipe {path}: {error.strerror}; give a .yaml file or a preset"
-            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not a text file"
+            raise RecipeError(f"cannot read the recipe {path}: {reason}; give a .yaml file or a preset") from None
         return cls.parse(text, source=str(path))
 
     @classmethod
@@ -148,7 +158,7 @@ class Recipe(_Part):
             raise RecipeError(
                 f"{source} holds a {type(fields).__name__}; a recipe is a mapping such as 'weights: {{bits: 4}}'"
             )
-        return cls(**fields)
+        return cls(**{str(key): value for key, value in fields.items()})
 
     def updated(self, assignments: list[str]) -> Recipe:
         """The recipe with "dotted.key=value" settings applied; values are YAML.
@@ -158,19 +168,17 @@ class Recipe(_Part):
             3
         """
         fields = self.model_dump(mode="json")
-        for text in assignments:
-            key, equals, value = text.partition("=")
-            if not equals:
-                raise RecipeError(f"setting {text!r} has no '='; write it as weights.bits=3")
-            *parents, last = key.split(".")
+        settings = [_setting(text) for text in assignments]
+        for path, value in settings:  # another method has other fields; those set beside it are kept
+            if path == ["solve", "method"] and value != fields["solve"].get("method"):
+                fields["solve"] = {}
+        for path, value in settings:
             place = fields
-            for parent in parents:
+            for parent in path[:-1]:
                 place = place.setdefault(parent, {})
                 if not isinstance(place, dict):
-                    raise RecipeError(f"{key}: {parent} is a value, not a section of the recipe")
-            place[last] = yaml.safe_load(value)
-            if key == "solve.method":
-                fields["solve"] = {"method": place[last]}
+                    raise RecipeError(f"{'.'.join(path)}: {parent} is a value, not a section of the recipe")
+            place[path[-1]] = value
         return Recipe(**fields)
 
     def dump(self) -> str:
@@ -178,22 +186,44 @@ class Recipe(_Part):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
+def _setting(text: str) -> tuple[list[str], Any]:
+    """The path and value of "dotted.key=value"; a layer's own dots belong to its name."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise RecipeError(f"setting {text!r} has no '='; write it as weights.bits=3")
+    path = key.split(".")
+    if path[0] == "layers" and len(path) > 1:
+        stop = max((i for i, part in enumerate(path) if part in LayerRule.model_fields), default=len(path))
+        path = ["layers", ".".join(path[1:stop]), *path[stop:]]
+    try:
+        return path, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{key}: {value!r} is not YAML: {' '.join(str(error).split())}") from None
+
+
 def presets() -> list[str]:
     """Names of the recipes shipped in the package, widest first."""
     names = [p.name.removesuffix(".yaml") for p in (resources.files("datafree") / "recipes").iterdir()]
-    return sorted(names, key=lambda n: (n.startswith("paper"), *(-int(d) for d in re.findall(r"\d+", n)), n))
+    return sorted(names, key=lambda n: (n.startswith("paper"), [-int(d) for d in re.findall(r"\d+", n)], n))
 
 
 def _explain(error: ValidationError) -> str:
     """One line: path, what is wrong, what is allowed."""
     lines = []
     for item in error.errors():
-        path = ".".join(str(p) for p in item["loc"])
+        path = _user_path(item["loc"])
         if item["type"] == "extra_forbidden":
-            lines.append(f"{path}: unknown key; {_allowed(item['loc'])}")
+            lines.append(f"{'.'.join(path)}: unknown key; {_allowed(item['loc'])}")
         else:
-            lines.append(f"{path}: {item['msg']}, got {item['input']!r}")
+            lines.append(f"{'.'.join(path)}: {item['msg']}, got {item['input']!r}")
     return "recipe: " + "; ".join(lines)
+
+
+def _user_path(loc: tuple[int | str, ...]) -> list[str]:
+    """The path as written in the recipe, without the names of the alternatives pydantic tried."""
+    path = [str(p) for p in loc]
+    tag = {"solve": 1, "layers": 2}.get(path[0], len(path))
+    return path[:tag] + path[tag + 1 :]
 
 
 def _allowed(loc: tuple[int | str, ...]) -> str:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, fx
 
-from datafree.graph import aten
+from datafree.graph import aten, shape
 from datafree.records import ChannelStats, Layer, Moments, Stats
 
 
@@ -31,12 +31,12 @@ def clipped_moments(stats: ChannelStats, low: float, high: float) -> tuple[Float
     first = torch.zeros_like(mean)
     second = torch.zeros_like(mean)
     density, mass, tail = [], [], []
-    for bound in (low, high):
+    for is_low, bound in ((True, low), (False, high)):
         finite = math.isfinite(bound)
         z = (bound - mean) / std if finite else torch.zeros_like(mean)
         pdf = torch.exp(-z * z / 2) / math.sqrt(2 * math.pi) if finite else torch.zeros_like(mean)
         cdf = 0.5 * torch.erfc(-z / math.sqrt(2)) if finite else torch.full_like(mean, float(bound > 0))
-        outside = cdf if bound is low else 1 - cdf
+        outside = cdf if is_low else 1 - cdf
         if finite:
             first, second = first + bound * outside, second + bound**2 * outside
         density.append(pdf), mass.append(cdf), tail.append(z * pdf)
@@ -61,7 +61,7 @@ def closed_form(
         side: height and width of that input.
     """
     clipped = _clipped_source(node, stats)
-    if clipped is None:
+    if clipped is None or len(shape(node)) != (2 if layer.kind == "linear" else 4):
         return None
     mean, variance = (t.view(layer.groups, -1) for t in clipped)  # (g, C_in/g)
     inside = _taps_inside(layer, weight_shape, side)  # (positions, taps)
@@ -80,7 +80,7 @@ def _clipped_source(node: fx.Node, stats: Stats) -> tuple[Tensor, Tensor] | None
         if node.target is aten.relu.default:
             low, high = max(low, 0.0), max(high, 0.0)
         elif node.target is aten.hardtanh.default:
-            bottom, top = (*node.args[1:3], -1.0, 1.0)[:2] if len(node.args) == 3 else (-1.0, 1.0)
+            bottom, top = (float(v) for v in (node.args[1:3] if len(node.args) == 3 else (-1.0, 1.0)))
             low, high = min(max(low, bottom), top), min(max(high, bottom), top)
         elif node.target is aten.relu6.default:
             low, high = min(max(low, 0.0), 6.0), min(max(high, 0.0), 6.0)

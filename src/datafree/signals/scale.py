@@ -39,8 +39,8 @@ def infer_input_range(teacher: fx.GraphModule, index: int, unit: Float[Tensor, "
 
 def _first_layer(node: fx.Node, stats: Stats) -> tuple[fx.Node, ChannelStats] | None:
     """The layer that reads this (possibly padded) input, if a BatchNorm was folded into it."""
-    while len(node.users) == 1 and not node.meta.get("layer"):
-        node = next(iter(node.users))
+    while len(users := [u for u in node.users if "size" not in u.meta]) == 1 and not node.meta.get("layer"):
+        node = users[0]
         if "pad" not in str(node.target) and not node.meta.get("layer"):
             return None
     return (

@@ -1,0 +1,208 @@
+"""Every rewrite keeps the function, and changes what it is there to change: on tiny nets and on real architectures."""
+
+import functools
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+from cnns import FAST, SIDE, SIDES, SLOW
+from datafree import Recipe, compress, load_model
+from datafree import graph as g
+from datafree.batchnorm import fold_batchnorm_
+from datafree.capture import CaptureError, batch_norms, trace
+from datafree.equalize import column_range, equalize_, row_range
+from nets import NETS, calibrate_batchnorm_, randomise_batchnorm_
+
+UNCAPTURABLE = "in place through a view"
+TINY = [name for name in NETS if name != UNCAPTURABLE]
+COVERED = ["mobilenetv2_100", "efficientnet_b0", "densenet121", "resnet18", "regnety_002"]
+
+
+def outputs(module, inputs) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.cat([v.flatten() for v in tree_leaves(module(*inputs))])
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest difference as a share of the output's range."""
+    assert a.shape == b.shape
+    return float((a - b).abs().max() / (b.max() - b.min()))
+
+
+@functools.cache
+def captured(name: str):
+    """(model, inputs, folded graph, stats, kept, number of BatchNorms); tests work on duplicates of the graph."""
+    model, inputs = NETS[name]()
+    graph = trace(model, inputs)
+    count = len(batch_norms(graph))
+    return (model, inputs, graph, *fold_batchnorm_(graph), count)
+
+
+def cnn(name: str):
+    """A real architecture with random weights and statistics that fit them, and input to compare on."""
+    torch.manual_seed(0)
+    model, example = load_model(name)
+    side = SIDES.get(name, SIDE)
+    x = torch.randn(2, example.shape[1], side, side)
+    randomise_batchnorm_(model, torch.Generator().manual_seed(1))
+    calibrate_batchnorm_(model, x)
+    return model.eval(), (x,)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_capture_is_exact_and_functional(name):
+    model, inputs = NETS[name]()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    graph = trace(model, inputs)
+    assert difference(outputs(graph, inputs), outputs(model, inputs)) < 1e-6
+    assert not [n for n in graph.graph.nodes if getattr(getattr(n.target, "_schema", None), "is_mutable", False)]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "the user's model was changed"
+
+
+def test_capture_takes_any_batch_size():
+    model, (x,) = NETS["residual"]()
+    graph = trace(model, x)
+    batch = torch.randn(5, *x.shape[1:])
+    assert difference(outputs(graph, (batch,)), outputs(model, (batch,))) < 1e-6
+    assert difference(outputs(graph, (batch[:1],)), outputs(model, (batch[:1],))) < 1e-6
+
+
+def test_layers_keep_the_users_names():
+    model, inputs = NETS["declared out of order"]()
+    convs = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    assert sorted(g.layers(trace(model, inputs))) == sorted(convs)
+
+
+def test_write_through_a_view_is_refused_with_its_place():
+    model, inputs = NETS[UNCAPTURABLE]()
+    with pytest.raises(CaptureError, match=r"writes into a tensor .* use the operator that returns a new tensor"):
+        trace(model, inputs)
+
+
+def test_what_cannot_be_captured_says_where():
+    class Branches(torch.nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(CaptureError, match=r"Branches cannot be captured with input \(2, 3\).*free of data-dependent"):
+        trace(Branches(), torch.zeros(1, 3))
+
+
+def test_example_of_the_wrong_rank_is_refused():
+    model, _ = NETS["chain"]()
+    with pytest.raises(CaptureError, match=r"with input \(2, 3\).*the example has the right shape"):
+        trace(model, torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_folding_keeps_the_function_and_leaves_no_batchnorm(name):
+    model, inputs, graph, stats, kept, count = captured(name)
+    assert difference(outputs(graph, inputs), outputs(model, inputs)) <= 1e-5
+    assert not batch_norms(graph) and len(stats) == count
+    assert len(kept) <= count and all(skip.reason for skip in kept)
+
+
+@pytest.mark.parametrize("mode", ["free", "foldable"])
+@pytest.mark.parametrize("name", TINY)
+def test_equalization_keeps_the_function_and_changes_ranges(name, mode):
+    model, inputs, folded, stats, _, _ = captured(name)
+    graph = g.duplicate(folded)
+    before = {n: ranges(graph, layer) for n, layer in g.layers(graph).items()}
+    moved, equalization = equalize_(graph, stats, mode=mode)
+    assert difference(outputs(graph, inputs), outputs(model, inputs)) <= 1e-5
+    changed = {n for n, layer in g.layers(graph).items() if not same(before[n], ranges(graph, layer))}
+    claimed = {*equalization.cancelled, *equalization.output_vectors, *equalization.input_vectors}
+    assert changed and changed <= claimed
+    assert set(moved) == set(stats)
+
+
+def ranges(graph, layer):
+    weight = g.weight(graph, layer)
+    return row_range(weight), column_range(weight, layer.groups)
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_equalized_ranges_meet_in_the_middle():
+    model, inputs = NETS["chain"]()
+    graph = trace(model, inputs)
+    stats, _ = fold_batchnorm_(graph)
+    equalize_(graph, stats, mode="foldable", rows=False)
+    first, second = list(g.layers(graph).values())[-2:]  # pairs before it were moved again by the sweep
+    made, used = row_range(g.weight(graph, first)), column_range(g.weight(graph, second), second.groups)
+    assert torch.allclose(made, used, rtol=1e-4)
+
+
+def test_statistics_move_with_the_weights():
+    """The mean and std of what a layer puts out are those of its statistics, in the new units."""
+    model, (x,) = NETS["chain"]()
+    calibrate_batchnorm_(model, x)
+    graph = trace(model.eval(), x)
+    stats, _ = fold_batchnorm_(graph)
+    moved, _ = equalize_(graph, stats, mode="foldable")
+    with torch.no_grad():
+        for node, values in g.walk(graph, (x,)):
+            if node.name in moved:
+                y = values[node] = g.execute(node, values)
+                assert torch.allclose(y.mean((0, 2, 3)), moved[node.name].mean, atol=2e-2 * float(y.std()))
+
+
+def test_equalization_off_changes_nothing():
+    model, inputs = NETS["chain"]()
+    graph = trace(model, inputs)
+    before = {n: ranges(graph, layer) for n, layer in g.layers(graph).items()}
+    stats, equalization = equalize_(graph, {}, mode="off")
+    assert stats == {} and equalization.coverage == 0 and str(equalization) == "off"
+    assert all(same(before[n], ranges(graph, layer)) for n, layer in g.layers(graph).items())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_student_runs_and_resembles_the_teacher(name):
+    model, inputs = NETS[name]()
+    run = compress(model, Recipe.preset("w8a8").updated(["signal.images=8"]), inputs)
+    wanted, found = outputs(model, inputs), outputs(run.student, inputs)
+    assert wanted.shape == found.shape and bool(torch.isfinite(found).all())
+    assert difference(outputs(run.teacher, inputs), wanted) <= 1e-5
+    stored = {v.dtype for v in run.student.state_dict().values()}
+    assert torch.int8 in stored and not torch.equal(found, wanted)
+
+
+def check_rewrites(name):
+    """Within 1e-5 of the output's range, or within twice what float32 itself does to the user's model."""
+    model, inputs = cnn(name)
+    graph = trace(model, inputs)
+    wanted = outputs(model, inputs)
+    exact = outputs(model.double(), tuple(x.double() for x in inputs))
+    allowed = max(1e-5, 2 * difference(wanted.double(), exact))
+    assert difference(outputs(graph, inputs), wanted) <= 1e-6
+    stats, _ = fold_batchnorm_(graph)
+    assert difference(outputs(graph, inputs).double(), exact) <= allowed
+    for mode in ("free", "foldable"):
+        copy = g.duplicate(graph)
+        _, equalization = equalize_(copy, stats, mode=mode)
+        assert difference(outputs(copy, inputs).double(), exact) <= allowed
+        assert equalization.coverage > 0
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_rewrites_keep_the_function_of_a_cnn(name):
+    check_rewrites(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_rewrites_keep_the_function_of_a_slower_cnn(name):
+    check_rewrites(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COVERED)
+def test_equalization_covers_the_network(name):
+    model, inputs = cnn(f"timm:{name}")
+    graph = trace(model, inputs)
+    stats, _ = fold_batchnorm_(graph)
+    for mode in ("free", "foldable"):
+        assert equalize_(g.duplicate(graph), stats, mode=mode)[1].coverage >= 95
