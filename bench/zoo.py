@@ -35,7 +35,6 @@ PLAIN = [
     "solve.method=nearest",
     "solve.clip=false",
     "solve.bias_correction=false",
-    "ends=alike",
 ]
 ROWS = {
     "plain rounding": PLAIN,
@@ -67,6 +66,9 @@ class Row:
 
 def main() -> None:
     options = _options()
+    if options.render:
+        (options.out / "zoo.md").write_text(table(_written(options.out)))
+        return
     if not (options.zoo / "zoo.py").is_file():
         print(f"skipped: {options.zoo} holds no zoo.py; give the folder of the networks with --zoo")
         return
@@ -74,7 +76,6 @@ def main() -> None:
     zoo = importlib.import_module("zoo")
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    rows = []
     for network in options.networks:
         model = zoo.load(network)
         x, y = zoo.images(network)
@@ -83,11 +84,18 @@ def main() -> None:
         for preset in options.presets:
             for name in options.rows:
                 for seed in options.seeds if name != "plain rounding" else options.seeds[:1]:
-                    rows.append(_measure(network, model, preset, name, seed, data, x[-128:], options.set))
+                    row = _measure(network, model, preset, name, seed, data, x[-128:], options.set)
                     with (options.out / f"{options.name}.jsonl").open("a") as file:
-                        file.write(json.dumps(vars(rows[-1])) + "\n")
-                    print(_line(rows[-1]), flush=True)
-    (options.out / f"{options.name}.md").write_text(table(rows, options))
+                        file.write(json.dumps(vars(row)) + "\n")
+                    print(_line(row), flush=True)
+    (options.out / "zoo.md").write_text(table(_written(options.out)))
+
+
+def _written(folder: Path) -> list[Row]:
+    """All rows on file, the last one of each network, preset, method and seed."""
+    lines = [line for path in sorted(folder.glob("zoo*.jsonl")) for line in path.read_text().splitlines()]
+    rows = [Row(**json.loads(line)) for line in lines]
+    return list({(r.network, r.preset, r.row, r.seed): r for r in rows}.values())
 
 
 def _options() -> argparse.Namespace:
@@ -101,7 +109,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--set", nargs="*", default=[], help="recipe settings for every row, as key=value")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=HERE / "results")
-    parser.add_argument("--name", default="zoo", help="name of the files written")
+    parser.add_argument("--name", default="zoo", help="name of the JSON lines file")
+    parser.add_argument("--render", action="store_true", help="only rebuild zoo.md from the JSON lines on file")
     return parser.parse_args()
 
 
@@ -142,20 +151,27 @@ def _line(r: Row) -> str:
     )
 
 
-def table(rows: list[Row], options: argparse.Namespace) -> str:
+def table(rows: list[Row]) -> str:
     """Markdown: one table a network, presets down, methods across; points of top-1 lost, mean over seeds."""
-    text = [f"Points of top-1 lost (± standard error over images, paired; in brackets agreement with float, "
-            f"percent). Seeds {', '.join(map(str, options.seeds))}; torch {torch.__version__.split('+')[0]}, "
-            f"{options.threads} threads. real: the same solver on 128 real images.\n"]  # fmt: skip
-    for network in dict.fromkeys(r.network for r in rows):
+    seeds = ", ".join(str(s) for s in sorted({r.seed for r in rows}))
+    text = [
+        "Points of top-1 lost, ± standard error over images (paired), in brackets agreement with the float network in "
+        f"percent; mean over seeds {seeds}. torch {torch.__version__.split('+')[0]}. *real*: the same solver on 128 "
+        "real images, the upper bound for anything data-free. *DFQ*: cross-layer equalization with ReLU6 replaced by "
+        "ReLU, min-max rounding, bias correction from BatchNorm. *paper*: gaussian signal, free AFCLE, layer-wise "
+        "training. *gaussian*: our solver on the paper's signal. Seconds are wall time of compress() on one thread of "
+        "a busy machine, for orientation only.\n"
+    ]
+    for network in [n for n in NETWORKS if any(r.network == n for r in rows)]:
         here = [r for r in rows if r.network == network]
-        names = list(dict.fromkeys(r.row for r in here))
+        names = [n for n in ROWS if any(r.row == n for r in here)]
         text.append(f"\n### {network}: float top-1 {here[0].float_top1:.1f} % on {here[0].num_images} images\n")
         text.append("| | " + " | ".join(names) + " | seconds (ours) |\n|---|" + "---|" * (len(names) + 1))
-        for preset in dict.fromkeys(r.preset for r in here):
+        for preset in [p for p in PRESETS if any(r.preset == p for r in here)]:
             cells = [_cell([r for r in here if r.preset == preset and r.row == n]) for n in names]
             own = [r.seconds for r in here if r.preset == preset and r.row == "ours"]
-            text.append(f"| {preset} | " + " | ".join(cells) + f" | {statistics.mean(own):.0f} |" if own else " | |")
+            cells.append(f"{statistics.mean(own):.0f}" if own else "")
+            text.append(f"| {preset} | " + " | ".join(cells) + " |")
     return "\n".join(text) + "\n"
 
 

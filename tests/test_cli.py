@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from datafree import cli
+from datafree import cli, tables
 from datafree.layer import LayerError
+from datafree.models import Normalization
 from datafree.run import Run, evaluate
 
 FACTORY = """
@@ -229,6 +230,46 @@ def test_evaluate_shows_what_evaluate_returns(finished, capsys):
     assert shown["SQNR"].startswith(f"worst {min(found.layer_sqnr_db.values()):.1f} dB")
 
 
+def save_grey(path):
+    """Twelve 8-bit images and their labels."""
+    x = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
+    np.savez(path, x=x, y=np.arange(12) % 4)
+    return torch.tensor(x).permute(0, 3, 1, 2).float() / 255, torch.arange(12) % 4
+
+
+def test_published_normalisation_is_the_default_of_evaluate(finished, capsys):
+    shutil.copytree(finished[0], "run")
+    x, y = save_grey("grey.npz")
+    plain = call(capsys, "evaluate", "run", "--data", "grey.npz")
+    assert "not normalised (see --mean)" in facts(plain[1])["pixels"]
+    cli._write_pixels(Path("run"), Normalization((0.5,), (0.25,), "timm pretrained_cfg"))
+    shown = facts(call(capsys, "evaluate", "run", "--data", "grey.npz")[1])
+    assert shown["pixels"].startswith("8-bit ones from 0 to 1, less 0.5, divided by 0.25 (timm pretrained_cfg);")
+    found = evaluate(Run.load("run"), [((x - 0.5) / 0.25, y)])
+    assert shown["agreement"].startswith(f"{found.agreement:.2f} %")
+    given = facts(call(capsys, "evaluate", "run", "--data", "grey.npz", "--mean", "0", "--std", "1")[1])
+    assert "less 0, divided by 1 (--mean, --std)" in given["pixels"]
+
+
+def test_published_normalisation_of_other_channels_is_not_used(finished, capsys):
+    shutil.copytree(finished[0], "run")
+    save_grey("grey.npz")
+    cli._write_pixels(Path("run"), Normalization((0.5,) * 3, (0.25,) * 3, "timm pretrained_cfg"))
+    assert "not normalised" in facts(call(capsys, "evaluate", "run", "--data", "grey.npz")[1])["pixels"]
+
+
+def test_damaged_normalisation_is_an_error(finished, capsys):
+    shutil.copytree(finished[0], "run")
+    save_grey("grey.npz")
+    Path("run", cli.PIXELS).write_text("{}")
+    code, _, err = call(capsys, "evaluate", "run", "--data", "grey.npz")
+    assert code == 2 and "pixels.json is damaged" in err and err.count("\n") == 1
+
+
+def test_a_network_of_ones_own_has_no_published_normalisation(finished):
+    assert not (finished[0] / cli.PIXELS).exists()
+
+
 def test_inspect_shows_both_modes_of_equalization(capsys):
     code, out, err = call(capsys, "inspect", MODEL, "--set", FEW, "-v")
     shown = facts(out)
@@ -250,8 +291,8 @@ def test_layers_left_in_float_are_grouped_by_reason(capsys):
 
 
 def test_names_beyond_three_are_counted():
-    assert cli._some(["a", "b", "c"]) == "a, b, c"
-    assert cli._some(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+    assert tables.some(["a", "b", "c"]) == "a, b, c"
+    assert tables.some(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
 
 
 @pytest.mark.parametrize(
@@ -259,7 +300,7 @@ def test_names_beyond_three_are_counted():
     [(0, "0"), (999, "999"), (1000, "1.00 k"), (12345, "12.3 k"), (999_600, "1.00 M"), (3 * 10**9, "3.00 G")],
 )
 def test_numbers_have_three_digits(number, text):
-    assert cli._count(number) == text
+    assert tables.count(number) == text
 
 
 def test_help_lists_every_command(capsys):
@@ -290,5 +331,7 @@ def test_demo_scores_a_width_beside_plain_rounding(capsys, monkeypatch):
     assert (code, err) == (0, "")
     assert re.search(r"float32 +\d+\.\d % +\d.* kB +100\.0 %", out), out
     assert re.search(r"w8a8 +\d+\.\d % +\d+\.\d % +\d.* kB +\d+\.\d % +\d+\.\d s", out), out
-    assert "of 596 held-out images" in out and "plain rounding: the same bits" in out
+    assert (
+        "of 596 held-out images" in out and "plain rounding: the same bits for every weight and every activation" in out
+    )
     assert [path.name for path in Path().iterdir()] == ["tiny_factory_of_cli_tests.py"]

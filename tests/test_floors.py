@@ -18,9 +18,9 @@ FLOORS = (
     "affine masks graph capture pools models images demo",
     "batchnorm spaces equalize moments",
     "signals solvers",
-    "plan layer assemble",
+    "plan layer solve assemble",
     "serialize evaluate run",
-    "pipeline inspect",
+    "pipeline inspect tables",
     "cli __init__ __main__",
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}

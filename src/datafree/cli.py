@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import io
-import math
+import json
 import os
 import sys
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from statistics import median
 from typing import Annotated
 
 import torch
 import typer
-from rich import box
-from rich.console import Console
-from rich.padding import Padding
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -27,31 +24,24 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn
 
 from datafree import graph as g
-from datafree import pipeline, run
-from datafree.evaluate import Evaluation, evaluate_models
+from datafree import pipeline, run, tables
+from datafree.evaluate import evaluate_models
 from datafree.images import BATCH_SIZE, load_images
-from datafree.inspect import Inspection
 from datafree.inspect import inspect as inspect_model
 from datafree.layer import LayerError
-from datafree.models import load_model, provenance
+from datafree.models import Normalization, load_model, normalization, provenance
 from datafree.pools import processes, serial
 from datafree.recipe import Recipe, presets
-from datafree.records import LayerResult, Skipped
+from datafree.records import LayerResult
 from datafree.run import Run, RunError
 
 WIDTH = 100  # columns, where there is no terminal to ask
-NUM_NAMES = 3  # layers named in one line
 DEMO_PRESETS = ("w8a8-tensor", "w8a8", "w4a8", "w4a4")
-PLAIN_ROUNDING = {
-    "equalize": "off",
-    "solve": {"method": "nearest", "clip": False, "bias_correction": False},
-    "ends": "alike",
-}
+PLAIN_ROUNDING = {"equalize": "off", "solve": {"method": "nearest", "clip": False, "bias_correction": False}}
+PIXELS = "pixels.json"  # in a run directory: how the network's pixels are normalised, where that is published
 UsageError = typer.BadParameter.__base__  # click's own, which older typer imports and newer typer contains
 
 app = typer.Typer(
@@ -152,7 +142,7 @@ def demo(seed: Seed = 0, threads: Threads = 1, debug: Debug = False) -> None:
         other = _compress(model, plain, images[:1], seed=seed, label=f"{preset}, plain rounding: ")
         scores = (evaluate_models(r.student, model, data, layers=False) for r in (ours, other))
         rows.append((preset, ours, *scores))
-    _print_demo(evaluate_models(model, model, data, layers=False), rows)
+    _show(tables.demo_table(evaluate_models(model, model, data, layers=False), rows))
 
 
 @app.command()
@@ -182,11 +172,12 @@ def compress(
     origin = provenance(model, weights, pretrained=pretrained)
     done = _compress(network, chosen, example, seed=seed, workers=workers)
     done.save(out, force=force)
+    _write_pixels(out, normalization(network))
     if verbose:
-        _print_layers(done.layers)
-    facts = {"model": origin, "recipe": " ".join([recipe, *(settings or [])]), **_run_facts(done)}
-    _print_facts(f"{done.summary.model}, compressed into {out}", facts)
-    _print_notes((*_about_weights(origin), *done.summary.warnings), done.summary.skipped)
+        _show(tables.layers_table(done.layers))
+    facts = {"model": origin, "recipe": " ".join([recipe, *(settings or [])]), **tables.run_facts(done)}
+    _show(tables.facts_table(f"{done.summary.model}, compressed into {out}", facts))
+    _show(*tables.notes((*tables.about_weights(origin), *done.summary.warnings), done.summary.skipped))
 
 
 @app.command()
@@ -209,14 +200,11 @@ def inspect(
         progress.add_task("reading the network", total=None)
         found = inspect_model(network, example, recipe=chosen)
     if verbose:
-        _print_inspected(found)
-    facts = {
-        "model": origin,
-        "recipe": " ".join([recipe, *(settings or [])]),
-        **_inspection_facts(found, chosen),
-    }
-    _print_facts(f"{found.model}, as compress would take it", facts)
-    _print_notes((*_about_weights(origin), *found.warnings), found.skipped + found.kept)
+        _show(tables.inspected_table(found))
+    named = {"model": origin, "recipe": " ".join([recipe, *(settings or [])])}
+    facts = {**named, **tables.inspection_facts(found, chosen)}
+    _show(tables.facts_table(f"{found.model}, as compress would take it", facts))
+    _show(*tables.notes((*tables.about_weights(origin), *found.warnings), found.skipped + found.kept))
 
 
 @app.command()
@@ -227,7 +215,11 @@ def evaluate(
     ],
     mean: Annotated[
         str | None,
-        typer.Option(metavar="M,M,M", help="Of 8-bit pixels in 0..1 a channel, as in training: 0.485,0.456,0.406"),
+        typer.Option(
+            metavar="M,M,M",
+            help="Of 8-bit pixels in 0..1 a channel, as in training: 0.485,0.456,0.406. Left out: as published "
+            "with a timm or torchvision network, else none.",
+        ),
     ] = None,
     std: Annotated[str | None, typer.Option(metavar="S,S,S", help="As --mean.")] = None,
     threads: Threads = None,
@@ -237,14 +229,14 @@ def evaluate(
     _set_threads(threads)
     done = Run.load(directory)
     channels, *size = _image_shape(done)
-    images = load_images(data, size=(size[0], size[1]), channels=channels, mean=_numbers(mean), std=_numbers(std))
+    used = _given(_numbers(mean), _numbers(std)) or _read_pixels(directory, channels)
+    mean_std = {"mean": used.mean, "std": used.std} if used else {}
+    images = load_images(data, size=(size[0], size[1]), channels=channels, **mean_std)
     with _progress() as progress:
         num_batches = -(-images.num_images // BATCH_SIZE)
         found = run.evaluate(done, progress.track(images, total=num_batches, description="evaluating"))
-    change = f"less {mean}, divided by {std}" if mean else "not normalised (see --mean)"
-    pixels = f"8-bit ones from 0 to 1, {change}; floating-point ones as they are"
-    facts = {"images": str(data), "pixels": pixels, **_evaluation_facts(found)}
-    _print_facts(f"{done.summary.model} of {directory}, on {found.num_images} images", facts)
+    facts = {"images": str(data), "pixels": tables.pixels_text(used), **tables.evaluation_facts(found)}
+    _show(tables.facts_table(f"{done.summary.model} of {directory}, on {found.num_images} images", facts))
 
 
 # ---- what the commands share
@@ -275,6 +267,31 @@ def _numbers(text: str | None) -> tuple[float, ...] | None:
         raise ValueError(f"{text!r} is not a list of numbers; write 0.485,0.456,0.406") from None
 
 
+def _given(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Normalization | None:
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise ValueError("mean and std go together: give both, or neither")
+    return Normalization(mean, std, "--mean, --std")
+
+
+def _write_pixels(directory: Path, published: Normalization | None) -> None:
+    if published is not None:
+        (directory / PIXELS).write_text(json.dumps(asdict(published), indent=2))
+
+
+def _read_pixels(directory: Path, num_channels: int) -> Normalization | None:
+    """The published normalisation of the network that was compressed, where there is one for its channels."""
+    if not (directory / PIXELS).is_file():
+        return None
+    try:
+        fields = json.loads((directory / PIXELS).read_text())
+        found = Normalization(tuple(map(float, fields["mean"])), tuple(map(float, fields["std"])), fields["source"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{directory / PIXELS} is damaged: {error}; give --mean and --std, or compress again") from None
+    return found if len(found.mean) == len(found.std) == num_channels else None
+
+
 def _image_shape(done: Run) -> tuple[int, ...]:
     shapes = [g.shape(node)[1:] for node in g.placeholders(done.teacher)]
     if len(shapes) != 1 or len(shapes[0]) != 3:
@@ -303,162 +320,12 @@ def _compress(
         return pipeline.compress(model, recipe, example, seed=seed, pool=watched_pool, on_done=on_done)
 
 
-def _progress() -> Progress:
-    console = _console(stderr=True)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-    )
-    return Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal)
-
-
 # ---- what is shown
 
 
-def _run_facts(done: Run) -> dict[str, str]:
-    s = done.summary
-    widths = Counter(layer.bits for layer in done.layers) + Counter({0: s.num_layers - s.num_quantized})
-    size, float_size = _bytes(s.bytes), _bytes(s.float_bytes)
-    work = f"{_count(s.bit_operations)}, {_share(s.bit_operations, s.float_bit_operations)}"
-    errors = {layer.name: layer.error_db for layer in done.layers}
-    return {
-        "seed": str(s.seed),
-        "signal": s.signal,
-        "input range": s.input_range,
-        "layers": f"{s.num_quantized} of {s.num_layers} quantized",
-        "weights": _widths(widths),
-        "activations": s.activations,
-        "equalization": s.equalization,
-        "size": f"{size}, {_share(s.bytes, s.float_bytes)} of {float_size} in float32",
-        "multiply-adds": f"{_count(s.macs)} for one image",
-        "bit operations": f"{work} of {_count(s.float_bit_operations)} in float32",
-        "predicted SQNR": f"{_worst(errors)}; its weights alone, on the signal",
-        "time": f"{s.seconds:.1f} s",
-        "peak memory": f"{_bytes(s.peak_memory_bytes)}, whole process",
-    }
-
-
-def _inspection_facts(found: Inspection, recipe: Recipe) -> dict[str, str]:
-    layers, kept = found.layers, len(found.kept)
-    num_quantized = sum(layer.weight_bits is not None for layer in layers)
-    outputs = sum(layer.knows_output for layer in layers)
-    inputs = sum(layer.knows_input for layer in layers)
-    coverage = {f"if {e.mode}": str(e).removeprefix(f"{e.mode}: ") for e in found.equalizations}
-    return {
-        "input": ", ".join(f"(N, {', '.join(map(str, shape))})" for shape in found.input_shapes),
-        "input range": found.input_range,
-        "layers": f"{num_quantized} of {len(layers)} would be quantized",
-        "weights": _widths(Counter(layer.weight_bits or 0 for layer in layers)),
-        "layer inputs": _widths(Counter(layer.input_bits or 0 for layer in layers)),
-        "BatchNorm": f"{found.num_batchnorms - kept} fold into a layer, {kept} stay as affine operators",
-        "statistics": f"known at the output of {outputs} and the input of {inputs} of {len(layers)} layers",
-        "equalization": f"{recipe.equalize}, of these:",
-        **coverage,
-    }
-
-
-def _evaluation_facts(found: Evaluation) -> dict[str, str]:
-    return {
-        "top-1, student": f"{found.top1:.2f} ± {found.top1_error:.2f} %",
-        "top-1, float": f"{found.float_top1:.2f} %",
-        "lost": f"{found.lost:.2f} ± {found.lost_error:.2f} points",
-        "agreement": f"{found.agreement:.2f} % of images get the class that float gives them",
-        "SQNR": f"{_worst(found.layer_sqnr_db)}; the whole network running, first {BATCH_SIZE} images",
-        "±": f"one standard error over {found.num_images} images; of the loss, by paired differences",
-    }
-
-
-def _print_facts(title: str, facts: dict[str, str]) -> None:
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 1))
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column()
-    for row in facts.items():
-        table.add_row(*row)
-    console = _console()
-    console.print("\n", Text(title, "bold"), "\n", sep="")
-    console.print(table)
-    console.print()
-
-
-def _print_notes(warnings: Sequence[str], skipped: Sequence[Skipped]) -> None:
-    """Warnings one by one; what is left as it was, grouped by reason."""
-    reasons: dict[str, list[str]] = {}
-    for item in skipped:
-        reasons.setdefault(item.reason, []).append(item.name)
-    for text in warnings:
-        _console().print(Text.assemble(("warning: ", "yellow"), text))
-    for reason, names in reasons.items():
-        _console().print(Text.assemble((f"{len(names)} x ", "yellow"), f"{reason} ({_some(names)})"))
-
-
-def _about_weights(origin: str) -> tuple[str, ...]:
-    hint = "the weights are random, so accuracy means nothing; give --pretrained or --weights FILE"
-    return (hint,) if origin.endswith("random weights") else ()
-
-
-def _print_layers(layers: tuple[LayerResult, ...]) -> None:
-    table = _columns("layer", "outputs", "inputs x taps", "bits", "predicted SQNR, dB", "seconds")
-    for layer in layers:
-        sides = [str(side) for side in layer.weight.shape]
-        table.add_row(layer.name, *sides, str(layer.bits), f"{layer.error_db:.1f}", f"{layer.seconds:.2f}")
-    _console().print(table)
-
-
-def _print_inspected(found: Inspection) -> None:
-    table = _columns("layer", "weight", "bits, input bits", "statistics", "fed by", left=5)
-    for layer in found.layers:
-        known = {"input": layer.knows_input, "output": layer.knows_output}
-        statistics = " ".join(side for side, has in known.items() if has) or "none"
-        shape = "x".join(map(str, layer.weight_shape))
-        bits = ", ".join(str(width or "float") for width in (layer.weight_bits, layer.input_bits))
-        table.add_row(layer.name, shape, bits, statistics, _some(layer.producers))
-    _console().print(table)
-
-
-def _print_demo(reference: Evaluation, rows: list[tuple[str, Run, Evaluation, Evaluation]]) -> None:
-    table = _columns("", "top-1, datafree", "top-1, plain rounding", "size", "of float32", "time")
-    float_size = _bytes(rows[0][1].summary.float_bytes)
-    table.add_row("float32", f"{reference.top1:.1f} %", "", float_size, "100.0 %", "")
-    for preset, done, ours, plain in rows:
-        s = done.summary
-        cost = (_bytes(s.bytes), _share(s.bytes, s.float_bytes), f"{s.seconds:.1f} s")
-        table.add_row(preset, Text(f"{ours.top1:.1f} %", "bold"), f"{plain.top1:.1f} %", *cost)
-    ours_error, plain_error = (max(row[side].lost_error for row in rows) for side in (2, 3))
-    enough = [preset for preset, _, _, plain in rows if plain.lost <= 2 * plain.lost_error]
-    notes = [
-        f"top-1: of {reference.num_images} held-out images; standard error of float32 "
-        f"{reference.top1_error:.1f} points, of the difference to it at most {ours_error:.1f} (datafree) and "
-        f"{plain_error:.1f} (plain rounding). size: weights and biases at their real widths. time: of one "
-        "compression on this computer; the first also loads torch's exporter.",
-        "plain rounding: the same bits, as many weights to one scale, each weight rounded to the nearest "
-        "step between the smallest and the largest; no equalization, no error feedback, no bias correction, "
-        "no 8 bits for the first and the last layer. Activations are quantized as by datafree.",
-    ]
-    if enough:
-        notes.append(
-            f"At {', '.join(enough)} plain rounding does not fail: it is within two standard errors of "
-            "float32, and this small network needs no more there."
-        )
-    if len(enough) < len(rows):
-        notes.append(
-            "The network was chosen as one that plain rounding breaks where all weights share a scale, as it breaks "
-            "MobileNets; another one, or this one trained again, may lose more or less."
-        )
-    console = _console()
-    console.print("\n", Text("A digits network, compressed without one image", "bold"), sep="")
-    console.print(table)
-    for note in notes:
-        console.print(Padding(note, (0, 2, 1, 2)))
-
-
-def _columns(*headings: str, left: int = 1) -> Table:
-    """A table with these headings; numbers, to the right of the first columns, are aligned right."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for position, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if position < left else "right", overflow="fold")
-    return table
+def _show(*shown: RenderableType) -> None:
+    for item in shown:
+        _console().print(item)
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -467,39 +334,7 @@ def _console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False, width=None if known else WIDTH)
 
 
-def _bytes(number: int) -> str:
-    return f"{number} B" if number < 1000 else f"{_count(number)}B"
-
-
-def _count(number: int) -> str:
-    """Three digits: 950, 1.21 k, 3.50 M."""
-    if number < 1000:
-        return str(number)
-    power = min(int(math.log10(float(f"{number:.3g}"))) // 3, 4)
-    return f"{number / 1000**power:#.3g} {' kMGT'[power]}".replace(". ", " ")
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / max(whole, 1):.1f} %"
-
-
-def _layers(num: int) -> str:
-    return f"{num} layer{'' if num == 1 else 's'}"
-
-
-def _widths(counts: Counter[int]) -> str:
-    """The most frequent first; 0 = float."""
-    return ", ".join(f"{f'{b} bits' if b else 'float'} in {_layers(num)}" for b, num in counts.most_common())
-
-
-def _worst(sqnr_db: dict[str, float]) -> str:
-    if not sqnr_db:
-        return "of no layer"
-    name = min(sqnr_db, key=sqnr_db.__getitem__)
-    middle = f"median {median(sqnr_db.values()):.1f} dB of {_layers(len(sqnr_db))}"
-    return f"worst {sqnr_db[name]:.1f} dB ({name}), {middle}"
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = len(names) - NUM_NAMES
-    return ", ".join(names[:NUM_NAMES]) + (f" and {rest} more" if rest > 0 else "")
+def _progress() -> Progress:
+    console = _console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal)

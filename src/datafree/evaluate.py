@@ -112,11 +112,12 @@ def _values(graph: fx.GraphModule, x: Tensor, names: dict[str, str]) -> dict[str
 def num_bytes(plan: Plan, teacher: fx.GraphModule, results: dict[str, LayerResult]) -> tuple[int, int]:
     """Bytes of the student's and the float network's parameters: weights at their real width, scales, 32-bit biases."""
     student = floats = 0
+    wide = {n.meta["v_o"] for n in teacher.graph.nodes if n.meta.get("v_o")}  # one multiplier a channel, not a layer
     for name, item in plan.layers.items():
         weight, bias = g.weight(teacher, item.layer), g.bias(teacher, item.layer)
         floats += 4 * (weight.numel() + bias.numel())
         bits = results[name].bits if name in results else 32
-        scales = 4 * len(results[name].weight_qparams.scale) if name in results else 0
+        scales = 4 * (len(bias) if name in wide else len(results[name].weight_qparams.scale)) if name in results else 0
         student += math.ceil(weight.numel() * bits / 8) + 4 * bias.numel() + scales
     return student, floats
 

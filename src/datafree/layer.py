@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -19,6 +19,7 @@ from datafree.records import LayerJob, LayerResult, Moments, MomentsError, QPara
 from datafree.signals.gaussian import closed_form
 from datafree.signals.source import Source, flow
 from datafree.solvers import NEEDS, SOLVERS
+from datafree.solvers.closed import damped
 
 NUM_ROWS = {"diagonal": 4096, "covariance": 16384, "rows": 4096}
 RANGE_SAMPLE = 2**16
@@ -26,32 +27,10 @@ ROWS_BYTES = 2**28  # of inputs drawn ahead for one layer
 
 Grids = dict[tuple[str, int], QParams]
 """The integer grid of a tensor by (node name, bits)."""
-Pool = Callable[[Callable[[LayerJob], LayerResult], Iterable[LayerJob]], Iterator[LayerResult]]
 
 
 class LayerError(ValueError):
     """A layer that cannot be solved; names the layer, the method and the shapes."""
-
-
-def solve_layers(
-    teacher: fx.GraphModule,
-    plan: Plan,
-    source: Source,
-    recipe: Recipe,
-    pool: Pool,
-    on_done: Callable[[LayerResult], None],
-) -> tuple[dict[str, LayerResult], Grids]:
-    """Solve every planned layer: one walk of the signal, one job a layer, anywhere the pool puts it.
-
-    Returns:
-        Results by layer name, and the grids of all quantized tensors.
-    """
-    grids: Grids = {}
-    results = {}
-    for result in pool(compress_layer, layer_jobs(teacher, plan, source, recipe, grids)):
-        results[result.name] = result
-        on_done(result)
-    return results, grids
 
 
 def layer_jobs(teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Recipe, grids: Grids) -> Iterator[LayerJob]:
@@ -65,7 +44,7 @@ def layer_jobs(teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Reci
             grids[node.name, bits] = activation_grid(value, bits, source.seed)
         for item in readers.get(node, ()):
             if item.weights is not None:
-                yield _job(teacher, item, node, value, source, recipe, grids)
+                yield make_job(teacher, item, node, value, source, recipe, grids)
 
 
 def activation_grid(x: Tensor, bits: int, seed: int) -> QParams:
@@ -79,7 +58,7 @@ def activation_grid(x: Tensor, bits: int, seed: int) -> QParams:
     return search_grid(sample[None], bits=bits, symmetric=False, importance=importance[None])
 
 
-def _job(
+def make_job(
     teacher: fx.GraphModule,
     item: LayerPlan,
     node: fx.Node,
@@ -87,7 +66,10 @@ def _job(
     source: Source,
     recipe: Recipe,
     grids: Grids,
+    *,
+    student_x: Tensor | None = None,
 ) -> LayerJob:
+    """One layer's problem, from the value `x` of its input node, and the student's where that is another."""
     layer, need, seed = (
         item.layer,
         NEEDS[type(recipe.solve)],
@@ -99,9 +81,11 @@ def _job(
     at = positions(tuple(x.shape), layer, kernel, NUM_ROWS[need], seed)
     try:
         moments = closed_form(layer, node, tuple(weight.shape), source.stats, _side(x)) if source.draws else None
-        moments = _with_rounding(moments, qparams) if moments else gather_moments(
-            x, layer, kernel, at, qparams=qparams, full=need == "covariance"
-        )  # fmt: skip
+        if moments is not None and student_x is None:
+            moments = _with_rounding(moments, qparams)
+        else:
+            full = need == "covariance" or student_x is not None
+            moments = gather_moments(x, layer, kernel, at, qparams=qparams, full=full, student_x=student_x)
     except MomentsError as error:
         raise LayerError(f"{layer.name}: {error}") from None
     return LayerJob(
@@ -112,7 +96,9 @@ def _job(
         spec=item.weights,
         method=recipe.solve,
         seed=seed,
-        rows=_drawn_rows(x, item, kernel, recipe, qparams, seed) if need == "rows" else None,
+        rows=_drawn_rows(x if student_x is None else student_x, item, kernel, recipe, qparams, seed)
+        if need == "rows"
+        else None,
         input_scale=float(qparams.scale) if qparams else None,
     )
 
@@ -158,10 +144,11 @@ def compress_layer(job: LayerJob) -> LayerResult:
     torch.set_num_threads(1)
     try:
         with torch.no_grad():
+            wanted, job = job.weight, compensated(job)
             qparams = weight_grid(job)
             q = SOLVERS[type(job.method)](job, qparams)
             new = dequantize(q.flatten(0, 1), qparams).view_as(job.weight)
-            shift = torch.einsum("gon,gn->go", job.weight, job.moments.mean)
+            shift = torch.einsum("gon,gn->go", wanted, job.moments.mean)
             shift = shift - torch.einsum("gon,gn->go", new, job.moments.student_mean)
             corrected = not isinstance(job.method, Nearest) or job.method.bias_correction
             return LayerResult(
@@ -182,6 +169,24 @@ def compress_layer(job: LayerJob) -> LayerResult:
         ) from error
     finally:
         torch.set_num_threads(threads)
+
+
+def compensated(job: LayerJob) -> LayerJob:
+    """The job with float weights that make up for the error upstream, by the share `compensation` asks for.
+
+    Least squares of the teacher's output on the student's input, damped towards the weights as they are (ours):
+
+        W* = (W C + d W) (H + d)^-1,   C = Cov[u, u'],   target = a W* + (1 - a) W
+    """
+    share = job.method.compensation
+    if job.moments.cross is None or not share:
+        return job
+    h = damped(job.moments.cov, 0.01)
+    extra = (h - job.moments.cov.double()).diagonal(dim1=1, dim2=2)[:, None, :]
+    w = job.weight.double()
+    right = w @ job.moments.cross.double() + extra * w
+    best = torch.cholesky_solve(right.transpose(1, 2), torch.linalg.cholesky(h)).transpose(1, 2)
+    return replace(job, weight=(share * best + (1 - share) * w).float())
 
 
 def weight_grid(job: LayerJob) -> QParams:

@@ -65,6 +65,7 @@ def gather_moments(
     *,
     qparams: QParams | None,
     full: bool,
+    student_x: Tensor | None = None,
 ) -> Moments:
     """Accumulate mean and covariance of the layer's input, as the student will see it, over the given positions.
 
@@ -72,21 +73,27 @@ def gather_moments(
         x: the teacher's input of the layer.
         qparams: grid of the student's input; None = float.
         full: True = the whole covariance (g, n, n), False = its diagonal (g, n).
+        student_x: what reaches the layer in the student so far, before it is quantized; None = x.
     """
     mean = cov = rest = shift = torch.zeros(())
-    for u in chunks(x, layer, kernel, at):
-        us = u if qparams is None else fake_quantize(u, qparams)
+    cross = torch.zeros(())
+    others = chunks(x if student_x is None else student_x, layer, kernel, at)
+    for u, own in zip(chunks(x, layer, kernel, at), others, strict=True):
+        us = own if qparams is None else fake_quantize(own, qparams)
         if not shift.dim():
             shift = us.mean(0)  # near the mean, so that float32 products lose nothing
         centred = (us - shift).permute(1, 0, 2)  # (g, r, n)
         mean, rest = mean + u.sum(0).double(), rest + centred.sum(1).double()
+        if full and student_x is not None:
+            cross = cross + ((u - shift).permute(1, 2, 0) @ centred).double()
         cov = cov + (centred.transpose(1, 2) @ centred if full else centred.square().sum(1)).double()
     mean, rest, cov = mean / len(at), rest / len(at), cov / len(at)
-    student_mean = mean if qparams is None else shift + rest
+    student_mean = mean if qparams is None and student_x is None else shift + rest
+    cross = cross / len(at) - (mean - shift)[:, :, None] * rest[:, None, :] if cross.dim() else None
     cov = cov - (rest[:, :, None] * rest[:, None, :] if full else rest.square())
     if not full:
         cov = cov.clamp(min=0)
-    return Moments(mean.float(), student_mean.float(), cov.float(), num_rows=len(at))
+    return Moments(mean.float(), student_mean.float(), cov.float(), len(at), None if cross is None else cross.float())
 
 
 def chunks(

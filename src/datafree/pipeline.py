@@ -14,7 +14,6 @@ from datafree.batchnorm import fold_batchnorm_
 from datafree.capture import trace
 from datafree.equalize import equalize_
 from datafree.evaluate import bit_operations, layer_macs, num_bytes
-from datafree.layer import Pool, solve_layers
 from datafree.models import check_weights, input_range
 from datafree.plan import plan_layers
 from datafree.pools import serial
@@ -22,6 +21,7 @@ from datafree.recipe import Recipe
 from datafree.records import InputRange, LayerResult, Summary
 from datafree.run import Run
 from datafree.signals import make_signal
+from datafree.solve import Pool, solve_layers
 
 
 def ignore(result: LayerResult) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -30,12 +30,47 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Signal(_Part):
-    """Where a layer's inputs come from (METHOD: signals)."""
-
-    kind: Literal["gaussian", "propagated", "loader"] = "propagated"
+class _Images(_Part):
     probes: Literal["leaves", "pink"] = "leaves"
     images: int = Field(default=64, ge=1)
+
+
+class Gaussian(_Images):
+    """Independent Gaussians at BatchNorm outputs (the paper's)."""
+
+    kind: Literal["gaussian"] = "gaussian"
+
+
+class Propagated(_Images):
+    """Procedural images once through the teacher, re-standardised at every BatchNorm."""
+
+    kind: Literal["propagated"] = "propagated"
+
+
+class Matched(_Images):
+    """The same after a few dozen steps on the images that match BatchNorm outputs to their statistics."""
+
+    kind: Literal["matched"] = "matched"
+    steps: int = Field(default=40, ge=1)
+    smoothness: float = Field(default=1.0, ge=0)
+
+
+class Inverted(_Images):
+    """`matched` with class targets, for about two hundred steps; not re-standardised."""
+
+    kind: Literal["inverted"] = "inverted"
+    steps: int = Field(default=200, ge=1)
+    smoothness: float = Field(default=1.0, ge=0)
+    class_weight: float = Field(default=0.3, ge=0)
+
+
+class Loader(_Images):
+    """Real images, when there are some after all."""
+
+    kind: Literal["loader"] = "loader"
+
+
+Signal = Annotated[Gaussian | Propagated | Matched | Inverted | Loader, Field(discriminator="kind")]
 
 
 class Weights(_Part):
@@ -53,7 +88,12 @@ class Activations(_Part):
     per: Literal["tensor"] = "tensor"
 
 
-class Nearest(_Part):
+class _Method(_Part):
+    sequential: bool = False  # layers in order, each on the inputs its student sees; else each by itself (the paper)
+    compensation: float = Field(default=0.5, ge=0, le=1)  # share of the error upstream a layer makes up for
+
+
+class Nearest(_Method):
     """Round to nearest, then correct the bias."""
 
     method: Literal["nearest"] = "nearest"
@@ -61,14 +101,14 @@ class Nearest(_Part):
     clip: bool = True  # False: min-max ranges
 
 
-class Closed(_Part):
-    """Optimal-brain rounding with error feedback through the Cholesky factor of H^-1."""
+class Closed(_Method):
+    """Optimal-brain rounding with error feedback through the Cholesky factor of H."""
 
     method: Literal["closed"] = "closed"
     damping: float = Field(default=0.01, gt=0)
 
 
-class Sgd(_Part):
+class Sgd(_Method):
     """The paper's layer-wise training: straight-through rounding, Adam, fresh draws."""
 
     method: Literal["sgd"] = "sgd"
@@ -109,7 +149,7 @@ class Recipe(_Part):
         8
     """
 
-    signal: Signal = Signal()
+    signal: Signal = Propagated()
     equalize: Annotated[
         Literal["free", "foldable", "off"],
         BeforeValidator(lambda v: "off" if v is False else v),  # YAML 1.1: off
@@ -169,9 +209,10 @@ class Recipe(_Part):
         """
         fields = self.model_dump(mode="json")
         settings = [_setting(text) for text in assignments]
-        for path, value in settings:  # another method has other fields; those set beside it are kept
-            if path == ["solve", "method"] and value != fields["solve"].get("method"):
-                fields["solve"] = {}
+        for path, value in settings:  # another method or kind has other fields; those set beside it are kept
+            if path in (["solve", "method"], ["signal", "kind"]) and value != fields[path[0]].get(path[1]):
+                common = _Method.model_fields if path[0] == "solve" else _Images.model_fields
+                fields[path[0]] = {k: v for k, v in fields[path[0]].items() if k in common}
         for path, value in settings:
             place = fields
             for parent in path[:-1]:
@@ -222,12 +263,17 @@ def _explain(error: ValidationError) -> str:
 def _user_path(loc: tuple[int | str, ...]) -> list[str]:
     """The path as written in the recipe, without the names of the alternatives pydantic tried."""
     path = [str(p) for p in loc]
-    tag = {"solve": 1, "layers": 2}.get(path[0], len(path))
+    tag = {"solve": 1, "signal": 1, "layers": 2}.get(path[0], len(path))
     return path[:tag] + path[tag + 1 :]
 
 
 def _allowed(loc: tuple[int | str, ...]) -> str:
-    parts = {"signal": Signal, "weights": Weights, "activations": Activations, "nearest": Nearest, "closed": Closed,
-             "sgd": Sgd, "layers": LayerRule}  # fmt: skip
+    parts = {"weights": Weights, "activations": Activations, "layers": LayerRule, **_tagged(Signal), **_tagged(Solve)}
     owner = next((parts[str(p)] for p in reversed(loc[:-1]) if str(p) in parts), Recipe)
     return f"allowed here are {', '.join(owner.model_fields)}"
+
+
+def _tagged(union: Any) -> dict[str, type[BaseModel]]:
+    """The alternatives of a part of the recipe by the word that selects them."""
+    tag = get_args(union)[1].discriminator
+    return {kind.model_fields[tag].default: kind for kind in get_args(get_args(union)[0])}

@@ -42,6 +42,7 @@ class Moments:
     student_mean: Float[Tensor, "g n"]
     cov: Float[Tensor, "g n n"] | Float[Tensor, "g n"]
     num_rows: int
+    cross: Float[Tensor, "g n n"] | None = None  # Cov[u, u'], where the student's inputs are its own
 
     def __post_init__(self) -> None:
         for name in ("mean", "student_mean", "cov"):

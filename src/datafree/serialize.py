@@ -27,7 +27,7 @@ class FormatError(ValueError):
 def graph_to_json(graph: fx.GraphModule) -> dict[str, Any]:
     """Nodes with operator names and arguments, and the structure of inputs and outputs."""
     nodes = [
-        {"name": n.name, "op": n.op, "target": _target_name(n), "layer": n.meta.get("layer"),
+        {"name": n.name, "op": n.op, "target": _target_name(n), "layer": n.meta.get("layer"), "v_o": n.meta.get("v_o"),
          "args": _encode(n.args), "kwargs": _encode(dict(n.kwargs)), "shape": list(n.meta.get("shape", ()))}
         for n in graph.graph.nodes
     ]  # fmt: skip
@@ -86,7 +86,7 @@ def _make_node(
     args, kwargs = _decode(item["args"], made), _decode(item["kwargs"], made)
     callee: Any = _target(target) if op == "call_function" else target
     node = graph.create_node(op, callee, tuple(args), kwargs, name=item["name"])
-    node.meta = {"shape": tuple(item["shape"]), "path": "", "layer": item.get("layer")}
+    node.meta = {"shape": tuple(item["shape"]), "path": "", "layer": item.get("layer"), "v_o": item.get("v_o")}
     return node
 
 
@@ -104,11 +104,17 @@ def _target(name: str) -> Callable:
         return PLAIN[rest[0]]
     if namespace in NAMESPACES and len(rest) == 2:
         overload = getattr(getattr(getattr(torch.ops, namespace), rest[0], None), rest[1], None)
-        if overload is not None:
+        if overload is not None and _is_pure(overload):
             return overload
     raise FormatError(
         f"operator {name!r} is not one this package writes; allowed are {', '.join(NAMESPACES)} operators"
     )
+
+
+def _is_pure(overload: torch._ops.OpOverload) -> bool:
+    """Tensors in, tensors or sizes out: no operator that opens files or writes into its inputs."""
+    schema = overload._schema
+    return not schema.is_mutable and not any("filename" in a.name for a in schema.arguments)
 
 
 def _encode(value: Any) -> Any:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.recipe import Signal
+from datafree.recipe import Gaussian, Inverted, Loader, Matched, Propagated
 from datafree.records import InputRange, Stats
+from datafree.signals.matching import in_range, match
 from datafree.signals.probes import dead_leaves, pink_noise
 from datafree.signals.scale import infer_input_range
 from datafree.signals.source import Source, flow
 
 __all__ = ["Source", "flow", "make_signal"]
 
+AT_BATCHNORM = {"gaussian": "draw", "propagated": "restandardise", "matched": "restandardise", "inverted": "keep"}
 PROBES = {"leaves": dead_leaves, "pink": pink_noise}
 
 
 def make_signal(
     teacher: fx.GraphModule,
     stats: Stats,
-    signal: Signal,
+    signal: Gaussian | Propagated | Matched | Inverted | Loader,
     *,
     seed: int,
     input_range: InputRange | None = None,
@@ -34,7 +35,7 @@ def make_signal(
         stats: BatchNorm statistics by node name.
         signal: the recipe's part.
         input_range: mean and standard deviation of the network's first input; None = inferred from the first BatchNorm.
-        images: real inputs, for kind "loader".
+        images: inputs made before or real ones, as the network sees them; kind "loader" needs them.
 
     Returns:
         The signal, and the range the images of the first input were made in.
@@ -43,28 +44,26 @@ def make_signal(
         ValueError: kind "loader" without images.
     """
     generator = torch.Generator().manual_seed(seed)
-    if signal.kind == "loader":
-        if images is None:
-            raise ValueError("signal.kind is 'loader' but no images were given; pass images= to compress()")
-        return Source("loader", images, seed=seed), InputRange((), (), "the images given")
+    if isinstance(signal, Loader) and images is None:
+        raise ValueError("signal.kind is 'loader' but no images were given; pass images= to compress()")
+    at_batchnorm = AT_BATCHNORM.get(signal.kind, "keep")
+    if images is not None:
+        return Source(signal.kind, images, stats, at_batchnorm, seed), InputRange((), (), "the images given")
     shapes = [(signal.images, *g.shape(node)[1:]) for node in g.placeholders(teacher)]
     unit = tuple(_unit_images(shape, signal, generator) for shape in shapes)
     first = input_range or infer_input_range(teacher, 0, unit[0], stats)
     ranges = [first, *(infer_input_range(teacher, i, unit[i], stats) for i in range(1, len(unit)))]
-    inputs = tuple(_in_range(x, r) for x, r in zip(unit, ranges, strict=True))
-    at_batchnorm = {"gaussian": "draw", "propagated": "restandardise"}[signal.kind]
+    if isinstance(signal, Matched | Inverted) and stats and len(unit) == 1 and unit[0].dim() == 4:
+        unit = (match(teacher, stats, unit[0], signal, input_range=first, generator=generator),)
+    inputs = tuple(in_range(x, r) for x, r in zip(unit, ranges, strict=True))
     return Source(signal.kind, inputs, stats, at_batchnorm, seed), first
 
 
-def _unit_images(shape: tuple[int, ...], signal: Signal, generator: torch.Generator) -> Tensor:
+def _unit_images(
+    shape: tuple[int, ...], signal: Gaussian | Propagated | Matched | Inverted | Loader, generator: torch.Generator
+) -> Tensor:
     """Zero mean, unit standard deviation: N(0, 1) for the paper's signal, procedural images for ours."""
     if signal.kind == "gaussian" or len(shape) != 4:
         return torch.randn(shape, generator=generator)
     n, channels, height, width = shape
     return PROBES[signal.probes](n, height=height, width=width, channels=channels, generator=generator)
-
-
-def _in_range(x: Float[Tensor, "n c ..."], chosen: InputRange) -> Float[Tensor, "n c ..."]:
-    view = (1, -1, *[1] * (x.dim() - 2))
-    mean, std = (torch.tensor(v).expand(x.shape[1]).view(view) for v in (chosen.mean, chosen.std))
-    return x * std + mean

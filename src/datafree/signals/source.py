@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -54,15 +55,48 @@ def flow(teacher: fx.GraphModule, source: Source) -> Iterator[tuple[fx.Node, obj
             yield node, values[node]
 
 
-def restandardise(x: Float[Tensor, "n c ..."], stats: ChannelStats) -> Float[Tensor, "n c ..."]:
-    """Shift and scale every channel of the batch to the mean and standard deviation BatchNorm remembers (ours)."""
+def mirrored(teacher: fx.GraphModule, source: Source) -> Iterator[tuple[fx.Node, Any, Any, dict[fx.Node, Any]]]:
+    """Walk teacher and student side by side: yield (node, teacher's value, change, student's values).
+
+    The student's value of a call is that of the same call on the student's inputs; that of a layer is None, for the
+    caller to fill in. `change` is the gain and shift the teacher was re-standardised by, which the caller gives to the
+    student's value too; None = it was not.
+    """
+    last_use = {used: node for node in teacher.graph.nodes for used in node.all_input_nodes}
+    own: dict[fx.Node, Any] = {}
+    with torch.no_grad():
+        for node, values in g.walk(teacher, source.inputs):
+            if node.op == "placeholder":
+                own[node] = values[node]
+            else:
+                own.update({n: values[n] for n in node.all_input_nodes if n.op == "get_attr"})
+                own[node] = None if node.meta.get("layer") else g.execute(node, own)
+                values[node] = g.execute(node, values)
+            stats = source.stats.get(node.name) if source.at_batchnorm != "keep" else None
+            change = restandardising(values[node], stats) if stats is not None else None
+            if change is not None:
+                values[node] = values[node] * change[0] + change[1]
+            yield node, values[node], change, own
+            for used in node.all_input_nodes:
+                if last_use[used] is node:
+                    own.pop(used, None)
+
+
+def restandardising(x: Float[Tensor, "n c ..."], stats: ChannelStats) -> tuple[Tensor, Tensor]:
+    """Gain and shift (1, C, 1, 1) that bring every channel of the batch to what BatchNorm remembers (ours)."""
     mean, std = batch_statistics(x)
     gain = stats.std / std.clamp(min=1e-6)
     view = (1, -1, *[1] * (x.dim() - 2))
-    return x * gain.view(view) + (stats.mean - mean * gain).view(view)
+    return gain.view(view), (stats.mean - mean * gain).view(view)
+
+
+def restandardise(x: Float[Tensor, "n c ..."], stats: ChannelStats) -> Float[Tensor, "n c ..."]:
+    """The batch with the mean and standard deviation BatchNorm remembers (ours)."""
+    gain, shift = restandardising(x, stats)
+    return x * gain + shift
 
 
 def batch_statistics(x: Float[Tensor, "n c ..."]) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
     """Mean and standard deviation of every channel over the batch and all positions."""
     var, mean = torch.var_mean(x, dim=[0, *range(2, x.dim())], correction=0)
-    return mean, var.sqrt()
+    return mean, (var + 1e-12).sqrt()  # dead channels have a gradient too

@@ -1,0 +1,94 @@
+"""All layers: each by itself, in any order and anywhere (the paper), or in sequence on what the student really sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from torch import Tensor, fx
+
+from datafree import graph as g
+from datafree.affine import dequantize, fake_quantize
+from datafree.layer import Grids, activation_grid, compress_layer, layer_jobs, make_job
+from datafree.plan import LayerPlan, Plan, root
+from datafree.recipe import Recipe
+from datafree.records import LayerJob, LayerResult
+from datafree.signals.source import Source, mirrored
+
+Pool = Callable[[Callable[[LayerJob], LayerResult], Iterable[LayerJob]], Iterator[LayerResult]]
+
+
+def solve_layers(
+    teacher: fx.GraphModule,
+    plan: Plan,
+    source: Source,
+    recipe: Recipe,
+    pool: Pool,
+    on_done: Callable[[LayerResult], None],
+) -> tuple[dict[str, LayerResult], Grids]:
+    """Solve every planned layer: one walk of the signal, one job a layer, anywhere the pool puts it.
+
+    Returns:
+        Results by layer name, and the grids of all quantized tensors.
+    """
+    grids: Grids = {}
+    results = {}
+    if recipe.solve.sequential:
+        solved = in_sequence(teacher, plan, source, recipe, grids)
+    else:
+        solved = pool(compress_layer, layer_jobs(teacher, plan, source, recipe, grids))
+    for result in solved:
+        results[result.name] = result
+        on_done(result)
+    return results, grids
+
+
+def in_sequence(
+    teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Recipe, grids: Grids
+) -> Iterator[LayerResult]:
+    """Solve layer after layer on what reaches it in the student so far; its target stays the teacher's output.
+
+    Gives up the independence of layers (the paper's) so that each layer makes up for the errors before it. Layers
+    are solved one at a time, in this process.
+    """
+    roots = {node: root(node).name for node in teacher.graph.nodes}
+    by_name = g.nodes_by_name(teacher)
+    items = {by_name[item.layer.node]: item for item in plan.layers.values()}
+    readers: dict[fx.Node, list[fx.Node]] = {}
+    for node in items:
+        readers.setdefault(node.args[0], []).append(node)
+    solved: dict[fx.Node, LayerResult] = {}
+    for node, value, change, own in mirrored(teacher, source):
+        if node in items:
+            own[node] = _output(teacher, items[node], node, solved.get(node), own, grids, roots)
+        if change is not None:
+            own[node] = own[node] * change[0] + change[1]
+        widths = plan.sites.get(node.name, ())
+        for bits in widths:
+            grids[node.name, bits] = activation_grid(own[node], bits, source.seed)
+        if widths:  # what everything but a narrower layer input reads
+            own[node] = fake_quantize(own[node], grids[node.name, widths[0]])
+        for reader in readers.get(node, ()):
+            if items[reader].weights is not None:
+                job = make_job(teacher, items[reader], node, value, source, recipe, grids, student_x=own[node])
+                solved[reader] = compress_layer(job)
+                yield solved[reader]
+
+
+def _output(
+    teacher: fx.GraphModule,
+    item: LayerPlan,
+    node: fx.Node,
+    result: LayerResult | None,
+    own: dict[fx.Node, Tensor],
+    grids: Grids,
+    roots: dict[fx.Node, str],
+) -> Tensor:
+    """What the student's layer puts out: quantized input, solved weights (or its float ones, where it is kept)."""
+    source, _, _, *rest = node.args
+    x, weight, bias = own[source], g.weight(teacher, item.layer), g.bias(teacher, item.layer)
+    if item.input_bits:
+        x = fake_quantize(x, grids[roots[source], item.input_bits])
+    if result is not None:
+        weight = dequantize(result.weight.float(), result.weight_qparams).view(weight.shape)
+        bias = result.bias
+    return node.target(x, weight, bias, *rest)

@@ -1,0 +1,123 @@
+"""The text for users says what is there: code that compiles, presets, fields and files that exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+import readme
+from datafree import recipe as recipes
+from datafree.recipe import Recipe, presets
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PRESET = re.compile(r"`((?:paper-)?w\da\d(?:-tensor)?)`")
+PRESET_ROW = re.compile(r"^\| `([\w-]+)` \| (.*) \|$", re.MULTILINE)
+FIELDS = {f"{c.__name__}.{f}": f for c in vars(recipes).values()
+          if isinstance(c, type) and issubclass(c, BaseModel) for f in c.model_fields}  # fmt: skip
+
+
+def anchors(markdown):
+    """Of all headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", markdown, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_compiles(page):
+    for block in readme.blocks(page.read_text()):
+        if block.language == "python":
+            compile(block.text, f"{page.name}:{block.line}", "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if target.startswith(("http:", "https:")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), f"{page.name} links to {path}"
+        assert not anchor or anchor in anchors(file.read_text()), f"{page.name} links to {target}"
+
+
+def test_presets_named_are_those_that_exist():
+    assert set(PRESET.findall(README)) == set(presets())
+    assert [name for name, _ in PRESET_ROW.findall(README)] == presets()
+
+
+@pytest.mark.parametrize("name, cells", PRESET_ROW.findall(README), ids=lambda value: value.partition(" ")[0])
+def test_preset_does_what_its_row_says(name, cells):
+    r = Recipe.preset(name)
+    ends = "8 bits" if r.ends == "eight" else "alike"
+    bits = f"{r.weights.bits} bits | {r.weights.per} | {r.activations.bits} bits"
+    assert cells == f"{bits} | {ends} | {r.equalize} | {r.signal.kind} | {r.solve.method}"
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_field_of_a_recipe_is_explained(field):
+    text = (ROOT / "docs" / "recipe.md").read_text()
+    assert f"`{FIELDS[field]}`" in text or re.search(rf"^## .*\b{FIELDS[field]}\b", text, re.MULTILINE)
+
+
+def test_recipes_shown_are_recipes():
+    shown = [b for b in readme.blocks((ROOT / "docs" / "recipe.md").read_text()) if b.language == "yaml"]
+    assert len(shown) > 1
+    for block in shown:
+        assert Recipe.parse(block.text).layers
+
+
+def test_first_recipe_shown_names_every_part():
+    first = next(b for b in readme.blocks((ROOT / "docs" / "recipe.md").read_text()) if b.language == "yaml")
+    assert yaml.safe_load(first.text).keys() == Recipe.model_fields.keys()
+
+
+def test_table_of_real_networks_has_its_place():
+    assert re.search(r"^<!-- zoo table -->$.*^<!-- end -->$", README, re.MULTILINE | re.DOTALL)
+
+
+# The script that runs the blocks
+
+
+def run(tmp_path, capsys, text):
+    (tmp_path / "page.md").write_text(text)
+    code = readme.main([str(tmp_path / "page.md")])
+    return code, capsys.readouterr().out
+
+
+def test_blocks_share_a_namespace_and_a_directory(tmp_path, capsys):
+    text = "```python\nx = 1\nopen('f', 'w').close()\n```\n```python\nassert x == 1\n```\n```sh\ntest -f f\n```\n"
+    code, out = run(tmp_path, capsys, text)
+    assert code == 0
+    assert out.splitlines() == [
+        "page.md:2 x = 1: ok", "page.md:6 assert x == 1: ok", "page.md:9 test -f f: ok", "3 passed, 0 failed",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "block, said",
+    [
+        ("python\n1 / 0", "ZeroDivisionError"),
+        ("python\nx = (", "SyntaxError"),
+        ("python\nraise SystemExit", "SystemExit"),
+        ("sh\necho hello; false; true", "hello\nexit code 1"),
+    ],
+)
+def test_a_block_that_fails_is_shown(block, said, tmp_path, capsys):
+    code, out = run(tmp_path, capsys, f"```{block}\n```\n```sh\ntrue\n```\n")
+    assert code == 1
+    assert said in out and out.endswith("1 passed, 1 failed\n")
+
+
+def test_setting_up_is_not_run(tmp_path, capsys):
+    code, out = run(
+        tmp_path, capsys, "```sh\nmake demo\n```\n```sh\ngit clone x\n```\n```text\nx\n```\n```sh\ntrue\n```\n"
+    )
+    assert (code, out.splitlines()[-1]) == (0, "1 passed, 0 failed")
+
+
+def test_a_page_without_code_fails(tmp_path, capsys):
+    assert run(tmp_path, capsys, "# Nothing\n") == (1, "0 passed, 0 failed\n")

@@ -1,0 +1,123 @@
+"""Layers in sequence, and images moved towards what BatchNorm remembers."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from datafree import Recipe, compress
+from datafree import graph as g
+from datafree.batchnorm import fold_batchnorm_
+from datafree.capture import trace
+from datafree.layer import compensated
+from datafree.recipe import Closed, Inverted, Matched
+from datafree.records import ChannelStats, InputRange, LayerJob, Moments, WeightSpec
+from datafree.signals.matching import MatchingError, _mismatch, match
+from nets import NETS, calibrate_batchnorm_
+
+UNIT = InputRange((0.0,), (1.0,), "test")
+
+
+def calibrated(name: str):
+    """A tiny net whose BatchNorms remember the inputs it comes with."""
+    model, (x,) = NETS[name]()
+    x = torch.randn(64, *x.shape[1:], generator=torch.Generator().manual_seed(3))
+    calibrate_batchnorm_(model, x)
+    return model.eval(), x
+
+
+def sqnr(run, x) -> float:
+    with torch.no_grad():
+        wanted, found = run.teacher(x), run.student(x)
+    return float(10 * torch.log10(wanted.var() / (wanted - found).square().mean()))
+
+
+def loader(*settings: str) -> Recipe:
+    return Recipe.preset("w4a4").updated(["signal.kind=loader", "ends=alike", *settings])
+
+
+@pytest.mark.parametrize("name", ["chain", "residual", "depthwise inverted residual", "concat", "pools"])
+def test_sequence_beats_independent_layers_on_average(name):
+    model, x = calibrated(name)
+    seeds = range(3)
+    alone = [sqnr(compress(model, loader(), x[:1], images=(x,), seed=s), x) for s in seeds]
+    recipe = loader("solve.sequential=true")
+    in_turn = [sqnr(compress(model, recipe, x[:1], images=(x,), seed=s), x) for s in seeds]
+    assert sum(in_turn) >= sum(alone) - 0.5 * len(alone)
+
+
+def test_sequence_runs_what_the_student_will_run():
+    """The last layer's input in the walk is that of the assembled student: its predicted error is the real one."""
+    model, x = calibrated("chain")
+    run = compress(model, loader("solve.sequential=true", "solve.compensation=0"), x[:1], images=(x,))
+    again = compress(model, loader("solve.sequential=true", "solve.compensation=0"), x[:1], images=(x,))
+    with torch.no_grad():
+        bias_left = (run.teacher(x) - run.student(x)).mean(0).abs().max() / run.teacher(x).std()
+        assert torch.equal(run.student(x), again.student(x))
+    assert float(bias_left) < 0.02  # the bias correction of the last layer saw the student's own input
+
+
+def test_compensation_is_damped_least_squares():
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(4000, 6, generator=generator, dtype=torch.float64)
+    own = u @ torch.randn(6, 6, generator=generator, dtype=torch.float64) * 0.3 + u
+    centred, centred_own = u - u.mean(0), own - own.mean(0)
+    cov, cross = (a.T @ centred_own / len(u) for a in (centred_own, centred))
+    weight = torch.randn(1, 3, 6, generator=generator)
+    moments = Moments(u.mean(0)[None].float(), own.mean(0)[None].float(), cov[None].float(), 4000, cross[None].float())
+    job = LayerJob("fc", weight, torch.zeros(3), moments, WeightSpec(8, True, True), Closed(compensation=1.0), 0)
+    d = 0.01 * cov.diagonal().mean() * torch.eye(6).double()
+    wanted = (weight[0].double() @ (cross + d)) @ torch.linalg.inv(cov + d)
+    assert torch.allclose(compensated(job).weight[0], wanted.float(), atol=1e-4)
+    assert torch.equal(compensated(replace(job, method=Closed(compensation=0.0))).weight, weight)
+    half = compensated(replace(job, method=Closed(compensation=0.5))).weight[0]
+    assert torch.allclose(half, (wanted.float() + weight[0]) / 2, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [Matched(steps=30), Inverted(steps=30)], ids=["matched", "inverted"])
+def test_matching_brings_statistics_closer(method):
+    model, x = calibrated("chain")
+    graph = trace(model, x[:1])
+    stats, _ = fold_batchnorm_(graph)
+    start = torch.randn(16, *x.shape[1:], generator=torch.Generator().manual_seed(1)) * 1.5 + 0.5
+    made = [
+        match(graph, stats, start, method, input_range=UNIT, generator=torch.Generator().manual_seed(5))
+        for _ in range(2)
+    ]
+    with torch.no_grad():
+        before, after = (float(_mismatch(graph, stats, images)[0]) for images in (start, made[0]))
+    assert after < 0.5 * before
+    assert torch.equal(*made), "the same seed gives other images"
+    assert not made[0].requires_grad and made[0].shape == start.shape
+
+
+def test_classes_asked_for_are_given():
+    model, x = calibrated("linear after flatten")
+    graph = trace(model, x[:1])
+    stats, _ = fold_batchnorm_(graph)
+    asked = Inverted(steps=60, class_weight=5.0, smoothness=0.0)
+    start = torch.randn(32, *x.shape[1:], generator=torch.Generator().manual_seed(1))
+    made = match(graph, stats, start, asked, input_range=UNIT, generator=torch.Generator().manual_seed(5))
+    num_classes = g.shape(g.outputs(graph)[0])[1]
+    wanted = torch.randint(num_classes, (32,), generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        hit = (graph(made).argmax(1) == wanted).float().mean()
+        base = (graph(start).argmax(1) == wanted).float().mean()
+    assert hit > base + 0.4
+
+
+def test_loss_that_is_not_a_number_stops_with_its_step():
+    model, x = calibrated("chain")
+    graph = trace(model, x[:1])
+    stats, _ = fold_batchnorm_(graph)
+    broken = {n: ChannelStats(torch.full_like(s.mean, torch.nan), s.std) for n, s in stats.items()}
+    with pytest.raises(MatchingError, match=r"the loss is nan at step 0; use signal.kind propagated"):
+        match(graph, broken, x[:4], Matched(steps=2), input_range=UNIT, generator=torch.Generator())
+
+
+def test_matched_and_inverted_signals_run_through_compress():
+    model, x = calibrated("depthwise inverted residual")
+    for kind in ("matched", "inverted"):
+        recipe = Recipe.preset("w8a8").updated([f"signal.kind={kind}", "signal.steps=3", "signal.images=4"])
+        run = compress(model, recipe, x[:1])
+        assert run.summary.signal == f"{kind}, 4 images"
