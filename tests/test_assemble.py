@@ -247,7 +247,6 @@ def test_ends_of_eight_bits_read_eight_bits():
     assert [n.args[1].args[-2] for n in nodes] == [127, *[15] * (len(nodes) - 2), 127]
 
 
-@pytest.mark.xfail(strict=True, reason="assemble: a kept layer reads what its sibling's 4-bit grid left of the tensor")
 def test_a_kept_layer_reads_its_input_in_float():
     run, _, _ = made("residual with projection", "activations.bits=4", "ends=alike", "layers.1.1.conv=keep")
     assert bits_of(layer_nodes(run.student)["1.0.conv"].args[0]) == 4
@@ -265,7 +264,7 @@ def padded(value):
 
 @pytest.mark.parametrize("value", [
     0.0,
-    pytest.param(20.0, marks=pytest.mark.xfail(strict=True, reason="plan.root: the grid knows no padding value")),
+    20.0,
 ])  # fmt: skip
 def test_padding_is_on_the_grid(value):
     model, x = padded(value), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.layer import Grids
-from datafree.plan import Plan, root, wide_operands
+from datafree.plan import WIDE, Plan, root, wide_operands
 from datafree.records import LayerResult, QParams
 
 with warnings.catch_warnings():
@@ -36,7 +36,8 @@ def assemble(teacher: fx.GraphModule, plan: Plan, results: dict[str, LayerResult
         for bits in sorted(widths, reverse=True):
             previous = quantized[node, bits] = _quantize_after(student, node, previous, grids[roots[node], bits])
         for user in users:
-            user.replace_input_with(node, quantized[node, max(widths)])
+            if _reads_integers(user, max(widths), plan):
+                user.replace_input_with(node, quantized[node, max(widths)])
     for name, item in plan.layers.items():
         node, scale = by_name[item.layer.node], None
         if item.input_bits:
@@ -46,6 +47,13 @@ def assemble(teacher: fx.GraphModule, plan: Plan, results: dict[str, LayerResult
             _put_weight(student, node, results[name], scale)
     g.tidy(student)
     return student
+
+
+def _reads_integers(user: fx.Node, width: int, plan: Plan) -> bool:
+    """Whether an operator reads a tensor as it is quantized for others: not kept layers, and nothing below 8 bits."""
+    if user.meta.get("layer"):
+        return plan.layers[user.meta["layer"]].input_bits is not None
+    return width >= WIDE and user.op != "output"
 
 
 def _demands(student: fx.GraphModule, plan: Plan, inputs: dict[str, fx.Node]) -> dict[fx.Node, set[int]]:

@@ -98,9 +98,13 @@ def _layer_plan(layer: Layer, recipe: Recipe, rule: LayerRule | str | None, end:
 
 def root(node: fx.Node) -> fx.Node:
     """The node whose values `node` only moves around: where a tensor is quantized once for all that follows."""
-    while node.target in PASS_THROUGH:
+    while node.target in PASS_THROUGH and not _pads_with_value(node):
         node = node.args[0]  # type: ignore[assignment]
     return node
+
+
+def _pads_with_value(node: fx.Node) -> bool:
+    return node.target is aten.constant_pad_nd.default and bool((*node.args, 0.0)[2])
 
 
 def wide_operands(teacher: fx.GraphModule) -> Iterator[fx.Node]:

@@ -32,7 +32,7 @@ class _Part(BaseModel):
 
 class _Images(_Part):
     probes: Literal["leaves", "pink"] = "leaves"
-    images: int = Field(default=64, ge=1)
+    images: int | None = Field(default=None, ge=1)  # None: 64, and more where they are small
 
 
 class Gaussian(_Images):
@@ -70,7 +70,11 @@ class Loader(_Images):
     kind: Literal["loader"] = "loader"
 
 
-Signal = Annotated[Gaussian | Propagated | Matched | Inverted | Loader, Field(discriminator="kind")]
+Signal = Annotated[
+    Gaussian | Propagated | Matched | Inverted | Loader,
+    Field(discriminator="kind"),
+    BeforeValidator(lambda value: {"kind": "propagated", **value} if isinstance(value, dict) else value),
+]
 
 
 class Weights(_Part):
@@ -117,7 +121,11 @@ class Sgd(_Method):
     lr: float = Field(default=1e-3, gt=0)
 
 
-Solve = Annotated[Nearest | Closed | Sgd, Field(discriminator="method")]
+Solve = Annotated[
+    Nearest | Closed | Sgd,
+    Field(discriminator="method"),
+    BeforeValidator(lambda value: {"method": "closed", **value} if isinstance(value, dict) else value),
+]
 
 
 class LayerRule(_Part):
@@ -253,7 +261,10 @@ def _explain(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
         path = _user_path(item["loc"])
-        if item["type"] == "extra_forbidden":
+        if item["type"] == "union_tag_invalid":
+            tag, allowed = item["ctx"]["discriminator"].strip("'"), item["ctx"]["expected_tags"]
+            lines.append(f"{'.'.join([*path, tag])}: allowed are {allowed}, got {item['input'][tag]!r}")
+        elif item["type"] == "extra_forbidden":
             lines.append(f"{'.'.join(path)}: unknown key; {_allowed(item['loc'])}")
         else:
             lines.append(f"{'.'.join(path)}: {item['msg']}, got {item['input']!r}")

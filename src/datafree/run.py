@@ -21,6 +21,18 @@ from datafree.serialize import FormatError, graph_from_json, graph_to_json, tens
 GRAPHS = ("teacher", "student")
 
 
+_DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    SafetensorError,
+    NotImplementedError,
+)
+
+
 class RunError(ValueError):
     """A run directory that is in the way, or cannot be read."""
 
@@ -86,9 +98,15 @@ class Run:
                 for n in GRAPHS
             )
             layers = tuple(_layer_from_file(p) for p in sorted((path / "layers").glob("*.safetensors")))
-            return cls(student, teacher, Recipe.load(path / "recipe.yaml"), layers, Summary(**fields))
-        except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError, FormatError) as error:
-            raise RunError(f"{path} is damaged: {type(error).__name__}: {error}; compress again") from None
+            if not (path / "recipe.yaml").read_text().strip():
+                raise FormatError("recipe.yaml is empty")
+            summary = Summary(**fields)
+            if len(layers) != summary.num_quantized:
+                raise FormatError(f"{len(layers)} of {summary.num_quantized} layers are in layers/")
+            return cls(student, teacher, Recipe.load(path / "recipe.yaml"), layers, summary)
+        except _DAMAGE as error:
+            reason = " ".join(str(error).split())
+            raise RunError(f"{path} is damaged: {type(error).__name__}: {reason}; compress again") from None
 
 
 def evaluate(run: Run, data: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:

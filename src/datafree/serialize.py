@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import keyword
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,7 @@ from datafree import assemble  # noqa: F401  registers torch.ops.quantized_decom
 from datafree.graph import get_tensor, set_tensor
 
 FORMAT = 1
+OPS = ("placeholder", "get_attr", "call_function", "output")
 NAMESPACES = ("aten", "quantized_decomposed")
 PLAIN = {f.__name__: f for f in (operator.getitem, operator.mul, operator.add, operator.sub, operator.floordiv,
                                  operator.truediv, operator.neg, operator.mod)}  # fmt: skip
@@ -41,9 +44,9 @@ def graph_to_json(graph: fx.GraphModule) -> dict[str, Any]:
 
 
 def tensors_of(graph: fx.GraphModule) -> dict[str, Tensor]:
-    """Every tensor the graph reads, by path, contiguous."""
+    """Every tensor the graph reads, by path, contiguous and none sharing memory with another."""
     paths = dict.fromkeys(str(n.target) for n in graph.graph.nodes if n.op == "get_attr")
-    return {path: get_tensor(graph, path).detach().contiguous() for path in paths}
+    return {p: get_tensor(graph, p).detach().clone(memory_format=torch.contiguous_format) for p in paths}
 
 
 def graph_from_json(data: dict[str, Any], tensors: dict[str, Tensor]) -> fx.GraphModule:
@@ -62,9 +65,11 @@ def graph_from_json(data: dict[str, Any], tensors: dict[str, Tensor]) -> fx.Grap
             made[item["name"]] = _make_node(graph, root, item, made, tensors)
         in_spec = pytree.treespec_loads(data["inputs"]["spec"])
         out_spec = pytree.treespec_loads(data["outputs"]["spec"])
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
         raise FormatError(f"the graph is damaged: {type(error).__name__} {error}; write the run again") from None
     names = data["inputs"]["names"]
+    for name in names:
+        _check_name(name)
     graph.set_codegen(fx.graph._PyTreeCodeGen(fx.graph._PyTreeInfo(names, in_spec, out_spec)))
     return fx.GraphModule(root, graph).eval()
 
@@ -77,7 +82,12 @@ def _make_node(
     tensors: dict[str, Tensor],
 ) -> fx.Node:
     op, target = item["op"], item["target"]
+    if op not in OPS or not isinstance(target, str):
+        raise FormatError(f"node {op!r} {target!r} is not one this package writes; allowed are {', '.join(OPS)}")
+    for name in (item["name"], *([target] if op == "placeholder" else []), *item["kwargs"]["dict"]):
+        _check_name(name)
     if op == "get_attr":
+        _check_path(target)
         if target not in tensors:
             raise FormatError(
                 f"tensor {target} is missing; the file beside the graph is another run's or was cut short"
@@ -88,6 +98,17 @@ def _make_node(
     node = graph.create_node(op, callee, tuple(args), kwargs, name=item["name"])
     node.meta = {"shape": tuple(item["shape"]), "path": "", "layer": item.get("layer"), "v_o": item.get("v_o")}
     return node
+
+
+def _check_name(name: object) -> None:
+    """Names become Python source when torch.fx compiles the graph, so they must be nothing but names."""
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+        raise FormatError(f"{name!r} is not a plain name; the graph is damaged or was made by something else")
+
+
+def _check_path(path: str) -> None:
+    if not path.isprintable() or re.search(r"[\"'\\]", path):  # nothing that could end a string in generated code
+        raise FormatError(f"{path!r} is not the path of a tensor; the graph is damaged or was made by something else")
 
 
 def _target_name(node: fx.Node) -> str:
@@ -104,7 +125,7 @@ def _target(name: str) -> Callable:
         return PLAIN[rest[0]]
     if namespace in NAMESPACES and len(rest) == 2:
         overload = getattr(getattr(getattr(torch.ops, namespace), rest[0], None), rest[1], None)
-        if overload is not None and _is_pure(overload):
+        if isinstance(overload, torch._ops.OpOverload) and _is_pure(overload):
             return overload
     raise FormatError(
         f"operator {name!r} is not one this package writes; allowed are {', '.join(NAMESPACES)} operators"
@@ -114,7 +135,7 @@ def _target(name: str) -> Callable:
 def _is_pure(overload: torch._ops.OpOverload) -> bool:
     """Tensors in, tensors or sizes out: no operator that opens files or writes into its inputs."""
     schema = overload._schema
-    return not schema.is_mutable and not any("filename" in a.name for a in schema.arguments)
+    return not schema.is_mutable and schema.name not in ("aten::from_file", "aten::set_")
 
 
 def _encode(value: Any) -> Any:
@@ -148,6 +169,8 @@ def _decode(value: Any, made: dict[str, fx.Node]) -> Any:
         return slice(*(_decode(v, made) for v in inner))
     if kind == "float":
         return float(inner)
+    if kind != "torch" or not isinstance(inner, str):
+        raise FormatError(f"a value of kind {kind!r} is not one this package writes")
     if inner in ("cpu", "cuda"):
         return torch.device(inner)
     found = getattr(torch, inner.removeprefix("torch."), None)

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from datafree import graph as g
 from datafree.affine import dequantize, fake_quantize
 from datafree.layer import Grids, activation_grid, compress_layer, layer_jobs, make_job
-from datafree.plan import LayerPlan, Plan, root
+from datafree.plan import WIDE, LayerPlan, Plan, root
 from datafree.recipe import Recipe
 from datafree.records import LayerJob, LayerResult
 from datafree.signals.source import Source, mirrored
@@ -56,16 +56,21 @@ def in_sequence(
     readers: dict[fx.Node, list[fx.Node]] = {}
     for node in items:
         readers.setdefault(node.args[0], []).append(node)
+    kept_inputs = {node.args[0] for node, item in items.items() if item.input_bits is None}
+    floats: dict[fx.Node, Tensor] = {}  # inputs of layers that read no integers
     solved: dict[fx.Node, LayerResult] = {}
     for node, value, change, own in mirrored(teacher, source):
         if node in items:
-            own[node] = _output(teacher, items[node], node, solved.get(node), own, grids, roots)
+            x = floats.get(node.args[0], own[node.args[0]]) if items[node].input_bits is None else own[node.args[0]]
+            own[node] = _output(teacher, items[node], node, x, solved.get(node), grids, roots[node.args[0]])
         if change is not None:
             own[node] = own[node] * change[0] + change[1]
         widths = plan.sites.get(node.name, ())
         for bits in widths:
             grids[node.name, bits] = activation_grid(own[node], bits, source.seed)
-        if widths:  # what everything but a narrower layer input reads
+        if node in kept_inputs:
+            floats[node] = own[node]
+        if widths and widths[0] >= WIDE:  # what everything but a narrower layer input and a kept layer reads
             own[node] = fake_quantize(own[node], grids[node.name, widths[0]])
         for reader in readers.get(node, ()):
             if items[reader].weights is not None:
@@ -78,17 +83,16 @@ def _output(
     teacher: fx.GraphModule,
     item: LayerPlan,
     node: fx.Node,
+    x: Tensor,
     result: LayerResult | None,
-    own: dict[fx.Node, Tensor],
     grids: Grids,
-    roots: dict[fx.Node, str],
+    source: str,
 ) -> Tensor:
     """What the student's layer puts out: quantized input, solved weights (or its float ones, where it is kept)."""
-    source, _, _, *rest = node.args
-    x, weight, bias = own[source], g.weight(teacher, item.layer), g.bias(teacher, item.layer)
+    weight, bias = g.weight(teacher, item.layer), g.bias(teacher, item.layer)
     if item.input_bits:
-        x = fake_quantize(x, grids[roots[source], item.input_bits])
+        x = fake_quantize(x, grids[source, item.input_bits])
     if result is not None:
         weight = dequantize(result.weight.float(), result.weight_qparams).view(weight.shape)
         bias = result.bias
-    return node.target(x, weight, bias, *rest)
+    return node.target(x, weight, bias, *node.args[3:])

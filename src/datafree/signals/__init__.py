@@ -48,8 +48,11 @@ def make_signal(
         raise ValueError("signal.kind is 'loader' but no images were given; pass images= to compress()")
     at_batchnorm = AT_BATCHNORM.get(signal.kind, "keep")
     if images is not None:
+        images = tuple(x.detach() for x in images)
         return Source(signal.kind, images, stats, at_batchnorm, seed), InputRange((), (), "the images given")
-    shapes = [(signal.images, *g.shape(node)[1:]) for node in g.placeholders(teacher)]
+    shapes = [g.shape(node)[1:] for node in g.placeholders(teacher)]
+    count = signal.images or num_images(shapes[0])
+    shapes = [(count, *shape) for shape in shapes]
     unit = tuple(_unit_images(shape, signal, generator) for shape in shapes)
     first = input_range or infer_input_range(teacher, 0, unit[0], stats)
     ranges = [first, *(infer_input_range(teacher, i, unit[i], stats) for i in range(1, len(unit)))]
@@ -57,6 +60,12 @@ def make_signal(
         unit = (match(teacher, stats, unit[0], signal, input_range=first, generator=generator),)
     inputs = tuple(in_range(x, r) for x, r in zip(unit, ranges, strict=True))
     return Source(signal.kind, inputs, stats, at_batchnorm, seed), first
+
+
+def num_images(shape: tuple[int, ...]) -> int:
+    """64 images, and more where the input (C, H, W) is small, for the last layers see few positions of each (ours)."""
+    side = min(shape[1:]) if len(shape) == 3 else 1
+    return max(64, min(512, 64 * 112 // side))
 
 
 def _unit_images(

@@ -68,9 +68,9 @@ def _match_batch(
     reach = max(1, min(unit.shape[2:]) // 12)
     for step in range(method.steps):
         shift = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
-        view = torch.roll(images, shift, (2, 3))
-        view = view.flip(3) if step % 2 else view
         with torch.enable_grad():
+            view = torch.roll(images, shift, (2, 3))
+            view = view.flip(3) if step % 2 else view
             mismatch, logits = _mismatch(teacher, stats, in_range(view, input_range))
             loss = mismatch + method.smoothness * _total_variation(view)
             if targets is not None and logits is not None:

@@ -32,7 +32,7 @@ def infer_input_range(teacher: fx.GraphModule, index: int, unit: Float[Tensor, "
     std = float((remembered.std / response.std.clamp(min=1e-12))[alive].median())
     gain = weight.flatten(2).sum(2)[alive].double() / remembered.std[alive, None].double()  # (C_out, C_in)
     offset = ((remembered.mean - bias)[alive] / remembered.std[alive]).double()
-    ridge = 0.1 * len(offset) / std**2  # a prior: the mean is of the size of a few standard deviations
+    ridge = 0.1 / std**2  # a prior: the mean is of the size of a few standard deviations
     mean = torch.linalg.solve(gain.T @ gain + ridge * torch.eye(gain.shape[1]).double(), gain.T @ offset)
     return InputRange(tuple(round(float(m), 4) for m in mean), (round(std, 4),), "inferred from the first BatchNorm")
 

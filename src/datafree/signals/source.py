@@ -43,16 +43,15 @@ class Source:
 def flow(teacher: fx.GraphModule, source: Source) -> Iterator[tuple[fx.Node, object]]:
     """Yield every node with its value, inputs first, in execution order; a value is freed after its last use."""
     generator = torch.Generator().manual_seed(source.seed)
-    with torch.no_grad():
-        for node, values in g.walk(teacher, source.inputs):
-            stats = source.stats.get(node.name) if source.at_batchnorm != "keep" else None
-            if stats is not None and source.at_batchnorm == "draw":
-                values[node] = draw(stats, (source.num_images, *g.shape(node)[1:]), generator)
-            elif node not in values:
-                values[node] = g.execute(node, values)
-                if stats is not None:
-                    values[node] = restandardise(values[node], stats)
-            yield node, values[node]
+    for node, values in g.walk(teacher, source.inputs):
+        stats = source.stats.get(node.name) if source.at_batchnorm != "keep" else None
+        if stats is not None and source.at_batchnorm == "draw":
+            values[node] = draw(stats, (source.num_images, *g.shape(node)[1:]), generator)
+        elif node not in values:
+            values[node] = g.execute(node, values)
+            if stats is not None:
+                values[node] = restandardise(values[node], stats)
+        yield node, values[node]
 
 
 def mirrored(teacher: fx.GraphModule, source: Source) -> Iterator[tuple[fx.Node, Any, Any, dict[fx.Node, Any]]]:
@@ -64,22 +63,21 @@ def mirrored(teacher: fx.GraphModule, source: Source) -> Iterator[tuple[fx.Node,
     """
     last_use = {used: node for node in teacher.graph.nodes for used in node.all_input_nodes}
     own: dict[fx.Node, Any] = {}
-    with torch.no_grad():
-        for node, values in g.walk(teacher, source.inputs):
-            if node.op == "placeholder":
-                own[node] = values[node]
-            else:
-                own.update({n: values[n] for n in node.all_input_nodes if n.op == "get_attr"})
-                own[node] = None if node.meta.get("layer") else g.execute(node, own)
-                values[node] = g.execute(node, values)
-            stats = source.stats.get(node.name) if source.at_batchnorm != "keep" else None
-            change = restandardising(values[node], stats) if stats is not None else None
-            if change is not None:
-                values[node] = values[node] * change[0] + change[1]
-            yield node, values[node], change, own
-            for used in node.all_input_nodes:
-                if last_use[used] is node:
-                    own.pop(used, None)
+    for node, values in g.walk(teacher, source.inputs):
+        if node.op == "placeholder":
+            own[node] = values[node]
+        else:
+            own.update({n: values[n] for n in node.all_input_nodes if n.op == "get_attr"})
+            own[node] = None if node.meta.get("layer") else g.execute(node, own)
+            values[node] = g.execute(node, values)
+        stats = source.stats.get(node.name) if source.at_batchnorm != "keep" else None
+        change = restandardising(values[node], stats) if stats is not None else None
+        if change is not None:
+            values[node] = values[node] * change[0] + change[1]
+        yield node, values[node], change, own
+        for used in node.all_input_nodes:
+            if last_use[used] is node:
+                own.pop(used, None)
 
 
 def restandardising(x: Float[Tensor, "n c ..."], stats: ChannelStats) -> tuple[Tensor, Tensor]:
