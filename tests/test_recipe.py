@@ -183,7 +183,7 @@ def test_unknown_key_names_its_path_and_what_is_allowed(text, path, allowed):
         ("solve: {method: closed, damping: 0}", "solve.*damping: .*greater than 0, got 0"),
         ("solve: {method: sgd, steps: 0}", "solve.*steps: .*greater than or equal to 1, got 0"),
         ("solve: {method: sgd, lr: -1}", "solve.*lr: .*greater than 0, got -1"),
-        ("solve: {method: magic}", "solve: .*'nearest', 'closed', 'sgd'"),
+        ("solve: {method: magic}", r"solve.method: .*'nearest', 'closed', 'sgd'"),
         (
             "layers: {fc: {weights: {bits: 1}}}",
             "layers.fc.*weights.bits: .*greater than or equal to 2, got 1",
@@ -277,7 +277,7 @@ def test_settings_leave_the_rest_of_the_preset():
         ("weights.bits=9", "weights.bits: .*less than or equal to 8, got 9"),
         ("weights.bit=4", "weights.bit: unknown key; allowed here are bits, per, symmetric"),
         ("wieghts.bits=4", "wieghts: unknown key; allowed here are signal"),
-        ("solve.method=magic", "solve: .*'nearest', 'closed', 'sgd'"),
+        ("solve.method=magic", r"solve.method: .*'nearest', 'closed', 'sgd'"),
         ("solve.steps=3", "solve.*steps: unknown key; allowed here are sequential, compensation, method, damping"),
         ("weights=4", "weights: .*dictionary.*got 4"),
     ],

@@ -262,7 +262,8 @@ def _explain(error: ValidationError) -> str:
     for item in error.errors():
         path = _user_path(item["loc"])
         if item["type"] == "union_tag_invalid":
-            tag, allowed = item["ctx"]["discriminator"].strip("'"), item["ctx"]["expected_tags"]
+            context = item.get("ctx", {})
+            tag, allowed = context["discriminator"].strip("'"), context["expected_tags"]
             lines.append(f"{'.'.join([*path, tag])}: allowed are {allowed}, got {item['input'][tag]!r}")
         elif item["type"] == "extra_forbidden":
             lines.append(f"{'.'.join(path)}: unknown key; {_allowed(item['loc'])}")
