@@ -158,7 +158,8 @@ def table(rows: list[Row]) -> str:
         "Points of top-1 lost, ± standard error over images (paired), in brackets agreement with the float network in "
         f"percent; mean over seeds {seeds}. torch {torch.__version__.split('+')[0]}. *real*: the same solver on 128 "
         "real images, the upper bound for anything data-free. *DFQ*: cross-layer equalization with ReLU6 replaced by "
-        "ReLU, min-max rounding, bias correction from BatchNorm. *paper*: gaussian signal, free AFCLE, layer-wise "
+        "ReLU, min-max rounding, bias correction from BatchNorm (its agreement is with that network). *paper*: gaussian "
+        "signal, free AFCLE, layer-wise "
         "training. *gaussian*: our solver on the paper's signal. Seconds are wall time of compress() on one thread of "
         "a busy machine, for orientation only.\n"
     ]
