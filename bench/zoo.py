@@ -46,6 +46,14 @@ ROWS = {
 }
 
 
+NOTE = """Points of top-1 lost, ± standard error over images (paired), in brackets agreement with the float
+network in percent; mean over seeds. *real*: the same solver on 128 real images, the upper bound for anything
+data-free. *DFQ*: cross-layer equalization with ReLU6 replaced by ReLU, min-max rounding, bias correction from BatchNorm
+(its agreement is with that network). *paper*: gaussian signal, free AFCLE, layer-wise training. *gaussian*: our solver
+on the paper's signal. Seconds are wall time of compress() on one thread of a busy machine, for orientation only.
+"""
+
+
 @dataclass(frozen=True)
 class Row:
     """One compression, evaluated. Accuracies are percent, `lost` is points, `seconds` are of compress()."""
@@ -154,15 +162,7 @@ def _line(r: Row) -> str:
 def table(rows: list[Row]) -> str:
     """Markdown: one table a network, presets down, methods across; points of top-1 lost, mean over seeds."""
     seeds = ", ".join(str(s) for s in sorted({r.seed for r in rows}))
-    text = [
-        "Points of top-1 lost, ± standard error over images (paired), in brackets agreement with the float network in "
-        f"percent; mean over seeds {seeds}. torch {torch.__version__.split('+')[0]}. *real*: the same solver on 128 "
-        "real images, the upper bound for anything data-free. *DFQ*: cross-layer equalization with ReLU6 replaced by "
-        "ReLU, min-max rounding, bias correction from BatchNorm (its agreement is with that network). *paper*: gaussian "
-        "signal, free AFCLE, layer-wise "
-        "training. *gaussian*: our solver on the paper's signal. Seconds are wall time of compress() on one thread of "
-        "a busy machine, for orientation only.\n"
-    ]
+    text = [f"Seeds {seeds}, torch {torch.__version__.split('+')[0]}. {NOTE}"]
     for network in [n for n in NETWORKS if any(r.network == n for r in rows)]:
         here = [r for r in rows if r.network == network]
         names = [n for n in ROWS if any(r.row == n for r in here)]

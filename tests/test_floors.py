@@ -15,7 +15,7 @@ ROOT = Path(datafree.__file__).parent
 FLOORS = (
     "recipe",
     "records",
-    "affine masks graph capture pools models images demo",
+    "affine masks graph capture pools models images weights demo",
     "batchnorm spaces equalize moments",
     "signals solvers",
     "plan layer solve assemble",

@@ -16,22 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from datafree.records import InputRange
+from datafree.weights import ModelError, existing, load_weights_
 
 DEFAULT_SIZE = (3, 224, 224)
 
 # Natural images, pixels in 0..1: the constants that ImageNet training uses everywhere.
 NATURAL_MEAN = (0.485, 0.456, 0.406)
 NATURAL_STD = (0.229, 0.224, 0.225)
-
-
-class ModelError(ValueError):
-    """A model name, a factory or a weights file that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ def load_model(
             f'write "timm:{name.rpartition("/")[2]}" for the network of that name in timm'
         )
     if weights is not None:
-        _load_weights_(model, Path(weights), name=name)
+        load_weights_(model, Path(weights), name=name)
     return model.eval(), torch.zeros(1, *size)
 
 
@@ -124,7 +120,7 @@ def provenance(name: str, weights: str | Path | None = None, *, pretrained: bool
     packaged = scheme in ("timm", "torchvision")
     origin = f"{scheme} {importlib.metadata.version(scheme)} {rest}" if packaged else name
     if weights is not None:
-        path = _existing(Path(weights))
+        path = existing(Path(weights))
         return f"{origin}, weights {path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
     if packaged:
         return f"{origin}, {'pretrained' if pretrained else 'random'} weights"
@@ -311,86 +307,6 @@ def _current_directory_first() -> Iterator[None]:
     finally:
         with suppress(ValueError):  # the module may have removed it itself
             sys.path.remove(entry)
-
-
-def _load_weights_(model: nn.Module, path: Path, *, name: str) -> None:
-    own = model.state_dict()
-    state = _unprefixed(_read_weights(path), own)
-    # The counter of batches is used in training only, and older files do not have it.
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
-    other = [
-        f"{key} {_kind(state[key])} for {_kind(own[key])}"
-        for key in state
-        if key in own and _kind(state[key]) != _kind(own[key])
-    ]
-    found = {"missing": missing, "unexpected": unexpected, "of another shape or kind": other}
-    faults = ", ".join(f"{len(keys)} {fault} ({_first_three(keys)})" for fault, keys in found.items() if keys)
-    if faults:
-        raise ModelError(
-            f"weights {path} do not fit {name!r}: {faults}; give the file saved from this very network, or "
-            "the network it was saved from as pkg.module:factory"
-        )
-    model.load_state_dict(state, strict=False)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    _existing(path)
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise ModelError(f"weights {path} are {path.suffix or 'without a suffix'}; give .safetensors, .pth or .pt")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises anything from OSError to KeyError
-        code = re.search(r"GLOBAL (\S+)|TorchScript", str(error))
-        if code:
-            raise ModelError(
-                f"weights {path} hold code ({code[1] or code[0]}), not tensors alone, and are not opened; "
-                "save model.state_dict() with safetensors.torch.save_file"
-            ) from error
-        raise ModelError(
-            f"weights {path} ({path.stat().st_size} bytes) cannot be read as {path.suffix} "
-            f"({type(error).__name__}); the file is damaged, cut short or of another format: write it again"
-        ) from error
-    return _unwrapped(content, path=path)
-
-
-def _unwrapped(content: object, *, path: Path) -> dict[str, Tensor]:
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not content:
-        raise ModelError(f"weights {path} hold {type(content).__name__}, not tensors by name; save model.state_dict()")
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ModelError(
-                f"weights {path} hold {type(value).__name__} under {key!r}, not a tensor; save "
-                'model.state_dict(), alone or under "state_dict"'
-            )
-    return content
-
-
-def _unprefixed(state: dict[str, Tensor], own: dict[str, Any]) -> dict[str, Tensor]:
-    """Drop the "module." that DataParallel puts before every name, unless the model's own names have it."""
-    prefix = "module."
-    if any(key.startswith(prefix) for key in own) or not all(key.startswith(prefix) for key in state):
-        return state
-    return {key.removeprefix(prefix): value for key, value in state.items()}
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise ModelError(f"weights {path} are not a file (looked from {Path.cwd()}); give .safetensors, .pth or .pt")
-    return path
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)}{'' if tensor.is_floating_point() else ' integer'}"
-
-
-def _first_three(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
 
 
 def _raised(error: Exception) -> str:
