@@ -44,10 +44,10 @@ def cnn(name: str):
     torch.manual_seed(0)
     model, example = load_model(name)
     side = SIDES.get(name, SIDE)
-    x = torch.randn(2, example.shape[1], side, side)
+    x = torch.randn(16, example.shape[1], side, side)  # statistics of fewer images amplify float32's own rounding
     randomise_batchnorm_(model, torch.Generator().manual_seed(1))
     calibrate_batchnorm_(model, x)
-    return model.eval(), (x,)
+    return model.eval(), (x[:2],)
 
 
 @pytest.mark.parametrize("name", TINY)
