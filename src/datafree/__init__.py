@@ -1,9 +1,10 @@
 """Compress a trained convolutional network with no data at all."""
 
+from datafree.inspect import inspect
 from datafree.models import load_model
 from datafree.pipeline import compress
 from datafree.pools import processes, serial
 from datafree.recipe import Recipe
 from datafree.run import Run, evaluate
 
-__all__ = ["Recipe", "Run", "compress", "evaluate", "load_model", "processes", "serial"]
+__all__ = ["Recipe", "Run", "compress", "evaluate", "inspect", "load_model", "processes", "serial"]

@@ -78,13 +78,13 @@ def make_job(
     weight = g.weight(teacher, layer)
     kernel = tuple(weight.shape[2:]) or (1, 1)
     qparams = grids[root(node).name, item.input_bits] if item.input_bits else None
-    at = positions(tuple(x.shape), layer, kernel, NUM_ROWS[need], seed)
     try:
         moments = closed_form(layer, node, tuple(weight.shape), source.stats, _side(x)) if source.draws else None
         if moments is not None and student_x is None:
             moments = _with_rounding(moments, qparams)
         else:
             full = need == "covariance" or student_x is not None
+            at = positions(tuple(x.shape), layer, kernel, NUM_ROWS[need], seed)
             moments = gather_moments(x, layer, kernel, at, qparams=qparams, full=full, student_x=student_x)
     except MomentsError as error:
         raise LayerError(f"{layer.name}: {error}") from None
