@@ -9,10 +9,10 @@ from datafree import Recipe, compress
 from datafree import graph as g
 from datafree.batchnorm import fold_batchnorm_
 from datafree.capture import trace
-from datafree.layer import compensated
 from datafree.recipe import Closed, Inverted, Matched
 from datafree.records import ChannelStats, InputRange, LayerJob, Moments, WeightSpec
 from datafree.signals.matching import MatchingError, _mismatch, match
+from datafree.solvers.compensation import DAMPINGS, best_share, compensated, least_squares
 from nets import NETS, calibrate_batchnorm_
 
 UNIT = InputRange((0.0,), (1.0,), "test")
@@ -57,21 +57,67 @@ def test_sequence_runs_what_the_student_will_run():
     assert float(bias_left) < 0.02  # the bias correction of the last layer saw the student's own input
 
 
-def test_compensation_is_damped_least_squares():
-    generator = torch.Generator().manual_seed(0)
-    u = torch.randn(4000, 6, generator=generator, dtype=torch.float64)
-    own = u @ torch.randn(6, 6, generator=generator, dtype=torch.float64) * 0.3 + u
+def moments_of(u, own):
     centred, centred_own = u - u.mean(0), own - own.mean(0)
     cov, cross = (a.T @ centred_own / len(u) for a in (centred_own, centred))
-    weight = torch.randn(1, 3, 6, generator=generator)
-    moments = Moments(u.mean(0)[None].float(), own.mean(0)[None].float(), cov[None].float(), 4000, cross[None].float())
-    job = LayerJob("fc", weight, torch.zeros(3), moments, WeightSpec(8, True, True), Closed(compensation=1.0), 0)
+    return Moments(u.mean(0)[None].float(), own.mean(0)[None].float(), cov[None].float(), len(u), cross[None].float())
+
+
+def upstream(num_rows=4000, taps=6, noise=0.3, seed=0):
+    """A layer whose student's inputs are not its teacher's: rows of both, and the job."""
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.randn(num_rows, taps, generator=generator, dtype=torch.float64)
+    own = u @ torch.randn(taps, taps, generator=generator, dtype=torch.float64) * noise + u
+    own = own + noise * torch.randn(num_rows, taps, generator=generator, dtype=torch.float64)
+    weight = torch.randn(1, 3, taps, generator=generator)
+    folds = (moments_of(u[: num_rows // 2], own[: num_rows // 2]), moments_of(u[num_rows // 2 :], own[num_rows // 2 :]))
+    spec = WeightSpec(8, True, True)
+    return u, own, LayerJob("fc", weight, torch.zeros(3), moments_of(u, own), spec, Closed(), 0, folds=folds)
+
+
+def test_compensation_is_damped_least_squares():
+    _, _, job = upstream()
+    weight, cov, cross = job.weight[0], job.moments.cov[0].double(), job.moments.cross[0].double()
     d = 0.01 * cov.diagonal().mean() * torch.eye(6).double()
-    wanted = (weight[0].double() @ (cross + d)) @ torch.linalg.inv(cov + d)
-    assert torch.allclose(compensated(job).weight[0], wanted.float(), atol=1e-4)
-    assert torch.equal(compensated(replace(job, method=Closed(compensation=0.0))).weight, weight)
-    half = compensated(replace(job, method=Closed(compensation=0.5))).weight[0]
-    assert torch.allclose(half, (wanted.float() + weight[0]) / 2, atol=1e-4)
+    wanted = (weight.double() @ (cross + d)) @ torch.linalg.inv(cov + d)
+    found, share = compensated(replace(job, method=Closed(compensation=1.0)))
+    assert torch.allclose(found.weight[0], wanted.float(), atol=1e-4) and share == 1.0
+    found, share = compensated(replace(job, method=Closed(compensation=0.0)))
+    assert torch.equal(found.weight, job.weight) and share == 0.0
+    half, _ = compensated(replace(job, method=Closed(compensation=0.5)))
+    assert torch.allclose(half.weight[0], (wanted.float() + weight) / 2, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_rows", [14, 40, 4000])
+def test_share_errs_least_on_the_half_that_was_not_seen(num_rows):
+    """Against a plain search over shares and dampings, on the rows themselves."""
+    u, own, job = upstream(num_rows)
+    weight, middle = job.weight.double(), num_rows // 2
+    halves = [slice(0, middle), slice(middle, None)]
+
+    def error(damping, share):
+        total = 0.0
+        for seen, other in ((0, 1), (1, 0)):
+            best = torch.lerp(weight, least_squares(weight, job.folds[seen], damping), share)[0]
+            off = u[halves[other]] @ weight[0].T - own[halves[other]] @ best.T
+            total += float(off.var(0, correction=0).sum())
+        return total
+
+    damping, share = best_share(weight, *job.folds)
+    tried = {(d, s / 50): error(d, s / 50) for d in DAMPINGS for s in range(51)}
+    assert error(damping, share) <= min(tried.values()) * (1 + 1e-5)
+    if num_rows == 4000:
+        assert share > 0.9 and error(damping, share) < 0.9 * error(0.01, 0.0)
+    assert compensated(job)[1] == share
+
+
+def test_compensation_that_does_not_hold_on_other_images_is_dropped():
+    """Halves that contradict each other: what helps on one hurts on the other, and the weights stay."""
+    _, _, job = upstream()
+    first = job.folds[0]
+    mirrored = replace(first, cross=2 * first.cov - first.cross)  # C - H with the other sign
+    found, share = compensated(replace(job, folds=(first, mirrored)))
+    assert share == 0.0 and torch.equal(found.weight, job.weight)
 
 
 @pytest.mark.parametrize("method", [Matched(steps=30), Inverted(steps=30)], ids=["matched", "inverted"])

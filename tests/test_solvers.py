@@ -10,19 +10,23 @@ import pytest
 import torch
 
 from datafree.affine import dequantize, grid
-from datafree.layer import LayerError, compress_layer, output_power, weight_grid
+from datafree.layer import LayerError, compress_layer
 from datafree.pools import processes, serial
-from datafree.recipe import Closed, Nearest, Sgd, Solve
+from datafree.recipe import AdaRound, Closed, Nearest, Sgd, Solve, SQuant
 from datafree.records import LayerJob, Moments, QParams, WeightSpec
 from datafree.solvers import NEEDS, SOLVERS
-from datafree.solvers.closed import closed
+from datafree.solvers.adaround import adaround
+from datafree.solvers.closed import closed, polished
+from datafree.solvers.grids import FACTORS, output_power, solve_on_best_grid, weight_grid
 from datafree.solvers.nearest import nearest
 from datafree.solvers.sgd import sgd
+from datafree.solvers.squant import squant
 
 torch.set_num_threads(1)
 
 SGD = Sgd(steps=60, rows=64, lr=3e-3)
-METHODS = pytest.mark.parametrize("method", [Nearest(), Closed(), SGD], ids=["nearest", "closed", "sgd"])
+ADAROUND = AdaRound(steps=60)
+METHODS = pytest.mark.parametrize("method", [Nearest(), Closed(), SGD, SQuant(), ADAROUND], ids=lambda m: m.method)
 SPECS = {
     "channel": WeightSpec(4, True, False),
     "tensor": WeightSpec(4, False, False),
@@ -93,6 +97,35 @@ def plain_gptq(weight, h, scale, zero_point, qmin, qmax, damping):
     return q[:, np.argsort(order)]
 
 
+def plain_squant(weight, scale, zero_point, qmin, qmax, kernel_size):
+    """SQuant (arXiv 2202.07471, section 3.3) on one output channel (n,), element after element: integers (n,)."""
+    exact = [w / scale + zero_point for w in weight]
+    q = [min(max(round(x), qmin), qmax) for x in exact]
+
+    def flip(elements):
+        """Flip among `elements`; return the one to flip next, or to take back, when the channel asks for it."""
+        total = sum(q[i] - exact[i] for i in elements)
+        step = -1 if total > 0 else 1
+        same = [i for i in elements if (q[i] - exact[i]) * step < 0 and qmin <= q[i] + step <= qmax]
+        same.sort(key=lambda i: abs(q[i] - exact[i]), reverse=True)
+        count = min(round(abs(total)), len(same))
+        for i in same[:count]:
+            q[i] += step
+        next_one = count - 1 if count and count >= abs(total) else count
+        return same[next_one : next_one + 1], step
+
+    candidates = []
+    for start in range(0, len(q), kernel_size):
+        candidates += flip(range(start, start + kernel_size))[0]
+    total = sum(a - b for a, b in zip(q, exact, strict=True))
+    step = -1 if total > 0 else 1
+    candidates = [i for i in candidates if (q[i] - exact[i]) * step < 0]
+    candidates.sort(key=lambda i: abs(q[i] - exact[i]), reverse=True)
+    for i in candidates[: round(abs(total))]:
+        q[i] += step
+    return q
+
+
 def assert_same_results(first, second):
     assert [r.name for r in first] == [r.name for r in second]
     for one, other in zip(first, second, strict=True):
@@ -116,8 +149,8 @@ def test_every_method_of_the_recipe_has_a_solver():
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize("seed, groups, rows, taps", [(0, 1, 6, 20), (1, 3, 4, 9), (2, 2, 3, 150), (3, 5, 1, 4)])
-def test_closed_equals_gptq(seed, groups, rows, taps, spec):
-    job = make_job(Closed(damping=0.02), seed=seed, spec=spec, groups=groups, rows=rows, taps=taps)
+def test_closed_without_polish_equals_gptq(seed, groups, rows, taps, spec):
+    job = make_job(Closed(damping=0.02, polish=0), seed=seed, spec=spec, groups=groups, rows=rows, taps=taps)
     qparams = weight_grid(job)
     q = closed(job, qparams).view(groups, rows, taps)
     per_row = torch.ones(groups * rows)
@@ -173,6 +206,135 @@ def test_sgd_lowers_the_error_on_its_rows(spec, groups):
         return moved.var(0).sum().item()
 
     assert error(sgd(job, qparams)) < 0.7 * error(nearest(job, qparams))
+
+
+def held_out_error(q, qparams, job):
+    """Error of each output channel on the quarter of the rows that sgd does not train on."""
+    rows = job.rows[: len(job.rows) // 4]
+    return torch.einsum("rgn,gon->rgo", rows, job.weight - real_values(q, qparams, job)).var(0, unbiased=False)
+
+
+@pytest.mark.parametrize("lr", [1e-3, 10.0, 1e6])
+@pytest.mark.parametrize("bits, groups, rows, taps", [(2, 1, 6, 20), (4, 3, 2, 9), (8, 5, 1, 4)])
+def test_sgd_is_never_worse_than_its_start_on_rows_it_has_not_seen(lr, bits, groups, rows, taps):
+    method = Sgd(steps=30, rows=32, lr=lr)
+    for spec in (WeightSpec(bits, True, False), WeightSpec(bits, False, True)):
+        job = make_job(method, spec=spec, groups=groups, rows=rows, taps=taps)
+        qparams = weight_grid(job)
+        after = held_out_error(sgd(job, qparams), qparams, job)
+        assert (after <= held_out_error(nearest(job, qparams), qparams, job) * (1 + 1e-5) + 1e-12).all()
+
+
+def test_sgd_that_only_does_harm_returns_its_start():
+    job = make_job(Sgd(steps=30, rows=32, lr=1e6))
+    qparams = weight_grid(job)
+    assert torch.equal(sgd(job, qparams), nearest(job, qparams))
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 100, 127])
+def test_sgd_with_too_few_rows_to_hold_any_out_measures_on_all_of_them(num_rows):
+    job = make_job(Sgd(steps=60, rows=64, lr=3e-3))
+    job = replace(job, rows=job.rows[:num_rows])
+    qparams = weight_grid(job)
+
+    def error(q):
+        moved = torch.einsum("rgn,gon->rgo", job.rows, job.weight - real_values(q, qparams, job))
+        return moved.var(0, unbiased=False)
+
+    assert (error(sgd(job, qparams)) <= error(nearest(job, qparams)) * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "groups, rows, channels, kernel_size",
+    [(1, 6, 5, 9), (3, 4, 2, 25), (6, 1, 1, 9), (1, 8, 30, 1), (2, 3, 4, 2)],
+    ids=["convolution", "grouped", "depthwise", "linear", "two taps"],
+)
+def test_squant_equals_the_paper(groups, rows, channels, kernel_size, seed, spec):
+    job = make_job(SQuant(), seed=seed, spec=spec, groups=groups, rows=rows, taps=channels * kernel_size)
+    job = replace(job, kernel_size=kernel_size)
+    qparams = weight_grid(job)
+    found = squant(job, qparams).flatten(0, 1)
+    scale = qparams.scale.double().expand(groups * rows).tolist()
+    zero_point = qparams.zero_point.expand(groups * rows).tolist()
+    for row, w in enumerate(job.weight.flatten(0, 1).double().tolist()):
+        expected = plain_squant(w, scale[row], zero_point[row], qparams.qmin, qparams.qmax, kernel_size)
+        assert found[row].tolist() == expected
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("channels, kernel_size", [(1, 9), (12, 9), (64, 1), (5, 25)])
+def test_squant_brings_sums_of_errors_within_half_a_step(bits, channels, kernel_size):
+    job = make_job(SQuant(), spec=WeightSpec(bits, True, True), groups=2, taps=channels * kernel_size)
+    job = replace(job, kernel_size=kernel_size)
+    limits = job.weight.flatten(0, 1).abs().amax(1)
+    qparams = grid(-limits, limits, bits=bits, symmetric=True)  # nothing is clipped
+    exact = job.weight.flatten(0, 1).double() / qparams.scale[:, None]
+    error = squant(job, qparams).flatten(0, 1) - exact
+    start = nearest(job, qparams).flatten(0, 1) - exact
+    assert error.abs().max() < 1  # one of the two neighbours
+    assert error.sum(1).abs().max() <= 0.5 + 1e-6
+    kernels = error.unflatten(1, (channels, kernel_size)).sum(2).abs()
+    assert kernels.max() <= 1 + 1e-6  # SQuant-C relaxes what SQuant-K reached, by one flip at most
+    assert channels == 1 or start.sum(1).abs().max() > 0.5
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_squant_beats_nearest_where_inputs_are_what_the_paper_assumes(bits):
+    for seed in range(4):
+        job = make_job(SQuant(), seed=seed, spec=WeightSpec(bits, True, False), groups=2, taps=36)
+        job = replace(with_covariance(job, equicorrelated(36, 0.9, groups=2)), kernel_size=9)
+        qparams = weight_grid(job)
+        assert output_error(job, squant, qparams) < output_error(job, nearest, qparams)
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize("groups, rows, taps", [(1, 6, 20), (3, 4, 9), (5, 1, 4)], ids=["all", "grouped", "depthwise"])
+@pytest.mark.parametrize("steps", [1, 100])
+def test_adaround_is_never_worse_than_nearest_in_any_channel(groups, rows, taps, spec, steps):
+    job = make_job(AdaRound(steps=steps), spec=spec, groups=groups, rows=rows, taps=taps)
+    qparams = weight_grid(job)
+    first, second = nearest(job, qparams), adaround(job, qparams)
+    start, end = (job.weight - real_values(q, qparams, job) for q in (first, second))
+    form = lambda d: torch.einsum("gon,gnm,gom->go", d, job.moments.cov, d)  # noqa: E731
+    assert (form(end) <= form(start) * (1 + 1e-4)).all()
+    assert (second - first).abs().max() <= 1
+    assert steps == 1 or taps < 20 or not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("bits, decibels", [(2, 4), (4, 4), (8, 4)])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_adaround_beats_nearest_at_any_width_and_size_of_its_inputs(bits, decibels, scale):
+    job = make_job(AdaRound(steps=200), spec=WeightSpec(bits, True, False), taps=24)
+    job = with_covariance(job, job.moments.cov * scale)
+    qparams = weight_grid(job)
+    assert output_error(job, nearest, qparams) > 10 ** (decibels / 10) * output_error(job, adaround, qparams)
+
+
+def test_adaround_comes_near_the_best_of_all_roundings_up_or_down():
+    job = make_job(AdaRound(steps=200), spec=WeightSpec(4, True, True), groups=20, rows=1, taps=6)
+    limits = job.weight[:, 0].abs().amax(1)
+    qparams = grid(-limits, limits, bits=4, symmetric=True)
+    scale = qparams.scale[:, None, None]
+    up = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 6)  # (64, 6)
+    moved = job.weight - ((job.weight / scale).floor() + up) * scale  # (20, 64, 6)
+    best = torch.einsum("gan,gnm,gam->ga", moved, job.moments.cov, moved).amin(1)
+    decibels = {}
+    for solver in (nearest, adaround):
+        moved = (job.weight - real_values(solver(job, qparams), qparams, job))[:, 0]
+        error = torch.einsum("gn,gnm,gm->g", moved, job.moments.cov, moved)
+        assert (error >= best * (1 - 1e-3)).all()
+        decibels[solver] = 10 * (error / best).log10().mean()
+    assert decibels[adaround] < 2 and decibels[adaround] < 0.6 * decibels[nearest]
+
+
+@pytest.mark.parametrize("method", [AdaRound(steps=5), SQuant()], ids=lambda m: m.method)
+def test_weights_on_the_grid_stay_where_they_are(method):
+    job = make_job(method, spec=WeightSpec(4, True, True))
+    job = replace(job, weight=torch.randint(-7, 8, job.weight.shape).float() / 8)
+    qparams = QParams(torch.full((6,), 1 / 8), torch.zeros(6, dtype=torch.int32), -7, 7)
+    assert torch.equal(SOLVERS[type(method)](job, qparams), job.weight * 8)
 
 
 def test_sgd_without_rows_is_our_own_mistake():
@@ -270,7 +432,13 @@ def test_result_is_plain_data(method):
 
 def placement_jobs():
     """One of each method, large enough for threads to change the order of sums."""
-    sizes = [(Closed(), 1, 24, 200), (SGD, 3, 24, 60), (Nearest(), 1, 200, 200)]
+    sizes = [
+        (Closed(), 1, 24, 200),
+        (SGD, 3, 24, 60),
+        (Nearest(), 1, 200, 200),
+        (ADAROUND, 1, 24, 200),
+        (SQuant(), 3, 24, 60),
+    ]
     return [
         replace(make_job(method, groups=groups, rows=rows, taps=taps), name=method.method)
         for method, groups, rows, taps in sizes
@@ -322,3 +490,49 @@ def test_weights_that_are_not_finite_are_refused(method, value):
     weight[0, 1, 2] = value
     with pytest.raises(LayerError, match=r"block\.conv: .*not finite"):
         compress_layer(replace(job, weight=weight))
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize("groups", [1, 3])
+def test_polish_never_raises_a_row_s_error_and_lowers_some(groups, spec):
+    moved = False
+    for seed in range(4):
+        job = make_job(Closed(polish=0), seed=seed, groups=groups, spec=spec)
+        qparams = weight_grid(job)
+        before = closed(job, qparams)
+        after = polished(before, job, qparams, passes=2)
+        errors = [row_errors(job, q, qparams) for q in (before, after)]
+        assert bool((errors[1] <= errors[0] * (1 + 1e-9) + 1e-12).all())
+        assert after.min() >= qparams.qmin and after.max() <= qparams.qmax and torch.equal(after, after.round())
+        assert torch.equal(polished(before, job, qparams, passes=0), before)
+        moved |= not torch.equal(before, after)
+    assert moved or spec.bits == 8
+
+
+def row_errors(job, q, qparams):
+    off = (job.weight - dequantize(q.flatten(0, 1), qparams).view_as(q)).double()
+    return ((off @ job.moments.cov.double()) * off).sum(2)
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize("groups", [1, 3])
+def test_best_grid_is_the_best_of_those_tried_one_by_one(groups, spec):
+    job = make_job(Closed(polish=0), groups=groups, spec=spec)
+    q, qparams = solve_on_best_grid(job, closed)
+    first = weight_grid(job)
+    errors = []
+    for factor in FACTORS:
+        trial = replace(first, scale=first.scale * factor)
+        errors.append(row_errors(job, closed(job, trial), trial))
+    tried = torch.stack(errors)
+    wanted = tried.amin(0) if spec.per_channel else tried.sum((1, 2)).amin()
+    found = row_errors(job, q, qparams)
+    assert torch.allclose(found if spec.per_channel else found.sum(), wanted, rtol=1e-4)
+    assert qparams.scale.shape == first.scale.shape == qparams.zero_point.shape
+    if spec.bits < 8 and spec.per_channel:
+        assert not torch.equal(qparams.scale, first.scale), "the first grid was the best for every row"
+
+
+def test_methods_that_train_are_solved_on_one_grid():
+    job = make_job(SGD)
+    assert torch.equal(solve_on_best_grid(job, nearest)[1].scale, weight_grid(job).scale)

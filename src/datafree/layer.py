@@ -6,20 +6,22 @@ import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.affine import CLIP_RATIOS, dequantize, fake_quantize, search_grid
-from datafree.moments import chunks, gather_moments, positions
+from datafree.affine import dequantize, fake_quantize, search_grid
+from datafree.moments import chunks, gather_moments, merged, positions
 from datafree.plan import LayerPlan, Plan, root
 from datafree.recipe import Nearest, Recipe
 from datafree.records import LayerJob, LayerResult, Moments, MomentsError, QParams, decibel
 from datafree.signals.gaussian import closed_form
 from datafree.signals.source import Source, flow
 from datafree.solvers import NEEDS, SOLVERS
-from datafree.solvers.closed import damped
+from datafree.solvers.compensation import compensated
+from datafree.solvers.grids import output_power, solve_on_best_grid
 
 NUM_ROWS = {"diagonal": 4096, "covariance": 16384, "rows": 4096}
 RANGE_SAMPLE = 2**16
@@ -70,22 +72,12 @@ def make_job(
     student_x: Tensor | None = None,
 ) -> LayerJob:
     """One layer's problem, from the value `x` of its input node, and the student's where that is another."""
-    layer, need, seed = (
-        item.layer,
-        NEEDS[type(recipe.solve)],
-        source.seed ^ zlib.crc32(item.layer.name.encode()),
-    )
+    layer, seed = item.layer, source.seed ^ zlib.crc32(item.layer.name.encode())
     weight = g.weight(teacher, layer)
     kernel = tuple(weight.shape[2:]) or (1, 1)
     qparams = grids[root(node).name, item.input_bits] if item.input_bits else None
     try:
-        moments = closed_form(layer, node, tuple(weight.shape), source.stats, _side(x)) if source.draws else None
-        if moments is not None and student_x is None:
-            moments = _with_rounding(moments, qparams)
-        else:
-            full = need == "covariance" or student_x is not None
-            at = positions(tuple(x.shape), layer, kernel, NUM_ROWS[need], seed)
-            moments = gather_moments(x, layer, kernel, at, qparams=qparams, full=full, student_x=student_x)
+        moments, folds = _moments(x, item, node, source, qparams, NEEDS[type(recipe.solve)], seed, student_x)
     except MomentsError as error:
         raise LayerError(f"{layer.name}: {error}") from None
     return LayerJob(
@@ -97,10 +89,37 @@ def make_job(
         method=recipe.solve,
         seed=seed,
         rows=_drawn_rows(x if student_x is None else student_x, item, kernel, recipe, qparams, seed)
-        if need == "rows"
+        if NEEDS[type(recipe.solve)] == "rows"
         else None,
         input_scale=float(qparams.scale) if qparams else None,
+        kernel_size=kernel[0] * kernel[1],
+        folds=folds,
     )
+
+
+def _moments(
+    x: Tensor,
+    item: LayerPlan,
+    node: fx.Node,
+    source: Source,
+    qparams: QParams | None,
+    need: str,
+    seed: int,
+    student_x: Tensor | None,
+) -> tuple[Moments, tuple[Moments, Moments] | None]:
+    """Moments of the layer's input; and, where the student's inputs are its own, of both halves of the images."""
+    layer, shape = item.layer, tuple(g.weight(node.graph.owning_module, item.layer).shape)
+    moments = closed_form(layer, node, shape, source.stats, _side(x)) if source.draws and student_x is None else None
+    if moments is not None:
+        return _with_rounding(moments, qparams), None
+    kernel = shape[2:] or (1, 1)
+    at = positions(tuple(x.shape), layer, kernel, NUM_ROWS[need], seed)
+    full = need == "covariance" or student_x is not None
+    gather = partial(gather_moments, x, layer, kernel, qparams=qparams, full=full, student_x=student_x)
+    if student_x is None or len(at) < 2:
+        return gather(at), None
+    first, second = (gather(half) for half in at[torch.argsort(at[:, 0], stable=True)].tensor_split(2))
+    return merged(first, second), (first, second)
 
 
 def _side(x: Tensor) -> tuple[int, int]:
@@ -144,9 +163,8 @@ def compress_layer(job: LayerJob) -> LayerResult:
     torch.set_num_threads(1)
     try:
         with torch.no_grad():
-            wanted, job = job.weight, compensated(job)
-            qparams = weight_grid(job)
-            q = SOLVERS[type(job.method)](job, qparams)
+            wanted, (job, share) = job.weight, compensated(job)
+            q, qparams = solve_on_best_grid(job, SOLVERS[type(job.method)])
             new = dequantize(q.flatten(0, 1), qparams).view_as(job.weight)
             shift = torch.einsum("gon,gn->go", wanted, job.moments.mean)
             shift = shift - torch.einsum("gon,gn->go", new, job.moments.student_mean)
@@ -159,6 +177,7 @@ def compress_layer(job: LayerJob) -> LayerResult:
                 error_db=decibel(output_power(job.weight, job.moments), output_power(job.weight - new, job.moments)),
                 bits=job.spec.bits,
                 method=job.method.method,
+                compensation=share,
                 seconds=time.perf_counter() - start,
             )
     except (torch.linalg.LinAlgError, RuntimeError) as error:
@@ -169,49 +188,3 @@ def compress_layer(job: LayerJob) -> LayerResult:
         ) from error
     finally:
         torch.set_num_threads(threads)
-
-
-def compensated(job: LayerJob) -> LayerJob:
-    """The job with float weights that make up for the error upstream, by the share `compensation` asks for.
-
-    Least squares of the teacher's output on the student's input, damped towards the weights as they are (ours):
-
-        W* = (W C + d W) (H + d)^-1,   C = Cov[u, u'],   target = a W* + (1 - a) W
-    """
-    share = job.method.compensation
-    if job.moments.cross is None or not share:
-        return job
-    h = damped(job.moments.cov, 0.01)
-    extra = (h - job.moments.cov.double()).diagonal(dim1=1, dim2=2)[:, None, :]
-    w = job.weight.double()
-    right = w @ job.moments.cross.double() + extra * w
-    best = torch.cholesky_solve(right.transpose(1, 2), torch.linalg.cholesky(h)).transpose(1, 2)
-    return replace(job, weight=(share * best + (1 - share) * w).float())
-
-
-def weight_grid(job: LayerJob) -> QParams:
-    """Clipping by the error it causes at the output, sum_j H_jj (w_j - w'_j)^2; one scale a row or one in all."""
-    importance = job.moments.variance[:, None].expand_as(job.weight)
-    shape = (-1, job.weight.shape[2]) if job.spec.per_channel else (1, -1)
-    ratios = (1.0,) if isinstance(job.method, Nearest) and not job.method.clip else CLIP_RATIOS
-    qparams = search_grid(
-        job.weight.reshape(shape),
-        bits=job.spec.bits,
-        symmetric=job.spec.symmetric,
-        importance=importance.reshape(shape),
-        ratios=ratios,
-    )
-    if job.input_scale is None:
-        return qparams
-    reach = (job.weight.abs() * (job.moments.mean.abs() + job.moments.student_mean.abs())[:, None]).sum(2).flatten()
-    smallest = (job.bias.abs() + reach) / (2**30 * job.input_scale)  # the corrected bias must fit into 32 bits
-    smallest = smallest if job.spec.per_channel else smallest.max()[None]
-    return replace(qparams, scale=torch.maximum(qparams.scale, smallest))
-
-
-def output_power(weight: Tensor, moments: Moments) -> float:
-    """Variance of the layer's output summed over channels, W H W^T; weight (g, o, n)."""
-    w = weight.double()
-    if moments.cov.dim() == 2:
-        return float((w.square() * moments.cov.double()[:, None]).sum())
-    return float(((w @ moments.cov.double()) * w).sum())

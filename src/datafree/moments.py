@@ -96,6 +96,20 @@ def gather_moments(
     return Moments(mean.float(), student_mean.float(), cov.float(), len(at), None if cross is None else cross.float())
 
 
+def merged(a: Moments, b: Moments) -> Moments:
+    """The moments of all rows of both."""
+    num_rows = a.num_rows + b.num_rows
+    share = a.num_rows / num_rows
+    mean, student_mean = (torch.lerp(y, x, share) for x, y in ((a.mean, b.mean), (a.student_mean, b.student_mean)))
+    apart, student_apart = a.mean - b.mean, a.student_mean - b.student_mean
+    between = share * (1 - share) * student_apart[:, None, :]
+    full = a.cov.dim() == 3
+    cov = torch.lerp(b.cov, a.cov, share)
+    cov = cov + (student_apart[:, :, None] * between if full else student_apart * between[:, 0])
+    cross = None if a.cross is None or b.cross is None else torch.lerp(b.cross, a.cross, share)
+    return Moments(mean, student_mean, cov, num_rows, None if cross is None else cross + apart[:, :, None] * between)
+
+
 def chunks(
     x: Tensor, layer: Layer, kernel: tuple[int, int], at: Int[Tensor, "r 3"]
 ) -> Iterator[Float[Tensor, "r g n"]]:

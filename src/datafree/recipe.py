@@ -94,7 +94,7 @@ class Activations(_Part):
 
 class _Method(_Part):
     sequential: bool = False  # layers in order, each on the inputs its student sees; else each by itself (the paper)
-    compensation: float = Field(default=0.5, ge=0, le=1)  # share of the error upstream a layer makes up for
+    compensation: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"  # share of the error upstream
 
 
 class Nearest(_Method):
@@ -110,6 +110,7 @@ class Closed(_Method):
 
     method: Literal["closed"] = "closed"
     damping: float = Field(default=0.01, gt=0)
+    polish: int = Field(default=1, ge=0)  # passes of coordinate descent after rounding
 
 
 class Sgd(_Method):
@@ -121,8 +122,23 @@ class Sgd(_Method):
     lr: float = Field(default=1e-3, gt=0)
 
 
+class SQuant(_Method):
+    """Round to nearest, then flip single weights until errors cancel within kernels and channels."""
+
+    method: Literal["squant"] = "squant"
+
+
+class AdaRound(_Method):
+    """Rounding up or down learned by Adam on the layer's quadratic form."""
+
+    method: Literal["adaround"] = "adaround"
+    steps: int = Field(default=500, ge=1)
+    lr: float = Field(default=0.1, gt=0)
+    regularizer: float = Field(default=3.0, ge=0)
+
+
 Solve = Annotated[
-    Nearest | Closed | Sgd,
+    Nearest | Closed | Sgd | SQuant | AdaRound,
     Field(discriminator="method"),
     BeforeValidator(lambda value: {"method": "closed", **value} if isinstance(value, dict) else value),
 ]

@@ -108,7 +108,9 @@ class LayerJob:
     method: object  # one of the recipe's solve records
     seed: int
     rows: Float[Tensor, "r g n"] | None = None  # inputs drawn ahead, for solvers that train
+    folds: tuple[Moments, Moments] | None = None  # of the first and the second half of the images
     input_scale: float | None = None  # of one integer step of the input; None = float input
+    kernel_size: int = 1  # taps of one input channel, kh * kw
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ class LayerResult:
     method: str
     seconds: float
     sparsity: float = 0.0
+    compensation: float = 0.0  # share of the error upstream the weights make up for
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,28 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor
 
-from datafree.recipe import Closed, Nearest, Sgd
+from datafree.recipe import AdaRound, Closed, Nearest, Sgd, SQuant
 from datafree.records import LayerJob, QParams
+from datafree.solvers.adaround import adaround
 from datafree.solvers.closed import closed
 from datafree.solvers.nearest import nearest
 from datafree.solvers.sgd import sgd
+from datafree.solvers.squant import squant
 
 SOLVERS: dict[type, Callable[[LayerJob, QParams], Float[Tensor, "g o n"]]] = {
     Nearest: nearest,
     Closed: closed,
     Sgd: sgd,
+    SQuant: squant,
+    AdaRound: adaround,
 }
 """Recipe class -> function(job, grid) -> integers (g, o, n) as floats."""
 
-NEEDS = {Nearest: "diagonal", Closed: "covariance", Sgd: "rows"}
+NEEDS = {
+    Nearest: "diagonal",
+    Closed: "covariance",
+    Sgd: "rows",
+    SQuant: "diagonal",
+    AdaRound: "covariance",
+}
 """What each method needs to know of a layer's inputs."""
