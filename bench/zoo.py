@@ -16,7 +16,9 @@ import importlib
 import json
 import statistics
 import sys
+import tempfile
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,16 +33,25 @@ NETWORKS = {  # name -> images evaluated on
 }  # fmt: skip
 PRESETS = ("w8a8", "w8a8-tensor", "w6a6", "w5a5", "w4a8", "w4a8-tensor", "w4a4", "w3a8", "w3a3")
 PLAIN = [
+    "signal.kind=propagated",
     "equalize=off",
+    "solve.sequential=false",
     "solve.method=nearest",
     "solve.clip=false",
     "solve.bias_correction=false",
 ]
 ROWS = {
     "plain rounding": PLAIN,
-    "DFQ": ["signal.kind=gaussian", "equalize=foldable", "solve.method=nearest", "solve.clip=false"],
-    "paper": ["signal.kind=gaussian", "equalize=free", "solve.method=sgd"],
-    "gaussian": ["signal.kind=gaussian"],
+    "DFQ": [
+        "signal.kind=gaussian",
+        "solve.sequential=false",
+        "equalize=foldable",
+        "solve.method=nearest",
+        "solve.clip=false",
+    ],
+    "paper": ["signal.kind=gaussian", "solve.sequential=false", "equalize=free", "solve.method=sgd"],
+    "gaussian": ["signal.kind=gaussian", "solve.sequential=false"],
+    "propagated": ["signal.kind=propagated", "solve.sequential=false"],
     "ours": [],
     "real": ["signal.kind=loader"],
 }
@@ -70,6 +81,7 @@ class Row:
     agreement: float
     bytes_ratio: float
     seconds: float
+    image_seconds: float = 0.0  # of making the images, once for all recipes of a network and seed
 
 
 def main() -> None:
@@ -92,7 +104,7 @@ def main() -> None:
         for preset in options.presets:
             for name in options.rows:
                 for seed in options.seeds if name != "plain rounding" else options.seeds[:1]:
-                    row = _measure(network, model, preset, name, seed, data, x[-128:], options.set)
+                    row = _measure(network, model, preset, name, seed, data, x[-128:], options)
                     with (options.out / f"{options.name}.jsonl").open("a") as file:
                         file.write(json.dumps(vars(row)) + "\n")
                     print(_line(row), flush=True)
@@ -115,6 +127,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--images", type=int, help="evaluate on fewer")
     parser.add_argument("--set", nargs="*", default=[], help="recipe settings for every row, as key=value")
+    parser.add_argument("--cache", type=Path, help="folder that keeps images made by `inverted` and `matched`")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--name", default="zoo", help="name of the JSON lines file")
@@ -122,18 +135,39 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _measure(network, model, preset, name, seed, data, real, settings) -> Row:
-    recipe = Recipe.preset(preset).updated([*ROWS[name], *settings])
+def _measure(network, model, preset, name, seed, data, real, options) -> Row:
+    recipe = Recipe.preset(preset).updated([*ROWS[name], *options.set])
+    images, image_seconds = (real,) if name == "real" else None, 0.0
+    if recipe.signal.kind in ("matched", "inverted"):
+        images, image_seconds = _images(network, model, recipe, seed, data[0][0][:1], options.cache)
     start = time.perf_counter()
     given = _without_relu6(model) if name == "DFQ" else model
-    run = compress(given, recipe, data[0][0][:1], seed=seed, images=(real,) if name == "real" else None)
+    run = compress(given, recipe, data[0][0][:1], seed=seed, images=images)
     seconds = time.perf_counter() - start
     result = evaluate(run, data)
     reference = _top1(model, data) if name == "DFQ" else result.float_top1
     return Row(
         network, preset, name, seed, result.num_images, reference, result.top1, reference - result.top1,
         result.lost_error, result.agreement, run.summary.bytes / run.summary.float_bytes, round(seconds, 1),
+        round(image_seconds, 1),
     )  # fmt: skip
+
+
+def _images(network, model, recipe, seed, example, cache) -> tuple[tuple[torch.Tensor, ...], float]:
+    """The images of one network and seed, made once; and the seconds that took."""
+    path = (cache or Path(tempfile.gettempdir())) / f"{network}-{seed}-{_digest(recipe.signal)}.pt"
+    if not path.exists():
+        start = time.perf_counter()
+        cheapest = Recipe.preset("w8a8").model_copy(update={"signal": recipe.signal})
+        made = compress(model, cheapest, example, seed=seed).images
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"images": made, "seconds": time.perf_counter() - start}, path)
+    kept = torch.load(path)
+    return kept["images"], kept["seconds"]
+
+
+def _digest(signal) -> str:
+    return f"{zlib.crc32(signal.model_dump_json().encode()):08x}"
 
 
 def _without_relu6(model: nn.Module) -> nn.Module:

@@ -16,10 +16,10 @@ FLOORS = (
     "recipe",
     "records",
     "affine masks graph capture pools models images weights demo",
-    "batchnorm spaces equalize moments",
+    "batchnorm spaces depthwise equalize moments",
     "signals solvers",
-    "plan layer solve assemble",
-    "serialize evaluate run",
+    "plan ranges layer solve assemble",
+    "serialize evaluate run estimate",
     "pipeline inspect tables",
     "cli __init__ __main__",
 )

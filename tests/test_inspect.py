@@ -19,7 +19,7 @@ WALKED = (
     "two inputs", "two outputs", "shared module", "functional batchnorm", "pre-activation", "batchnorm first",
     "conv without batchnorm", "no batchnorm at all", "transposed conv", "linear after flatten",
 )  # fmt: skip
-W4A8 = Recipe.preset("w4a8").updated(["signal.images=4"])
+W4A8 = Recipe.preset("w4a8").updated(["signal.kind=propagated", "signal.images=4", "equalize=foldable"])
 
 
 @functools.cache
@@ -82,7 +82,7 @@ def test_batchnorm_that_cannot_fold_is_counted_with_its_reason():
 @pytest.mark.parametrize("mode", ["free", "foldable"])
 def test_compress_does_what_was_said(mode):
     model, inputs = NETS["activations"]()
-    recipe = Recipe.preset("w4a8").updated(["signal.images=4", f"equalize={mode}", "layers.2.conv=keep"])
+    recipe = W4A8.updated([f"equalize={mode}", "solve.sequential=false", "layers.2.conv=keep"])
     found = inspect(model, inputs, recipe=recipe)
     run = compress(model, recipe, inputs)
     assert str(found.equalizations[("free", "foldable").index(mode)]) == run.summary.equalization

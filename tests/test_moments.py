@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from datafree import moments
 from datafree.affine import grid
-from datafree.moments import chunks, gather_moments, output_size, positions, unfold
+from datafree.moments import block_size, chunks, gather_moments, merged, output_size, positions, shrunk, unfold
 from datafree.records import Layer, MomentsError
+from datafree.solvers.compensation import least_squares
 
 torch.set_num_threads(1)
 
@@ -140,6 +141,22 @@ def test_moments_equal_a_plain_covariance(name):
     assert torch.equal(found.student_mean, found.mean)
 
 
+@EVERY
+@FULL
+def test_shift_may_be_far_from_the_mean(name, full, monkeypatch):
+    layer, kernel, x = case(name)
+    at, own = everywhere(x, layer, kernel), x + 0.1 * randn(*x.shape, seed=1)
+    monkeypatch.setattr(moments, "SHIFT_ROWS", 1)  # that is the first row
+    found = gather_moments(x, layer, kernel, at, qparams=None, full=full, student_x=own)
+    (mean, _), (own_mean, cov) = (plain_moments(columns(t, layer, kernel)) for t in (x, own))
+    assert_near(found.mean, mean)
+    assert_near(found.student_mean, own_mean)
+    assert_near(found.cov, cov if full else cov.diagonal(dim1=1, dim2=2))
+    if full:
+        u, v = (columns(t, layer, kernel).double() for t in (x, own))
+        assert_near(found.cross, torch.einsum("rgi,rgj->gij", u - u.mean(0), v - v.mean(0)) / len(u))
+
+
 @pytest.mark.parametrize("name", [*LINEARS, "3x3", "strided", "grouped", "1x1"])  # padding is not far from 0
 def test_offset_of_the_input_costs_no_precision(name):
     layer, kernel, x = case(name, 1000.0)
@@ -193,6 +210,8 @@ def test_chunks_change_nothing(name, full, num_rows, monkeypatch):
     assert parts.num_rows == whole.num_rows
     torch.testing.assert_close(parts.mean, whole.mean, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(parts.cov, whole.cov, rtol=1e-4, atol=1e-4)
+    if full:
+        torch.testing.assert_close(parts.scatter, whole.scatter, rtol=1e-4, atol=1e-4)
 
 
 def test_input_is_only_read():
@@ -215,3 +234,133 @@ def test_input_that_is_not_finite_is_refused(name, value, quantized, full):
     with pytest.raises(MomentsError, match="mean of the layer's inputs is not finite; look at the layers before it"):
         at = everywhere(x, layer, kernel)
         gather_moments(x, layer, kernel, at, qparams=qparams if quantized else None, full=full)
+
+
+FC = Layer("fc", "fc", "linear")
+
+
+def correlated(num_rows, taps, rank=10, seed=0):
+    """Rows (r, n) of a few common causes and noise as strong, means and scales of their own; their true covariance."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(rank, taps, generator=generator) / math.sqrt(rank)
+    scale, mean = 0.3 + torch.rand(taps, generator=generator), 3 * torch.randn(taps, generator=generator)
+    u = torch.randn(num_rows, rank, generator=generator) @ mix + torch.randn(num_rows, taps, generator=generator)
+    return u * scale + mean, (mix.T @ mix + torch.eye(taps)) * scale * scale[:, None]
+
+
+def linear_moments(x, **options):
+    options = {"qparams": None, "full": True, **options}
+    return gather_moments(x, FC, (1, 1), everywhere(x, FC, (1, 1)), **options)
+
+
+def intensity(before, after):
+    """The share a by which each group's covariance has moved towards its diagonal."""
+    off = lambda m: torch.linalg.matrix_norm(m.cov.double() - torch.diag_embed(m.variance.double()))  # noqa: E731
+    return 1 - off(after) / off(before)
+
+
+def plain_intensity(u):
+    """Schafer & Strimmer 2005, target D, of rows (r, n), element after element."""
+    r, taps = u.shape
+    centred = u.double() - u.double().mean(0)
+    noise = power = 0.0
+    for i in range(taps):
+        for j in range(taps):
+            if i != j:
+                w = centred[:, i] * centred[:, j]
+                noise += float(r / (r - 1) ** 3 * (w - w.mean()).square().sum())
+                power += float(r / (r - 1) * w.mean()) ** 2
+    return min(1.0, noise / power)
+
+
+@pytest.mark.parametrize("name", ["linear", "3x3", "grouped", "strided", "1x1"])
+def test_intensity_equals_the_paper(name):
+    layer, kernel, x = case(name, 10.0 if name == "linear" else 0.0)
+    x = x + 1.5 * randn(len(x), 1, *x.shape[2:], seed=1)  # a cause that all channels share
+    at = everywhere(x, layer, kernel)
+    found = gather_moments(x, layer, kernel, at, qparams=None, full=True)
+    wanted = torch.tensor([plain_intensity(u) for u in columns(x, layer, kernel).unbind(1)]).double()
+    assert bool((wanted < 0.9).all())
+    assert_near(intensity(found, shrunk(found)), wanted)
+
+
+def test_many_rows_hardly_shrink_few_rows_do():
+    many, few = (linear_moments(correlated(*size)[0]) for size in ((16384, 100), (64, 1280)))
+    assert 0 < intensity(many, shrunk(many)).item() < 0.01
+    assert intensity(few, shrunk(few)).item() > 0.1
+    smallest = [float(torch.linalg.eigvalsh(m.cov[0])[0] / m.variance.mean()) for m in (few, shrunk(few))]
+    assert smallest[0] < 1e-4 and smallest[1] > 0.01
+    assert torch.equal(shrunk(few).variance, few.variance)
+
+
+@pytest.mark.parametrize(("num_rows", "taps", "rank"), [(16, 100, 2), (64, 200, 10), (64, 50, 50), (1000, 100, 10)])
+def test_shrunk_covariance_is_nearer_to_the_true_one(num_rows, taps, rank):
+    off = torch.zeros(2)
+    for seed in range(6):
+        u, true = correlated(num_rows, taps, rank, seed)
+        found = linear_moments(u)
+        off += torch.stack([(m.cov[0] - true).square().sum() for m in (found, shrunk(found))])
+    assert off[1] < off[0]
+
+
+@FULL
+def test_merged_halves_are_the_whole(full):
+    u, _ = correlated(80, 30)
+    own = u + 0.1 * randn(80, 30)
+    whole, *halves = (
+        linear_moments(u[s], student_x=own[s], full=full) for s in (slice(None), slice(40), slice(40, None))
+    )
+    both = merged(*halves)
+    assert both.num_rows == 80
+    for name in ("mean", "student_mean", "cov", *(["cross"] if full else [])):
+        torch.testing.assert_close(getattr(both, name), getattr(whole, name), rtol=1e-4, atol=1e-4)
+    if full:  # but for the scatter, which is about the halves' own means
+        torch.testing.assert_close(intensity(both, shrunk(both)), intensity(whole, shrunk(whole)), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_intensity_does_not_depend_on_units(unit):
+    u, _ = correlated(64, 100)
+    small, large = (linear_moments(x) for x in (u, u * unit))
+    torch.testing.assert_close(intensity(small, shrunk(small)), intensity(large, shrunk(large)), rtol=1e-4, atol=0)
+
+
+def test_what_is_exact_or_a_diagonal_is_not_shrunk():
+    u, _ = correlated(20, 30)
+    diagonal, once = linear_moments(u, full=False), shrunk(linear_moments(u))
+    assert shrunk(diagonal) is diagonal and shrunk(once) is once
+    flat = shrunk(linear_moments(torch.ones(20, 30)))  # inputs that never change
+    assert torch.equal(flat.cov, torch.zeros(1, 30, 30))
+
+
+def test_inputs_that_are_the_same_ask_for_no_compensation():
+    u, _ = correlated(64, 100)
+    found = shrunk(linear_moments(u, student_x=u.clone()))
+    torch.testing.assert_close(found.cross, found.cov, rtol=1e-4, atol=1e-5)
+    weight = randn(1, 5, 100).double()
+    torch.testing.assert_close(least_squares(weight, found, 0.01), weight, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("taps", "size"), [(1, 1), (4608, 4608), (4609, 419), (9216, 4608), (25088, 3584), (8209, 1)])
+def test_blocks_are_equal_few_and_no_larger_than_stated(taps, size):
+    assert block_size(taps) == size
+
+
+@pytest.mark.parametrize("num_rows", [1, 10**6], ids=["row by row", "at once"])
+def test_many_taps_are_moments_of_blocks(num_rows, monkeypatch):
+    layer, kernel, x = case("grouped")  # 2 groups of 18 taps
+    at = everywhere(x, layer, kernel)
+    own = x + 0.1 * randn(*x.shape, seed=2)
+    gather = lambda rows: gather_moments(x, layer, kernel, rows, qparams=None, full=True, student_x=own)  # noqa: E731
+    full = gather(at)
+    monkeypatch.setattr(moments, "MAX_TAPS", 7)
+    monkeypatch.setattr(moments, "CHUNK", num_rows * full.mean.numel())
+    for blocks in (gather(at), merged(*(gather(half) for half in at.tensor_split(2)))):
+        assert blocks.cov.shape == blocks.cross.shape == (2 * 3, 6, 6) and blocks.mean.shape == (2, 18)
+        torch.testing.assert_close(blocks.variance, full.variance, rtol=1e-4, atol=1e-4)
+        for i, block in enumerate(blocks.blocks()):
+            taps = slice(6 * i, 6 * i + 6)
+            torch.testing.assert_close(block.mean, full.mean[:, taps], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(block.cov, full.cov[:, taps, taps], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(block.cross, full.cross[:, taps, taps], rtol=1e-4, atol=1e-4)
+            assert torch.equal(shrunk(block).cov, shrunk(blocks).blocks()[i].cov)

@@ -22,8 +22,12 @@ from nets import NETS
 DEPTHWISE = "depthwise inverted residual"
 
 
-def recipe(*settings, preset="w4a8"):
-    return Recipe.preset(preset).updated(["signal.images=2", *settings])
+INDEPENDENT = ("signal.kind=propagated", "solve.sequential=false", "equalize=foldable")
+
+
+def recipe(*settings, preset=None):
+    """A preset on two images; w4a8 with every layer by itself where none is named."""
+    return Recipe.preset(preset or "w4a8").updated(["signal.images=2", *(() if preset else INDEPENDENT), *settings])
 
 
 @functools.cache

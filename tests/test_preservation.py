@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from cnns import FAST, SIDE, SIDES, SLOW
@@ -11,6 +12,7 @@ from datafree import Recipe, compress, load_model
 from datafree import graph as g
 from datafree.batchnorm import fold_batchnorm_
 from datafree.capture import CaptureError, batch_norms, trace
+from datafree.depthwise import WIDEST
 from datafree.equalize import column_range, equalize_, row_range
 from nets import NETS, calibrate_batchnorm_, randomise_batchnorm_
 
@@ -115,6 +117,38 @@ def test_equalization_keeps_the_function_and_changes_ranges(name, mode):
     claimed = {*equalization.cancelled, *equalization.output_vectors, *equalization.input_vectors}
     assert changed and changed <= claimed
     assert set(moved) == set(stats)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_depthwise_balance_keeps_the_function_and_brings_inputs_to_one_range(name):
+    model, inputs, folded, stats, _, _ = captured(name)
+    graph = g.duplicate(folded)
+    moved, equalization = equalize_(graph, stats, mode="depthwise")
+    assert difference(outputs(graph, inputs), outputs(model, inputs)) <= 1e-5
+    assert moved == stats
+    by_name = g.nodes_by_name(graph)
+    for layer in (g.layers(graph)[n] for n in equalization.depthwise):
+        scaling = by_name[layer.node].args[0]
+        v_i = g.get_tensor(graph, scaling.args[1].target).flatten()
+        assert v_i.min() == 1 and v_i.max() <= WIDEST and layer.groups == len(v_i)
+        before, after = (g.weight(gm, layer) for gm in (folded, graph))
+        assert torch.allclose(after * v_i.view(-1, 1, 1, 1), before, rtol=1e-5) and not torch.equal(after, before)
+        assert len(scaling.args[0].users) == 1, "another reader would need the multiply"
+    assert bool(equalization.depthwise) == (name in {"depthwise inverted residual", "channel shuffle and split"})
+
+
+def test_depthwise_balance_stretches_channels_by_what_batchnorm_knows_of_them():
+    """conv, BatchNorm with known gamma, ReLU6, depthwise: r = min(6, mean + 4 std)."""
+    conv, bn = nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)
+    bn.weight.data, bn.bias.data = torch.tensor([0.1, 1.0, 2.0, 0.5]), torch.tensor([0.2, 1.0, 0.0, -4.0])
+    model = nn.Sequential(conv, bn, nn.ReLU6(), nn.Conv2d(4, 4, 3, groups=4)).eval()
+    graph = trace(model, torch.zeros(1, 3, 8, 8))
+    stats, _ = fold_batchnorm_(graph)
+    _, equalization = equalize_(graph, stats, mode="depthwise")
+    assert equalization.depthwise == ("3",)
+    assert str(equalization) == "depthwise: inputs of 1 depthwise layers, in the requantization before them"
+    found = g.get_tensor(graph, "3.v_i").flatten()
+    assert torch.allclose(found, torch.tensor([6 / 0.6, 6 / 5, 1.0, WIDEST]), rtol=1e-5)  # the last is dead: 0
 
 
 def ranges(graph, layer):

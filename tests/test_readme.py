@@ -54,7 +54,8 @@ def test_preset_does_what_its_row_says(name, cells):
     r = Recipe.preset(name)
     ends = "8 bits" if r.ends == "eight" else "alike"
     bits = f"{r.weights.bits} bits | {r.weights.per} | {r.activations.bits} bits"
-    assert cells == f"{bits} | {ends} | {r.equalize} | {r.signal.kind} | {r.solve.method}"
+    order = ", in sequence" if r.solve.sequential else ""
+    assert cells == f"{bits} | {ends} | {r.equalize} | {r.signal.kind} | {r.solve.method}{order}"
 
 
 @pytest.mark.parametrize("field", FIELDS)

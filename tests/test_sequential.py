@@ -4,14 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
-from datafree import Recipe, compress
+from datafree import Recipe, Run, compress
 from datafree import graph as g
 from datafree.batchnorm import fold_batchnorm_
 from datafree.capture import trace
+from datafree.layer import compress_layer
 from datafree.recipe import Closed, Inverted, Matched
 from datafree.records import ChannelStats, InputRange, LayerJob, Moments, WeightSpec
-from datafree.signals.matching import MatchingError, _mismatch, match
+from datafree.run import RunError
+from datafree.signals.matching import PIXEL_REACH, MatchingError, _mismatch, match
 from datafree.solvers.compensation import DAMPINGS, best_share, compensated, least_squares
 from nets import NETS, calibrate_batchnorm_
 
@@ -118,6 +121,8 @@ def test_compensation_that_does_not_hold_on_other_images_is_dropped():
     mirrored = replace(first, cross=2 * first.cov - first.cross)  # C - H with the other sign
     found, share = compensated(replace(job, folds=(first, mirrored)))
     assert share == 0.0 and torch.equal(found.weight, job.weight)
+    assert compress_layer(replace(job, folds=(first, mirrored))).dropped == ("compensation",)
+    assert compress_layer(job).dropped == ()
 
 
 @pytest.mark.parametrize("method", [Matched(steps=30), Inverted(steps=30)], ids=["matched", "inverted"])
@@ -167,3 +172,61 @@ def test_matched_and_inverted_signals_run_through_compress():
         recipe = Recipe.preset("w8a8").updated([f"signal.kind={kind}", "signal.steps=3", "signal.images=4"])
         run = compress(model, recipe, x[:1])
         assert run.summary.signal == f"{kind}, 4 images"
+
+
+@pytest.mark.parametrize("name", [name for name in NETS if name != "in place through a view"])
+def test_sequence_runs_on_every_net(name):
+    """Side by side, teacher and student walk through every operator; a chain of 8-bit layers stays near the teacher."""
+    model, inputs = NETS[name]()
+    settings = ["signal.images=8", "solve.method=closed"]
+    with torch.no_grad():
+        runs = [
+            compress(model, Recipe.preset("w8a8").updated([*settings, *more]), inputs)
+            for more in ([], ["solve.sequential=true"])
+        ]
+        wanted = [v for v in tree_leaves(runs[0].teacher(*inputs))]
+        off = [
+            sum(float((a - b).square().sum()) for a, b in zip(tree_leaves(r.student(*inputs)), wanted, strict=True))
+            for r in runs
+        ]
+    assert [r.name for r in runs[0].layers] == sorted(
+        [r.name for r in runs[1].layers], key=[r.name for r in runs[0].layers].index
+    )
+    assert off[1] <= 4 * off[0] + 1e-12
+
+
+def test_images_of_a_run_serve_other_recipes_and_only_the_same_network(tmp_path):
+    model, x = calibrated("depthwise inverted residual")
+    first = compress(model, Recipe.preset("w4a8").updated(["signal.steps=3", "signal.images=4"]), x[:1])
+    first.save(tmp_path / "run")
+    kept = Run.load(tmp_path / "run")
+    assert torch.equal(kept.images[0], first.images[0]) and kept.input_range == first.input_range
+    assert kept.stats.keys() == first.stats.keys()
+    assert all(torch.equal(kept.stats[n].std, s.std) for n, s in first.stats.items())
+    again = compress(model, first.recipe, x[:1], images=kept)
+    assert all(torch.equal(a.weight, b.weight) for a, b in zip(first.layers, again.layers, strict=True))
+    other, _ = calibrated("depthwise inverted residual")
+    next(other.parameters()).data.mul_(1.01)
+    with pytest.raises(RunError, match="that run's images were made for other weights; leave them out"):
+        compress(other, first.recipe, x[:1], images=kept)
+    plain = compress(model, Recipe.preset("w8a8").updated(["signal.images=4"]), x[:1])
+    with pytest.raises(RunError, match="that run keeps no images: its signal is 'propagated'"):
+        compress(model, first.recipe, x[:1], images=plain)
+
+
+def test_device_that_is_not_there_is_named():
+    model, x = calibrated("chain")
+    recipe = Recipe.preset("w4a8").updated(["signal.steps=1", "signal.images=2"])
+    with pytest.raises(
+        MatchingError, match=r"device 'cuda:99' cannot be used: .*; use 'cpu', or 'cuda' where there is"
+    ):
+        compress(model, recipe, x[:1], device="cuda:99")
+
+
+def test_images_stay_within_what_pixels_reach():
+    model, x = calibrated("chain")
+    graph = trace(model, x[:1])
+    stats, _ = fold_batchnorm_(graph)
+    start = 3 * torch.randn(8, *x.shape[1:], generator=torch.Generator().manual_seed(1))
+    made = match(graph, stats, start, Matched(steps=2), input_range=UNIT, generator=torch.Generator())
+    assert float(start.abs().max()) > PIXEL_REACH + 1e-6 >= float(made.abs().max())

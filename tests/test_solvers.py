@@ -17,6 +17,7 @@ from datafree.records import LayerJob, Moments, QParams, WeightSpec
 from datafree.solvers import NEEDS, SOLVERS
 from datafree.solvers.adaround import adaround
 from datafree.solvers.closed import closed, polished
+from datafree.solvers.compensation import compensated
 from datafree.solvers.grids import FACTORS, output_power, solve_on_best_grid, weight_grid
 from datafree.solvers.nearest import nearest
 from datafree.solvers.sgd import sgd
@@ -536,3 +537,80 @@ def test_best_grid_is_the_best_of_those_tried_one_by_one(groups, spec):
 def test_methods_that_train_are_solved_on_one_grid():
     job = make_job(SGD)
     assert torch.equal(solve_on_best_grid(job, nearest)[1].scale, weight_grid(job).scale)
+
+
+def in_blocks(job, size):
+    """The job that knows H's diagonal blocks (g * b, m, m) only."""
+    cut = lambda h: torch.stack([h[:, i : i + size, i : i + size] for i in range(0, h.shape[1], size)], 1).flatten(0, 1)  # noqa: E731
+    moments = job.moments
+    cross = None if moments.cross is None else cut(moments.cross)
+    folds = None if job.folds is None else tuple(replace(m, cov=cut(m.cov), cross=cut(m.cross)) for m in job.folds)
+    return replace(job, moments=replace(moments, cov=cut(moments.cov), cross=cross), folds=folds)
+
+
+def block_diagonal(job, size):
+    """The job with a full H and C that are zero between blocks."""
+    keep = torch.block_diag(*[torch.ones(size, size)] * (job.weight.shape[2] // size))
+    masked = lambda m: replace(m, cov=m.cov * keep, cross=None if m.cross is None else m.cross * keep)  # noqa: E731
+    folds = None if job.folds is None else tuple(masked(m) for m in job.folds)
+    return replace(job, moments=masked(job.moments), folds=folds)
+
+
+def with_upstream(job):
+    """The job with Cov[u, u'] of student's inputs that are a tenth too large."""
+    own = replace(job.moments, cross=job.moments.cov / 1.1)
+    return replace(job, moments=own, folds=(own, own))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_blocks_of_a_block_diagonal_h_change_nothing(spec, groups):
+    full = block_diagonal(make_job(Closed(damping=1e-6), spec=spec, groups=groups, taps=24), 8)
+    one, other = (solve_on_best_grid(job, closed) for job in (full, in_blocks(full, 8)))
+    assert torch.equal(one[0], other[0]) and torch.equal(one[1].scale, other[1].scale)
+    assert output_power(full.weight, full.moments) == pytest.approx(
+        output_power(full.weight, in_blocks(full, 8).moments)
+    )
+
+
+@pytest.mark.parametrize("method", [Closed(), ADAROUND], ids=["closed", "adaround"])
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_blocks_beat_nearest_on_the_full_h_and_keep_the_mean_output(method, spec):
+    gain = 0.0
+    for seed in range(5):
+        full = make_job(method, seed=seed, spec=spec, groups=2, taps=24)
+        blocks = in_blocks(full, 8)
+        result = compress_layer(blocks)
+        new = dequantize(result.weight.float(), result.weight_qparams)
+        plain = weight_grid(full)
+        errors = [
+            output_power(full.weight - values.view_as(full.weight), full.moments)
+            for values in (new, dequantize(nearest(full, plain).flatten(0, 1), plain))
+        ]
+        gain += math.log(errors[1] / errors[0])
+        mean, own = full.moments.mean, full.moments.student_mean
+        expected = torch.einsum("gon,gn->go", full.weight, mean).flatten() + full.bias
+        found = torch.einsum("gon,gn->go", new.view_as(full.weight), own).flatten() + result.bias
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert gain > 0
+
+
+@pytest.mark.parametrize("share", [0.5, "auto"])
+def test_compensation_works_block_by_block(share):
+    full = block_diagonal(with_upstream(make_job(Closed(compensation=share), taps=24, groups=2)), 8)
+    one, other = (compensated(job) for job in (full, in_blocks(full, 8)))
+    assert one[1] == pytest.approx(other[1], abs=0.02) and other[1] > 0.4
+    torch.testing.assert_close(one[0].weight, other[0].weight, rtol=0.02, atol=0.02)  # each block has its own damping
+
+
+def test_bias_is_corrected_only_by_more_than_the_noise_of_the_mean():
+    """The same shift, known from many rows or from three."""
+    job = make_job(Nearest())
+    small = replace(job.moments, student_mean=job.moments.mean)  # only the rounding of weights shifts the mean
+    many, few = (compress_layer(replace(job, moments=replace(small, num_rows=n))) for n in (10**9, 1))
+    assert many.dropped == () and not torch.equal(many.bias, job.bias)
+    off = many.bias - job.bias
+    expected = float(off.square().sum()) <= output_power(
+        job.weight - dequantize(few.weight.float(), few.weight_qparams).view_as(job.weight), small
+    )
+    assert (few.dropped == ("bias correction",)) == expected == torch.equal(few.bias, job.bias)

@@ -1,5 +1,6 @@
 """Compress a trained convolutional network with no data at all."""
 
+from datafree.estimate import estimate
 from datafree.inspect import inspect
 from datafree.models import load_model
 from datafree.pipeline import compress
@@ -7,4 +8,4 @@ from datafree.pools import processes, serial
 from datafree.recipe import Recipe
 from datafree.run import Run, evaluate
 
-__all__ = ["Recipe", "Run", "compress", "evaluate", "inspect", "load_model", "processes", "serial"]
+__all__ = ["Recipe", "Run", "compress", "estimate", "evaluate", "inspect", "load_model", "processes", "serial"]

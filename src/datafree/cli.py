@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from datafree import graph as g
 from datafree import pipeline, run, tables
+from datafree.estimate import with_estimate
 from datafree.evaluate import evaluate_models
 from datafree.images import BATCH_SIZE, load_images
 from datafree.inspect import inspect as inspect_model
@@ -134,11 +135,12 @@ def demo(seed: Seed = 0, threads: Threads = 1, debug: Debug = False) -> None:
     _set_threads(threads)
     model, (images, labels) = digits_net(), digits("test")
     data = [(images, labels)]
-    rows = []
+    rows, made = [], None
     for preset in DEMO_PRESETS:
         recipe = Recipe.preset(preset)
-        plain = Recipe(**{**recipe.model_dump(), **PLAIN_ROUNDING})
-        ours = _compress(model, recipe, images[:1], seed=seed, label=f"{preset}: ")
+        plain = Recipe(**{**recipe.model_dump(), **PLAIN_ROUNDING, "signal": {"kind": "propagated"}})
+        ours = _compress(model, recipe, images[:1], seed=seed, label=f"{preset}: ", images=made)
+        made = ours if ours.images else None
         other = _compress(model, plain, images[:1], seed=seed, label=f"{preset}, plain rounding: ")
         scores = (evaluate_models(r.student, model, data, layers=False) for r in (ours, other))
         rows.append((preset, ours, *scores))
@@ -159,6 +161,14 @@ def compress(
     ] = 1,
     threads: Threads = None,
     seed: Seed = 0,
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Use the images of another run of the same network; none are made."),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where images are made.")] = "cpu",
+    predict: Annotated[
+        bool, typer.Option("--estimate/--no-estimate", help="Predict the agreement with the float network.")
+    ] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace the run that DIR holds.")] = False,
     verbose: Verbose = False,
     debug: Debug = False,
@@ -170,7 +180,8 @@ def compress(
     torch.manual_seed(seed)  # a model of random weights is the same one next time
     network, example = load_model(model, weights=weights, pretrained=pretrained)
     origin = provenance(model, weights, pretrained=pretrained)
-    done = _compress(network, chosen, example, seed=seed, workers=workers)
+    options = {"images": Run.load(images) if images else None, "device": device, "predict": predict}
+    done = _compress(network, chosen, example, seed=seed, workers=workers, **options)
     done.save(out, force=force)
     _write_pixels(out, normalization(network))
     if verbose:
@@ -301,23 +312,36 @@ def _image_shape(done: Run) -> tuple[int, ...]:
 
 
 def _compress(
-    model: nn.Module, recipe: Recipe, example: Tensor, *, seed: int, workers: int = 1, label: str = ""
+    model: nn.Module,
+    recipe: Recipe,
+    example: Tensor,
+    *,
+    seed: int,
+    workers: int = 1,
+    label: str = "",
+    images: Run | None = None,
+    device: str = "cpu",
+    predict: bool = False,
 ) -> Run:
     """Compress, with a bar on the terminal that is gone afterwards."""
     pool = serial if workers == 1 else processes(workers)
+    num_layers = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules())
     with _progress() as progress:
-        task = progress.add_task(f"{label}reading the network", total=None)
-
-        def watched_pool(function: Callable, jobs: Iterable) -> Iterator:
-            num_layers = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules())
-            progress.update(task, description=f"{label}solving layers", total=num_layers)
-            yield from pool(function, jobs)
-            progress.update(task, description=f"{label}putting the student together")
+        first = (
+            "making images" if recipe.signal.kind in ("matched", "inverted") and not images else "reading the network"
+        )
+        task = progress.add_task(f"{label}{first}", total=None)
 
         def on_done(result: LayerResult) -> None:
-            progress.advance(task)
+            progress.update(task, description=f"{label}solving layers", total=num_layers, advance=1)
 
-        return pipeline.compress(model, recipe, example, seed=seed, pool=watched_pool, on_done=on_done)
+        done = pipeline.compress(
+            model, recipe, example, seed=seed, pool=pool, on_done=on_done, images=images, device=device
+        )
+        if predict:
+            progress.update(task, description=f"{label}estimating what was lost", total=None)
+            done = with_estimate(done)
+        return done
 
 
 # ---- what is shown

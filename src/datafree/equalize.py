@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, fx
 
 from datafree import graph as g
+from datafree.depthwise import balance_depthwise_
 from datafree.graph import aten
 from datafree.records import Layer, Stats
 from datafree.spaces import Port, Spaces, channel_spaces
@@ -34,16 +35,19 @@ class Equalization:
     output_vectors: tuple[str, ...] = ()  # v_o folds into the requantization: one multiplier a channel
     input_vectors: tuple[str, ...] = ()  # v_i stays as a multiply before the input is quantized
     num_layers: int = 0
+    depthwise: tuple[str, ...] = ()  # v_i folds into the requantization of the layer before
 
     @property
     def coverage(self) -> float:
         """Share of layers whose ranges were changed, percent."""
-        changed = {*self.cancelled, *self.output_vectors, *self.input_vectors}
+        changed = {*self.cancelled, *self.output_vectors, *self.input_vectors, *self.depthwise}
         return 100 * len(changed) / max(1, self.num_layers)
 
     def __str__(self) -> str:
         if self.mode == "off":
             return "off"
+        if self.mode == "depthwise":
+            return f"depthwise: inputs of {len(self.depthwise)} depthwise layers, in the requantization before them"
         return (
             f"{self.mode}: {self.coverage:.0f} % of {self.num_layers} layers ({len(self.cancelled)} between layers "
             f"at no cost, {len(self.output_vectors)} in the requantization, {len(self.input_vectors)} as a multiply)"
@@ -60,7 +64,7 @@ def equalize_(
         stats: statistics by node; those of equalized layers move with the weights.
         mode: "free" = the paper's AFCLE: vectors stay as multiplies where they cannot cancel. "foldable" = only what
             costs nothing at run time: vectors that cancel, and v_o alone (rows of equal range) elsewhere.
-            "off" = nothing.
+            "depthwise" = only the inputs of depthwise layers, where it costs nothing. "off" = nothing.
         rows: whether v_o alone is of use, that is, whether the weights have one scale for the whole tensor.
         sweeps: passes over the network.
 
@@ -70,6 +74,8 @@ def equalize_(
     layers = g.layers(teacher)
     if mode == "off":
         return stats, Equalization(mode, num_layers=len(layers))
+    if mode == "depthwise":
+        return stats, Equalization(mode, depthwise=balance_depthwise_(teacher, stats), num_layers=len(layers))
     scales = _Scales(teacher, layers)
     cancelling = channel_spaces(teacher, homogeneous=True)
     for _ in range(sweeps):
@@ -247,17 +253,9 @@ class _Scales:
                 new.meta["v_o"] = name
                 output_vectors.append(name)
             if bool((self.inp[name] != 1).any()):
-                self._write_input_vector(node, name, self.inp[name].view(view))
+                g.scale_input(self.teacher, node, f"{name}.v_i", self.inp[name].view(view))
                 input_vectors.append(name)
         return tuple(output_vectors), tuple(input_vectors)
-
-    def _write_input_vector(self, node: fx.Node, name: str, v_i: Tensor) -> None:
-        source = node.args[0]
-        with self.teacher.graph.inserting_before(node):
-            operand = g.attribute(self.teacher, f"{name}.v_i", v_i)
-            new = self.teacher.graph.call_function(aten.mul.Tensor, (source, operand))
-        new.meta.update(shape=g.shape(source), v_i=name)
-        node.args = (new, *node.args[1:])
 
     def move(self, stats: Stats) -> Stats:
         """Statistics of the layers' outputs in their new units."""

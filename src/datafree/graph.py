@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -122,6 +123,23 @@ def insert_after(graph: fx.GraphModule, node: fx.Node, target: object, path: str
     for user in users:
         user.replace_input_with(node, new)
     return new
+
+
+def scale_input(graph: fx.GraphModule, layer: fx.Node, path: str, factor: Tensor) -> None:
+    """Multiply what enters `layer` by the constant `factor`, stored at `path`."""
+    source: fx.Node = layer.args[0]  # type: ignore[assignment]
+    with graph.graph.inserting_before(layer):
+        new = graph.graph.call_function(aten.mul.Tensor, (source, attribute(graph, path, factor)))
+    new.meta.update(shape=shape(source), v_i=path.removesuffix(".v_i"))
+    layer.args = (new, *layer.args[1:])
+
+
+def fingerprint(graph: fx.GraphModule) -> str:
+    """Sixteen hexadecimal digits that change with any weight, statistic or name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(graph.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def tidy(graph: fx.GraphModule) -> None:

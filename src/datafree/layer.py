@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.affine import dequantize, fake_quantize, search_grid
-from datafree.moments import chunks, gather_moments, merged, positions
+from datafree.affine import dequantize, fake_quantize
+from datafree.moments import chunks, gather_moments, merged, positions, shrunk
 from datafree.plan import LayerPlan, Plan, root
+from datafree.ranges import activation_grid
 from datafree.recipe import Nearest, Recipe
 from datafree.records import LayerJob, LayerResult, Moments, MomentsError, QParams, decibel
 from datafree.signals.gaussian import closed_form
@@ -24,7 +25,6 @@ from datafree.solvers.compensation import compensated
 from datafree.solvers.grids import output_power, solve_on_best_grid
 
 NUM_ROWS = {"diagonal": 4096, "covariance": 16384, "rows": 4096}
-RANGE_SAMPLE = 2**16
 ROWS_BYTES = 2**28  # of inputs drawn ahead for one layer
 
 Grids = dict[tuple[str, int], QParams]
@@ -43,21 +43,11 @@ def layer_jobs(teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Reci
         readers.setdefault(by_name[item.layer.node].args[0], []).append(item)
     for node, value in flow(teacher, source):
         for bits in plan.sites.get(node.name, ()):
-            grids[node.name, bits] = activation_grid(value, bits, source.seed)
+            at_width = tuple(item.layer for item in readers.get(node, ()) if item.input_bits == bits)
+            grids[node.name, bits] = activation_grid(teacher, value, bits, source.seed, readers=at_width)
         for item in readers.get(node, ()):
             if item.weights is not None:
                 yield make_job(teacher, item, node, value, source, recipe, grids)
-
-
-def activation_grid(x: Tensor, bits: int, seed: int) -> QParams:
-    """One unsigned grid for a whole tensor: the clipping that minimises the square error on a sample of its values."""
-    flat = x.flatten()
-    generator = torch.Generator().manual_seed(seed)
-    pick = torch.randint(flat.numel(), (min(RANGE_SAMPLE, flat.numel()),), generator=generator)
-    sample = torch.cat([flat[pick], flat.amin()[None], flat.amax()[None]])
-    importance = torch.ones_like(sample)
-    importance[-2:] = 0  # the extremes bound the search; they are too rare to count as much as what was drawn
-    return search_grid(sample[None], bits=bits, symmetric=False, importance=importance[None])
 
 
 def make_job(
@@ -117,9 +107,9 @@ def _moments(
     full = need == "covariance" or student_x is not None
     gather = partial(gather_moments, x, layer, kernel, qparams=qparams, full=full, student_x=student_x)
     if student_x is None or len(at) < 2:
-        return gather(at), None
+        return shrunk(gather(at)), None
     first, second = (gather(half) for half in at[torch.argsort(at[:, 0], stable=True)].tensor_split(2))
-    return merged(first, second), (first, second)
+    return shrunk(merged(first, second)), (first, second)
 
 
 def _side(x: Tensor) -> tuple[int, int]:
@@ -152,6 +142,9 @@ def compress_layer(job: LayerJob) -> LayerResult:
 
         b' = b + W mu - W' mu'                                                      (exact bias correction)
 
+    A step is kept only where the predicted error falls: compensation on the other half of the images, the correction
+    where it is larger than the noise of the mean it is made from (ours).
+
     A pure function of the job, run on one thread so that every pool gives the same bits.
 
     Raises:
@@ -168,16 +161,20 @@ def compress_layer(job: LayerJob) -> LayerResult:
             new = dequantize(q.flatten(0, 1), qparams).view_as(job.weight)
             shift = torch.einsum("gon,gn->go", wanted, job.moments.mean)
             shift = shift - torch.einsum("gon,gn->go", new, job.moments.student_mean)
-            corrected = not isinstance(job.method, Nearest) or job.method.bias_correction
+            error = output_power(job.weight - new, job.moments)
+            asked = not isinstance(job.method, Nearest) or job.method.bias_correction
+            known = float(shift.square().sum()) > error / job.moments.num_rows  # else it is the mean's own noise
+            dropped = ("compensation",) * (job.folds is not None and not share and bool(job.method.compensation))
             return LayerResult(
                 name=job.name,
                 weight=q.flatten(0, 1).to(torch.int16),
                 weight_qparams=qparams,
-                bias=job.bias + shift.flatten() if corrected else job.bias,
-                error_db=decibel(output_power(job.weight, job.moments), output_power(job.weight - new, job.moments)),
+                bias=job.bias + shift.flatten() if asked and known else job.bias,
+                error_db=decibel(output_power(job.weight, job.moments), error),
                 bits=job.spec.bits,
                 method=job.method.method,
                 compensation=share,
+                dropped=dropped + ("bias correction",) * (asked and not known),
                 seconds=time.perf_counter() - start,
             )
     except (torch.linalg.LinAlgError, RuntimeError) as error:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +16,10 @@ from datafree.affine import fake_quantize
 from datafree.records import Layer, Moments, QParams
 
 CHUNK = 2**24  # elements of unfolded input held at once
+MAX_TAPS = (
+    4608  # 3 x 3 x 512; above, H is kept in diagonal blocks: at most n * MAX_TAPS elements a group instead of n^2
+)
+SHIFT_ROWS = 256  # rows spread over all, whose mean is near that of all
 
 
 def positions(
@@ -69,45 +76,89 @@ def gather_moments(
 ) -> Moments:
     """Accumulate mean and covariance of the layer's input, as the student will see it, over the given positions.
 
+    With more than MAX_TAPS taps only the diagonal blocks of the covariance are formed, each as if it were a group.
+
     Args:
         x: the teacher's input of the layer.
         qparams: grid of the student's input; None = float.
-        full: True = the whole covariance (g, n, n), False = its diagonal (g, n).
+        full: True = the covariance (g * b, m, m) in b = n / m blocks, mostly one; False = its diagonal (g, n).
         student_x: what reaches the layer in the student so far, before it is quantized; None = x.
     """
-    mean = cov = rest = shift = torch.zeros(())
-    cross = torch.zeros(())
-    others = chunks(x if student_x is None else student_x, layer, kernel, at)
-    for u, own in zip(chunks(x, layer, kernel, at), others, strict=True):
-        us = own if qparams is None else fake_quantize(own, qparams)
-        if not shift.dim():
-            shift = us.mean(0)  # near the mean, so that float32 products lose nothing
-        centred = (us - shift).permute(1, 0, 2)  # (g, r, n)
-        mean, rest = mean + u.sum(0).double(), rest + centred.sum(1).double()
-        if full and student_x is not None:
-            cross = cross + ((u - shift).permute(1, 2, 0) @ centred).double()
-        cov = cov + (centred.transpose(1, 2) @ centred if full else centred.square().sum(1)).double()
-    mean, rest, cov = mean / len(at), rest / len(at), cov / len(at)
-    student_mean = mean if qparams is None and student_x is None else shift + rest
-    cross = cross / len(at) - (mean - shift)[:, :, None] * rest[:, None, :] if cross.dim() else None
-    cov = cov - (rest[:, :, None] * rest[:, None, :] if full else rest.square())
+    as_seen = lambda u: u if qparams is None else fake_quantize(u, qparams)  # noqa: E731
+    some = at[:: max(1, math.ceil(len(at) / SHIFT_ROWS))]
+    shift = as_seen(unfold(x if student_x is None else student_x, layer, kernel, some)).mean(0)  # near the mean: exact
+    groups, taps = shift.shape
+    size = block_size(taps) if full else taps
+    blocks = groups * taps // size
+    mean, rest = torch.zeros(groups, taps).double(), torch.zeros(blocks, size).double()
+    cov = torch.zeros(blocks, *[size] * (2 if full else 1)).double()
+    cross = torch.zeros_like(cov) if full and student_x is not None else None
+    scatter = torch.zeros(blocks).double()
+    grouped = lambda u: (u - shift).view(-1, blocks, size).permute(1, 0, 2)  # noqa: E731
+    columns = chunks(x, layer, kernel, at)
+    pairs = itertools.tee(columns) if student_x is None else (columns, chunks(student_x, layer, kernel, at))
+    for u, own in zip(*pairs, strict=True):
+        centred = grouped(as_seen(own))  # (g * b, r, m)
+        square = centred.square()
+        mean += u.sum(0)
+        rest += centred.sum(1)
+        cov += centred.transpose(1, 2) @ centred if full else square.sum(1)
+        if cross is not None:
+            cross += grouped(u).transpose(1, 2) @ centred
+        if full:
+            scatter += (square.sum(2).square() - square.square_().sum(2)).sum(1)
+    for total in (mean, rest, cov, scatter):
+        total /= len(at)
+    student_mean = mean if qparams is None and student_x is None else shift + rest.view_as(shift)
+    if cross is not None:
+        cross = cross.div_(len(at)).baddbmm_((mean - shift).view_as(rest)[:, :, None], rest[:, None, :], alpha=-1)
     if not full:
-        cov = cov.clamp(min=0)
-    return Moments(mean.float(), student_mean.float(), cov.float(), len(at), None if cross is None else cross.float())
+        cov = (cov - rest.square()).clamp(min=0)
+        return Moments(mean.float(), student_mean.float(), cov.float(), len(at))
+    cov = cov.baddbmm_(rest[:, :, None], rest[:, None, :], alpha=-1)
+    cross = None if cross is None else cross.float()
+    return Moments(mean.float(), student_mean.float(), cov.float(), len(at), cross, scatter)
+
+
+def block_size(taps: int) -> int:
+    """Taps of each of the fewest equal blocks that hold at most MAX_TAPS."""
+    return next(taps // num for num in itertools.count(math.ceil(taps / MAX_TAPS)) if taps % num == 0)
 
 
 def merged(a: Moments, b: Moments) -> Moments:
-    """The moments of all rows of both."""
+    """The moments of all rows of both; `scatter` is about the mean of each."""
     num_rows = a.num_rows + b.num_rows
     share = a.num_rows / num_rows
-    mean, student_mean = (torch.lerp(y, x, share) for x, y in ((a.mean, b.mean), (a.student_mean, b.student_mean)))
-    apart, student_apart = a.mean - b.mean, a.student_mean - b.student_mean
+    lerp = lambda x, y: None if x is None or y is None else torch.lerp(y, x, share)  # noqa: E731
+    apart = (a.mean - b.mean).view(a.cov.shape[:2])
+    student_apart = (a.student_mean - b.student_mean).view(a.cov.shape[:2])
     between = share * (1 - share) * student_apart[:, None, :]
-    full = a.cov.dim() == 3
-    cov = torch.lerp(b.cov, a.cov, share)
-    cov = cov + (student_apart[:, :, None] * between if full else student_apart * between[:, 0])
-    cross = None if a.cross is None or b.cross is None else torch.lerp(b.cross, a.cross, share)
-    return Moments(mean, student_mean, cov, num_rows, None if cross is None else cross + apart[:, :, None] * between)
+    cov, cross = torch.lerp(b.cov, a.cov, share), lerp(a.cross, b.cross)
+    cov = cov + (student_apart[:, :, None] * between if cov.dim() == 3 else student_apart * between[:, 0])
+    cross = None if cross is None else cross + apart[:, :, None] * between
+    mean, student_mean = lerp(a.mean, b.mean), lerp(a.student_mean, b.student_mean)
+    return Moments(mean, student_mean, cov, num_rows, cross, lerp(a.scatter, b.scatter))
+
+
+def shrunk(moments: Moments) -> Moments:
+    """Move H towards its own diagonal, as far as the noise of an estimate from so few rows asks for.
+
+        H' = (1 - a) H + a diag(H),   a = min(1, sum Var(H_ij) / sum H_ij^2) over i != j
+
+    Schafer & Strimmer 2005, target D; rows count as independent. C = Cov[u, u'] moves by the same a (ours): inputs that
+    are the same keep C = H. What has no `scatter`, because it is exact or shrunk, stays as it is.
+    """
+    if moments.scatter is None:
+        return moments
+    diagonal = moments.cov.diagonal(dim1=1, dim2=2)
+    power = moments.cov.square().sum((1, 2), dtype=torch.float64) - diagonal.double().square().sum(1)
+    noise = (moments.scatter - power).clamp(min=0) / max(1, moments.num_rows - 1)
+    keep = 1 - (noise / power.clamp(min=1e-300)).clamp(max=1).float()[:, None, None]
+    cov, cross = (
+        None if h is None else (h * keep).diagonal_scatter(h.diagonal(dim1=1, dim2=2), dim1=1, dim2=2)
+        for h in (moments.cov, moments.cross)
+    )
+    return replace(moments, cov=cov, cross=cross, scatter=None)
 
 
 def chunks(

@@ -9,17 +9,19 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from datafree import graph as g
 from datafree.assemble import assemble
 from datafree.batchnorm import fold_batchnorm_
 from datafree.capture import trace
 from datafree.equalize import equalize_
+from datafree.estimate import with_estimate
 from datafree.evaluate import bit_operations, layer_macs, num_bytes
 from datafree.models import check_weights, input_range
 from datafree.plan import plan_layers
 from datafree.pools import serial
 from datafree.recipe import Recipe
 from datafree.records import InputRange, LayerResult, Summary
-from datafree.run import Run
+from datafree.run import Run, images_of
 from datafree.signals import make_signal
 from datafree.solve import Pool, solve_layers
 
@@ -35,9 +37,11 @@ def compress(
     *,
     seed: int = 0,
     pool: Pool = serial,
+    device: str = "cpu",
     on_done: Callable[[LayerResult], None] = ignore,
     on_range: InputRange | None = None,
-    images: tuple[Tensor, ...] | None = None,
+    images: Run | tuple[Tensor, ...] | None = None,
+    predict: bool = False,
 ) -> Run:
     """Compress a trained convolutional network with no data.
 
@@ -50,24 +54,35 @@ def compress(
         example: input(s) (N, C, H, W) float; only shape and dtype are used.
         seed: of everything random; the same seed gives the same bits on every pool.
         pool: where layers are solved: `serial` or `processes(n)`.
+        device: where `matched` and `inverted` make their images, "cpu" or "cuda"; everything else runs on the CPU.
         on_done: called with each `LayerResult` as it comes.
         on_range: mean and std of the network's input; None = from the model's configuration, else from the first
             BatchNorm.
-        images: real inputs, one tensor for each of the model's inputs, only for `signal.kind` "loader".
+        images: inputs to use instead of making them, one tensor for each of the model's inputs: real ones for
+            `signal.kind` "loader"; or another run of the same network, whose images are used again.
+        predict: also estimate the agreement with the float network, see `estimate`; about 120 forward passes of 64
+            images.
 
     Returns:
         The student, the teacher it is measured against, every layer's result and a summary.
 
     Raises:
-        CaptureError, RecipeError, ModelError, LayerError: all ValueErrors with one clear line.
+        CaptureError, RecipeError, ModelError, LayerError, MatchingError, RunError: all ValueErrors with one clear line.
     """
     start = time.perf_counter()
     check_weights(model)
     teacher = trace(model, example)
+    fingerprint = g.fingerprint(teacher)
     stats, kept = fold_batchnorm_(teacher)
     stats, equalization = equalize_(teacher, stats, mode=recipe.equalize, rows=recipe.weights.per == "tensor")
     source, chosen = make_signal(
-        teacher, stats, recipe.signal, seed=seed, input_range=on_range or input_range(model), images=images
+        teacher,
+        stats,
+        recipe.signal,
+        seed=seed,
+        input_range=on_range or input_range(model),
+        images=images_of(images, fingerprint) if isinstance(images, Run) else images,
+        device=device,
     )
     plan = plan_layers(teacher, recipe)
     results, grids = solve_layers(teacher, plan, source, recipe, pool, on_done)
@@ -92,8 +107,12 @@ def compress(
         activations=_activations(recipe, plan.sites),
         skipped=plan.skipped + kept,
         warnings=warnings_of(model, stats, chosen),
+        fingerprint=fingerprint,
     )
-    return Run(student, teacher, recipe, tuple(results.values()), summary)
+    made = source.inputs if recipe.signal.kind in ("matched", "inverted") else ()
+    known = chosen if chosen.mean else None
+    run = Run(student, teacher, recipe, tuple(results.values()), summary, stats, made, known)
+    return with_estimate(run) if predict else run
 
 
 def _activations(recipe: Recipe, sites: dict[str, tuple[int, ...]]) -> str:

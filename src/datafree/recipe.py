@@ -175,7 +175,7 @@ class Recipe(_Part):
 
     signal: Signal = Propagated()
     equalize: Annotated[
-        Literal["free", "foldable", "off"],
+        Literal["free", "foldable", "depthwise", "off"],
         BeforeValidator(lambda v: "off" if v is False else v),  # YAML 1.1: off
     ] = "foldable"
     weights: Weights = Weights()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -35,14 +35,16 @@ class Moments:
     """Mean and covariance of one layer's unfolded input columns u (n taps of one output channel), per group.
 
     `mean` is of the teacher's input; `student_mean` and `cov` are of what the student's layer will see.
-    `cov` holds H = Cov[u'] as (g, n, n), or only its diagonal as (g, n) for solvers that need no more.
+    `cov` holds H = Cov[u'] as (g, n, n), or only its diagonal as (g, n) for solvers that need no more. Of many taps it
+    holds b diagonal blocks, (g * b, m, m) with n = b m; nothing is known between blocks.
     """
 
     mean: Float[Tensor, "g n"]
     student_mean: Float[Tensor, "g n"]
-    cov: Float[Tensor, "g n n"] | Float[Tensor, "g n"]
+    cov: Float[Tensor, "gb m m"] | Float[Tensor, "g n"]
     num_rows: int
-    cross: Float[Tensor, "g n n"] | None = None  # Cov[u, u'], where the student's inputs are its own
+    cross: Float[Tensor, "gb m m"] | None = None  # Cov[u, u'], where the student's inputs are its own
+    scatter: Float[Tensor, " gb"] | None = None  # sum over taps i != j of E[(d_i d_j)^2], d = u' - E[u']
 
     def __post_init__(self) -> None:
         for name in ("mean", "student_mean", "cov"):
@@ -51,7 +53,21 @@ class Moments:
 
     @property
     def variance(self) -> Float[Tensor, "g n"]:
-        return self.cov if self.cov.dim() == 2 else self.cov.diagonal(dim1=1, dim2=2)
+        return self.cov if self.cov.dim() == 2 else self.cov.diagonal(dim1=1, dim2=2).reshape(self.mean.shape)
+
+    def blocks(self) -> list[Moments]:
+        """The moments of consecutive taps, one for each diagonal block of H; mostly a single one, of all taps."""
+        size = self.cov.shape[-1]
+        if size == self.mean.shape[1]:
+            return [self]
+        mean, student_mean = self.mean.split(size, 1), self.student_mean.split(size, 1)
+        part = lambda x, i: None if x is None else x.unflatten(0, (-1, len(mean)))[:, i]  # noqa: E731
+        return [
+            Moments(
+                mean[i], student_mean[i], part(self.cov, i), self.num_rows, part(self.cross, i), part(self.scatter, i)
+            )
+            for i in range(len(mean))
+        ]
 
 
 @dataclass(frozen=True)
@@ -112,6 +128,14 @@ class LayerJob:
     input_scale: float | None = None  # of one integer step of the input; None = float input
     kernel_size: int = 1  # taps of one input channel, kh * kw
 
+    def blocks(self) -> list[LayerJob]:
+        """Jobs whose costs add up to this one's, one for each diagonal block of H, on the same rows' grid."""
+        parts = self.moments.blocks()
+        if len(parts) == 1:
+            return [self]
+        weights = self.weight.split(parts[0].mean.shape[1], 2)
+        return [replace(self, weight=w, moments=moments) for w, moments in zip(weights, parts, strict=True)]
+
 
 @dataclass(frozen=True)
 class LayerResult:
@@ -126,6 +150,7 @@ class LayerResult:
     method: str
     seconds: float
     sparsity: float = 0.0
+    dropped: tuple[str, ...] = ()  # steps that would not have lowered the predicted error
     compensation: float = 0.0  # share of the error upstream the weights make up for
 
 
@@ -153,6 +178,18 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """Predicted share of images that get the float network's class, percent, and the ends of a 90 % interval."""
+
+    agreement: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.agreement:.1f} % ({self.low:.1f} to {self.high:.1f})"
+
+
+@dataclass(frozen=True)
 class Summary:
     """What a run did and what it cost.
 
@@ -176,6 +213,8 @@ class Summary:
     activations: str
     skipped: tuple[Skipped, ...]
     warnings: tuple[str, ...]
+    fingerprint: str = ""  # of the model's weights
+    estimate: Estimate | None = None  # agreement predicted without data, where it was asked for
 
 
 def decibel(signal: float, noise: float) -> float:

@@ -6,16 +6,16 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx
 
 from datafree.evaluate import Evaluation, evaluate_models
 from datafree.recipe import Recipe
-from datafree.records import LayerResult, QParams, Skipped, Summary
+from datafree.records import ChannelStats, Estimate, InputRange, LayerResult, QParams, Skipped, Stats, Summary
 from datafree.serialize import FormatError, graph_from_json, graph_to_json, tensors_of
 
 GRAPHS = ("teacher", "student")
@@ -43,6 +43,10 @@ class Run:
 
     student: compressed network, eval mode, same inputs and outputs as the model.
     teacher: folded and equalized float network, same function as the model.
+    stats: what BatchNorm remembers, by the teacher's node names.
+    images: those that `matched` or `inverted` made (N, C, H, W), for other recipes of the same network:
+        `compress(..., images=run.images)`; empty where they are made in a second, or were given.
+    input_range: mean and std that images were made in; None = the images were given.
     """
 
     student: fx.GraphModule
@@ -50,6 +54,9 @@ class Run:
     recipe: Recipe
     layers: tuple[LayerResult, ...]
     summary: Summary
+    stats: Stats = field(default_factory=dict)
+    images: tuple[Tensor, ...] = ()
+    input_range: InputRange | None = None
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the run directory at once: into a temporary neighbour, then renamed.
@@ -75,6 +82,8 @@ class Run:
             graph = getattr(self, name)
             (path / f"{name}.json").write_text(json.dumps(graph_to_json(graph)))
             save_file(tensors_of(graph), path / f"{name}.safetensors")
+        known = {"input_range": json.dumps(self.input_range and asdict(self.input_range))}
+        save_file(_signal_to_file(self.stats, self.images), path / "signal.safetensors", known)
         for number, result in enumerate(self.layers):
             tensors, record = _layer_to_file(result)
             save_file(tensors, path / "layers" / f"{number:04d}.safetensors", {"layer": json.dumps(record)})
@@ -93,6 +102,7 @@ class Run:
             fields = json.loads((path / "summary.json").read_text())
             fields["skipped"] = tuple(Skipped(**s) for s in fields["skipped"])
             fields["warnings"] = tuple(fields["warnings"])
+            fields["estimate"] = fields["estimate"] and Estimate(**fields["estimate"])
             teacher, student = (
                 graph_from_json(json.loads((path / f"{n}.json").read_text()), load_file(path / f"{n}.safetensors"))
                 for n in GRAPHS
@@ -103,10 +113,24 @@ class Run:
             summary = Summary(**fields)
             if len(layers) != summary.num_quantized:
                 raise FormatError(f"{len(layers)} of {summary.num_quantized} layers are in layers/")
-            return cls(student, teacher, Recipe.load(path / "recipe.yaml"), layers, summary)
+            signal = _signal_from_file(path / "signal.safetensors")
+            return cls(student, teacher, Recipe.load(path / "recipe.yaml"), layers, summary, *signal)
         except _DAMAGE as error:
             reason = " ".join(str(error).split())
             raise RunError(f"{path} is damaged: {type(error).__name__}: {reason}; compress again") from None
+
+
+def images_of(run: Run, fingerprint: str) -> tuple[Tensor, ...]:
+    """The images a run made, for the same network.
+
+    Raises:
+        RunError: it made none, or for other weights.
+    """
+    if not run.images:
+        raise RunError(f"that run keeps no images: its signal is {run.recipe.signal.kind!r}; use one of 'inverted'")
+    if run.summary.fingerprint != fingerprint:
+        raise RunError("that run's images were made for other weights; leave them out, and they are made anew")
+    return run.images
 
 
 def evaluate(run: Run, data: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
@@ -133,6 +157,27 @@ def check_free(path: Path, *, force: bool) -> None:
     raise RunError(f"{path} exists and is not a run directory; choose another --out (nothing is replaced there)")
 
 
+def _signal_to_file(stats: Stats, images: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Statistics as they are; images, which hold nothing finer, as float16."""
+    tensors = {f"mean.{n}": s.mean.contiguous() for n, s in stats.items()}
+    tensors |= {f"std.{n}": s.std.contiguous() for n, s in stats.items()}
+    return tensors | {f"images.{i}": x.half().contiguous() for i, x in enumerate(images)}
+
+
+def _signal_from_file(path: Path) -> tuple[Stats, tuple[Tensor, ...], InputRange | None]:
+    tensors, known = load_file(path), json.loads(_metadata(path)["input_range"])
+    chosen = known and InputRange(tuple(known["mean"]), tuple(known["std"]), known["source"])
+    names = [n.removeprefix("mean.") for n in tensors if n.startswith("mean.")]
+    num_images = sum(n.startswith("images.") for n in tensors)
+    stats = {n: ChannelStats(tensors[f"mean.{n}"], tensors[f"std.{n}"]) for n in names}
+    return stats, tuple(tensors[f"images.{i}"].float() for i in range(num_images)), chosen
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
 def _layer_to_file(result: LayerResult) -> tuple[dict[str, Tensor], dict]:
     grid = result.weight_qparams
     tensors = {
@@ -146,10 +191,7 @@ def _layer_to_file(result: LayerResult) -> tuple[dict[str, Tensor], dict]:
 
 
 def _layer_from_file(path: Path) -> LayerResult:
-    from safetensors import safe_open
-
-    tensors = load_file(path)
-    with safe_open(path, "pt") as file:
-        record = json.loads(file.metadata()["layer"])
+    tensors, record = load_file(path), json.loads(_metadata(path)["layer"])
+    record["dropped"] = tuple(record["dropped"])
     grid = QParams(tensors["scale"], tensors["zero_point"], record.pop("qmin"), record.pop("qmax"))
     return LayerResult(weight=tensors["weight"], bias=tensors["bias"], weight_qparams=grid, **record)

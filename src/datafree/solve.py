@@ -8,8 +8,9 @@ from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.affine import dequantize, fake_quantize
-from datafree.layer import Grids, activation_grid, compress_layer, layer_jobs, make_job
+from datafree.layer import Grids, compress_layer, layer_jobs, make_job
 from datafree.plan import WIDE, LayerPlan, Plan, root
+from datafree.ranges import activation_grid
 from datafree.recipe import Recipe
 from datafree.records import LayerJob, LayerResult
 from datafree.signals.source import Source, mirrored
@@ -67,7 +68,8 @@ def in_sequence(
             own[node] = own[node] * change[0] + change[1]
         widths = plan.sites.get(node.name, ())
         for bits in widths:
-            grids[node.name, bits] = activation_grid(own[node], bits, source.seed)
+            at_width = tuple(items[r].layer for r in readers.get(node, ()) if items[r].input_bits == bits)
+            grids[node.name, bits] = activation_grid(teacher, own[node], bits, source.seed, readers=at_width)
         if node in kept_inputs:
             floats[node] = own[node]
         if widths and widths[0] >= WIDE:  # what everything but a narrower layer input and a kept layer reads

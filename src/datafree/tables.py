@@ -18,7 +18,7 @@ from datafree.images import BATCH_SIZE
 from datafree.inspect import Inspection
 from datafree.models import Normalization
 from datafree.recipe import Recipe
-from datafree.records import LayerResult, Skipped
+from datafree.records import Estimate, LayerResult, Skipped
 from datafree.run import Run
 
 NUM_NAMES = 3  # layers named in one line
@@ -45,13 +45,30 @@ def run_facts(done: Run) -> dict[str, str]:
         "weights": _widths(widths),
         "activations": s.activations,
         "equalization": s.equalization,
+        "steps dropped": _dropped(done.layers),
         "size": f"{size}, {share(s.bytes, s.float_bytes)} of {float_size} in float32",
         "multiply-adds": f"{count(s.macs)} for one image",
         "bit operations": f"{work} of {count(s.float_bit_operations)} in float32",
         "predicted SQNR": f"{_worst(errors)}; its weights alone, on the signal",
+        "agreement": estimate_text(s.estimate),
         "time": f"{s.seconds:.1f} s",
         "peak memory": f"{num_bytes(s.peak_memory_bytes)}, whole process",
     }
+
+
+def _dropped(layers: Sequence[LayerResult]) -> str:
+    """Steps left out of some layers, because they would not have lowered the predicted error."""
+    found = Counter(step for layer in layers for step in layer.dropped)
+    return ", ".join(f"{step} in {n} of {len(layers)} layers" for step, n in found.items()) or "none"
+
+
+def estimate_text(found: Estimate | None) -> str:
+    """Agreement, predicted."""
+    if found is None:
+        return "not estimated"
+    return (
+        f"about {found.agreement:.0f} % of images keep their class, {found.low:.0f} to {found.high:.0f} (no data read)"
+    )
 
 
 def inspection_facts(found: Inspection, recipe: Recipe) -> dict[str, str]:

@@ -15,7 +15,12 @@ from datafree.signals.source import Source, flow
 
 __all__ = ["Source", "flow", "make_signal"]
 
-AT_BATCHNORM = {"gaussian": "draw", "propagated": "restandardise", "matched": "restandardise", "inverted": "keep"}
+AT_BATCHNORM = {
+    "gaussian": "draw",
+    "propagated": "restandardise",
+    "matched": "restandardise",
+    "inverted": "restandardise",
+}
 PROBES = {"leaves": dead_leaves, "pink": pink_noise}
 
 
@@ -27,6 +32,7 @@ def make_signal(
     seed: int,
     input_range: InputRange | None = None,
     images: tuple[Tensor, ...] | None = None,
+    device: str = "cpu",
 ) -> tuple[Source, InputRange]:
     """Make the inputs every layer will be solved on.
 
@@ -36,6 +42,7 @@ def make_signal(
         signal: the recipe's part.
         input_range: mean and standard deviation of the network's first input; None = inferred from the first BatchNorm.
         images: inputs made before or real ones, as the network sees them; kind "loader" needs them.
+        device: where images are moved by `matched` and `inverted`.
 
     Returns:
         The signal, and the range the images of the first input were made in.
@@ -51,21 +58,24 @@ def make_signal(
         images = tuple(x.detach() for x in images)
         return Source(signal.kind, images, stats, at_batchnorm, seed), InputRange((), (), "the images given")
     shapes = [g.shape(node)[1:] for node in g.placeholders(teacher)]
-    count = signal.images or num_images(shapes[0])
+    moved = isinstance(signal, Matched | Inverted)
+    count = signal.images or num_images(shapes[0], most=128 if moved else 512)
     shapes = [(count, *shape) for shape in shapes]
     unit = tuple(_unit_images(shape, signal, generator) for shape in shapes)
     first = input_range or infer_input_range(teacher, 0, unit[0], stats)
     ranges = [first, *(infer_input_range(teacher, i, unit[i], stats) for i in range(1, len(unit)))]
-    if isinstance(signal, Matched | Inverted) and stats and len(unit) == 1 and unit[0].dim() == 4:
-        unit = (match(teacher, stats, unit[0], signal, input_range=first, generator=generator),)
+    if moved and stats and len(unit) == 1 and unit[0].dim() == 4:
+        unit = (match(teacher, stats, unit[0], signal, input_range=first, generator=generator, device=device),)
     inputs = tuple(in_range(x, r) for x, r in zip(unit, ranges, strict=True))
+    if moved:
+        inputs = tuple(x.half().float() for x in inputs)  # as a run directory keeps them
     return Source(signal.kind, inputs, stats, at_batchnorm, seed), first
 
 
-def num_images(shape: tuple[int, ...]) -> int:
+def num_images(shape: tuple[int, ...], *, most: int) -> int:
     """64 images, and more where the input (C, H, W) is small, for the last layers see few positions of each (ours)."""
     side = min(shape[1:]) if len(shape) == 3 else 1
-    return max(64, min(512, 64 * 112 // side))
+    return max(64, min(most, 64 * 112 // side))
 
 
 def _unit_images(

@@ -14,6 +14,7 @@ from datafree.signals.source import batch_statistics
 
 LEARNING_RATE = 0.1  # of unit-variance images, Adam
 BATCH = 64  # images moved together; their joint statistics are what is matched
+PIXEL_REACH = 2.2  # largest unit-variance pixel: 8-bit pixels end about two standard deviations from their mean (ours)
 
 
 class MatchingError(ValueError):
@@ -28,6 +29,7 @@ def match(
     *,
     input_range: InputRange,
     generator: torch.Generator,
+    device: str = "cpu",
 ) -> Float[Tensor, "n c h w"]:
     """Move images by Adam until the outputs of BatchNorm have the mean and standard deviation it remembers.
 
@@ -37,19 +39,33 @@ def match(
 
     with m, d the batch's mean and standard deviation. The first term is DeepInversion's (arXiv 1912.08795, eq. 4),
     normalised per channel (ours); random classes are asked for by `inverted` alone; the start from dead leaves and
-    the step counts are ours.
+    the step counts are ours. Pixels stay within what 8-bit images reach.
 
     Args:
         unit: starting images, zero mean and unit variance; the network sees `unit * std + mean` of `input_range`.
+        device: where the steps are taken, "cpu" or "cuda"; the images come back to the CPU.
 
     Raises:
-        MatchingError: the loss is not finite; names the step.
+        MatchingError: the loss is not finite; names the step. The device is not there.
     """
+    if device != "cpu":
+        teacher, stats = _on_device(teacher, stats, device)
     parts = [
-        _match_batch(teacher, stats, part, method, input_range=input_range, generator=generator)
+        _match_batch(teacher, stats, part.to(device), method, input_range=input_range, generator=generator)
         for part in unit.split(BATCH)
     ]
-    return torch.cat(parts)
+    return torch.cat(parts).cpu()
+
+
+def _on_device(teacher: fx.GraphModule, stats: Stats, device: str) -> tuple[fx.GraphModule, Stats]:
+    try:
+        moved = g.duplicate(teacher).to(device)
+        return moved, {n: ChannelStats(s.mean.to(device), s.std.to(device)) for n, s in stats.items()}
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise MatchingError(
+            f"device {device!r} cannot be used: {reason}; use 'cpu', or 'cuda' where there is a GPU"
+        ) from None
 
 
 def _match_batch(
@@ -62,6 +78,7 @@ def _match_batch(
     generator: torch.Generator,
 ) -> Tensor:
     targets = _targets(teacher, len(unit), generator) if isinstance(method, Inverted) else None
+    targets = None if targets is None else targets.to(unit.device)
     images = unit.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([images], lr=LEARNING_RATE, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, method.steps)
@@ -83,13 +100,15 @@ def _match_batch(
             )
         optimizer.step()
         schedule.step()
+        with torch.no_grad():
+            images.clamp_(-PIXEL_REACH, PIXEL_REACH)
     return images.detach()
 
 
 def in_range(x: Float[Tensor, "n c ..."], chosen: InputRange) -> Float[Tensor, "n c ..."]:
     """Unit-variance images in the range the network expects."""
     view = (1, -1, *[1] * (x.dim() - 2))
-    mean, std = (torch.tensor(v).expand(x.shape[1]).view(view) for v in (chosen.mean, chosen.std))
+    mean, std = (torch.tensor(v, device=x.device).expand(x.shape[1]).view(view) for v in (chosen.mean, chosen.std))
     return x * std + mean
 
 

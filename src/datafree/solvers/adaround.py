@@ -27,6 +27,10 @@ def adaround(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
     inputs u; what that comes to needs H alone. Relative to the error of nearest (ours), one regularizer fits channels
     of every size and every number of bits.
     """
+    return torch.cat([_adaround(block, qparams) for block in job.blocks()], 2)
+
+
+def _adaround(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
     method, weight, h = job.method, job.weight, job.moments.cov
     start = nearest(job, qparams)
     start_error = _error(start, job, qparams)

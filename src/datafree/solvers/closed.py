@@ -23,6 +23,10 @@ def closed(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
     This is GPTQ (arXiv 2210.17323) without its matrix inverse: U = R^-1 is the Cholesky factor of H^-1 used there.
     Columns go in decreasing order of H_kk; H is damped by a share of its mean diagonal.
     """
+    return torch.cat([_closed(block, qparams) for block in job.blocks()], 2)
+
+
+def _closed(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
     h = damped(job.moments.cov, job.method.damping)  # type: ignore[attr-defined]
     order = torch.argsort(h.diagonal(dim1=1, dim2=2), dim=1, descending=True)  # (g, n)
     columns = order[:, None].expand_as(job.weight)

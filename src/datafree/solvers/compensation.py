@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from datafree.moments import shrunk
 from datafree.records import LayerJob, Moments
 from datafree.solvers.closed import damped
 
@@ -39,6 +40,11 @@ def compensated(job: LayerJob) -> tuple[LayerJob, float]:
 
 def least_squares(weight: Float[Tensor, "g o n"], moments: Moments, damping: float) -> Float[Tensor, "g o n"]:
     """W*, float64, damped towards the weights as they are."""
+    weights = weight.split(moments.cov.shape[2], 2)
+    return torch.cat([_least_squares(w, block, damping) for w, block in zip(weights, moments.blocks(), strict=True)], 2)
+
+
+def _least_squares(weight: Float[Tensor, "g o n"], moments: Moments, damping: float) -> Float[Tensor, "g o n"]:
     assert moments.cross is not None, "least squares needs Cov[u, u']"
     h = damped(moments.cov, damping)
     extra = (h - moments.cov.double()).diagonal(dim1=1, dim2=2)[:, None, :]
@@ -50,15 +56,21 @@ def best_share(weight: Float[Tensor, "g o n"], first: Moments, second: Moments) 
     """Damping and share a whose output error is least over both halves, each with W* from the other (ours).
 
     E |W u - (W + a S) u'|^2 = const - 2 a <S, W (C - H)> + a^2 <S H, S>,   S = W* - W
+
+    W* is of H and C as shrunk for so few rows, the error of the other half's as they are, so that nothing biases it.
     """
+    halves = ((shrunk(first), second.blocks()), (shrunk(second), first.blocks()))
+    parts = weight.split(first.cov.shape[2], 2)
     found = []
     for damping in DAMPINGS:
         gain = power = 0.0
-        for own, other in ((first, second), (second, first)):
-            assert other.cross is not None, "both halves know Cov[u, u']"
-            step, h = least_squares(weight, own, damping) - weight, other.cov.double()
-            gain += float((step * (weight @ (other.cross.double() - h))).sum())
-            power += float(((step @ h) * step).sum())
+        for own, others in halves:
+            steps = (least_squares(weight, own, damping) - weight).split(first.cov.shape[2], 2)
+            for w, step, other in zip(parts, steps, others, strict=True):
+                assert other.cross is not None, "both halves know Cov[u, u']"
+                h = other.cov.double()
+                gain += float((step * (w @ (other.cross.double() - h))).sum())
+                power += float(((step @ h) * step).sum())
         share = max(0.0, min(1.0, gain / power)) if power > 0 else 0.0
         found.append((2 * share * gain - share**2 * power, damping, share))
     _, damping, share = max(found)

@@ -86,7 +86,10 @@ def output_power(weight: Float[Tensor, "g o n"], moments: Moments) -> float:
 
 
 def _row_power(weight: Float[Tensor, "g o n"], moments: Moments) -> Float[Tensor, "g o"]:
-    w = weight.double()
     if moments.cov.dim() == 2:
-        return (w.square() * moments.cov.double()[:, None]).sum(2)
-    return ((w @ moments.cov.double()) * w).sum(2)
+        return (weight.double().square() * moments.cov.double()[:, None]).sum(2)
+    total = torch.zeros(weight.shape[:2]).double()
+    for part, block in zip(weight.split(moments.cov.shape[2], 2), moments.blocks(), strict=True):
+        w = part.double()
+        total += ((w @ block.cov.double()) * w).sum(2)
+    return total

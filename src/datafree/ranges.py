@@ -1,0 +1,61 @@
+"""The integer grid of a tensor between layers: clipped where that moves the layers that read it least."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from datafree import graph as g
+from datafree.affine import fake_quantize, grid, search_grid
+from datafree.moments import positions, unfold
+from datafree.plan import WIDE
+from datafree.records import Layer, QParams
+
+SAMPLE = 2**16  # values looked at
+ROWS = 1024  # output positions looked at
+FACTORS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5)  # of the range that is best for the values themselves
+
+
+def activation_grid(
+    teacher: fx.GraphModule, x: Tensor, bits: int, seed: int, *, readers: tuple[Layer, ...] = ()
+) -> QParams:
+    """One unsigned grid for a whole tensor.
+
+    First the clipping that minimises the square error of a sample of the values; then, below 8 bits, the factor of that
+    range which minimises the error at the output of the layers that read the tensor, each relative to its output's
+    variance (ours). Means do not count, for the bias corrects them.
+
+    Args:
+        x: the tensor, (N, C, ...).
+        readers: layers whose input is this tensor at this width.
+    """
+    first = _by_values(x, bits, seed)
+    if bits >= WIDE or not readers:
+        return first
+    low, high = (float((q - first.zero_point) * first.scale) for q in (first.qmin, first.qmax))
+    least, most = min(0.0, float(x.min())), max(0.0, float(x.max()))
+    ends = [(max(least, low * factor), min(most, high * factor)) for factor in FACTORS]
+    trials = [grid(torch.tensor([a]), torch.tensor([b]), bits=bits, symmetric=False) for a, b in ends]
+    error = sum(_output_errors(teacher, layer, x, trials, seed) for layer in readers)
+    return trials[int(torch.as_tensor(error).argmin())]
+
+
+def _by_values(x: Tensor, bits: int, seed: int) -> QParams:
+    flat = x.flatten()
+    generator = torch.Generator().manual_seed(seed)
+    pick = torch.randint(flat.numel(), (min(SAMPLE, flat.numel()),), generator=generator)
+    sample = torch.cat([flat[pick], flat.amin()[None], flat.amax()[None]])
+    importance = torch.ones_like(sample)
+    importance[-2:] = 0  # the extremes bound the search; they are too rare to count as much as what was drawn
+    return search_grid(sample[None], bits=bits, symmetric=False, importance=importance[None])
+
+
+def _output_errors(teacher: fx.GraphModule, layer: Layer, x: Tensor, trials: list[QParams], seed: int) -> Tensor:
+    """Variance of W (u - Q(u)) for every grid, as a share of that of W u."""
+    weight = g.weight(teacher, layer)
+    kernel = tuple(weight.shape[2:]) or (1, 1)
+    rows = g.grouped(weight, layer.groups).transpose(1, 2)  # (g, n, o)
+    at = positions(tuple(x.shape), layer, kernel, ROWS, seed)
+    u = unfold(x, layer, kernel, at).permute(1, 0, 2)  # (g, r, n)
+    errors = [((fake_quantize(u, trial) - u) @ rows).var(1, correction=0).sum() for trial in trials]
+    return torch.stack(errors) / (u @ rows).var(1, correction=0).sum().clamp(min=1e-30)

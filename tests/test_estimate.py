@@ -1,0 +1,78 @@
+"""Agreement predicted without data: against students damaged on purpose, and against a known curve."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from datafree import Recipe, compress, estimate, load_model
+from datafree import graph as g
+from datafree.demo import digits
+from datafree.estimate import BITS, MASKS, NOISES, EstimateError, agreement, damaged, slope, with_estimate
+from datafree.records import Estimate
+from nets import NETS
+
+
+@pytest.fixture(scope="module")
+def demo_run():
+    model, example = load_model("demo")
+    return compress(model, Recipe.preset("w8a8").updated(["signal.images=64"]), example)
+
+
+def test_slope_of_a_known_curve_is_found():
+    moves = torch.tensor([0.01, 0.1, 0.3, 0.8])
+    for steepness, classes in ((0.3, 10), (1.7, 1000), (5.0, 2)):
+        turned = (1 - 1 / classes) * (1 - torch.exp(-steepness * moves))
+        assert slope(moves, turned, classes) == pytest.approx(steepness, rel=0.01)
+        assert agreement(0.1, steepness, classes) == pytest.approx(100 * (1 - float(turned[1])), abs=1e-3)
+    assert agreement(0.0, 3.0, 10) == 100 and agreement(1e9, 3.0, 10) == pytest.approx(10)
+
+
+def test_damage_grows_and_leaves_the_teacher_alone(demo_run):
+    teacher = demo_run.teacher
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    weight = g.weight(teacher, next(iter(g.layers(teacher).values())))
+    moved = [float((g.weight(net, next(iter(g.layers(net).values()))) - weight).norm()) for net in damaged(teacher)]
+    assert len(moved) == len(NOISES) + len(BITS) + len(MASKS)
+    noise, rounding, masks = moved[: len(NOISES)], moved[len(NOISES) : -len(MASKS)], moved[-len(MASKS) :]
+    for part in (noise, rounding, masks):
+        assert part == sorted(part) and part[-1] > part[0]
+    assert all(torch.equal(before[k], v) for k, v in teacher.state_dict().items())
+
+
+def test_worse_students_are_predicted_to_agree_less(demo_run):
+    """The order, and roughly the size: real digits are only looked at to compare."""
+    x, _ = digits("test")
+    students = [demo_run.student, *damaged(demo_run.teacher)][:: len(BITS)]
+    predicted = [estimate(replace(demo_run, student=s)) for s in students]
+    with torch.no_grad():
+        answers = demo_run.teacher(x).argmax(1)
+        true = [100 * float((s(x).argmax(1) == answers).float().mean()) for s in students]
+    order = sorted(range(len(true)), key=lambda i: true[i])
+    assert sorted(range(len(true)), key=lambda i: predicted[i].agreement)[0] == order[0]
+    assert predicted[0].agreement > 90 and true[0] > 95
+    for found in predicted:
+        assert 0 <= found.low < found.agreement < found.high <= 100 or found.agreement == 100
+
+
+def test_an_undamaged_student_agrees(demo_run):
+    found = estimate(replace(demo_run, student=demo_run.teacher))
+    assert found.agreement == 100 == found.high and found.low < 100
+    assert str(Estimate(91.25, 80.0, 95.5)) == "91.2 % (80.0 to 95.5)"
+
+
+def test_the_same_run_gives_the_same_estimate_in_memory_and_from_disk(demo_run, tmp_path):
+    run = with_estimate(demo_run)
+    assert run.summary.estimate == estimate(demo_run)
+    run.save(tmp_path / "run")
+    again = type(run).load(tmp_path / "run")
+    assert again.summary == run.summary and estimate(again) == run.summary.estimate
+
+
+def test_a_network_without_logits_has_a_reason_instead():
+    model, inputs = NETS["two outputs"]()
+    run = compress(model, Recipe.preset("w8a8").updated(["signal.images=2"]), inputs, predict=True)
+    assert run.summary.estimate is None
+    assert run.summary.warnings[-1].startswith("an estimate needs logits (N, classes); this network returns [(")
+    with pytest.raises(EstimateError, match="nothing to compare"):
+        estimate(run)
