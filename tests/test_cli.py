@@ -270,12 +270,13 @@ def test_a_network_of_ones_own_has_no_published_normalisation(finished):
     assert not (finished[0] / cli.PIXELS).exists()
 
 
-def test_inspect_shows_both_modes_of_equalization(capsys):
+def test_inspect_shows_every_mode_of_equalization(capsys):
     code, out, err = call(capsys, "inspect", MODEL, "--set", FEW, "-v")
     shown = facts(out)
     assert (code, err) == (0, "")
     assert re.match(r"\d+ % of 3 layers", shown["if free"]) and re.match(r"\d+ % of 3 layers", shown["if foldable"])
-    assert shown["equalization"] == "foldable, of these:"
+    assert shown["equalization"] == "depthwise, of these:"
+    assert shown["if depthwise"] == "inputs of 0 depthwise layers, in the requantization before them"
     assert shown["weights"] == "8 bits in 2 layers, 4 bits in 1 layer"
     assert shown["BatchNorm"] == "1 fold into a layer, 0 stay as affine operators"
     assert re.search(r"body +8x1x3x3 +4, 8 +input +stem\[/red\]", out), out

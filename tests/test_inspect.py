@@ -39,7 +39,7 @@ def test_every_layer_is_told_with_what_feeds_it(net):
     for position, layer in enumerate(found.layers):
         assert layer.producers, layer
         assert all(producer not in names[position:] for producer in layer.producers), layer
-    assert [e.mode for e in found.equalizations] == ["free", "foldable"]
+    assert [e.mode for e in found.equalizations] == ["free", "foldable", "depthwise"]
     assert found.equalizations[0].coverage >= found.equalizations[1].coverage
     assert found.input_shapes == tuple(tuple(x.shape[1:]) for x in NETS[net]()[1])
 

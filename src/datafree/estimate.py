@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from datafree import graph as g
 from datafree.affine import fake_quantize, grid
@@ -18,13 +18,12 @@ from datafree.signals import make_signal
 
 HELD_OUT = 2**20  # added to the run's seed: other images than those the student was solved on
 NUM_IMAGES = 64
-NOISES = (0.02, 0.04, 0.07, 0.12, 0.2, 0.3)  # of a channel's weights, as a share of their deviation
+NOISES = (0.005, 0.01, 0.02, 0.04, 0.07, 0.12, 0.2, 0.3)  # of a channel's weights, as a share of their deviation
 BITS = (8, 6, 5, 4, 3)
-MASKS = (0.1, 0.2, 0.3, 0.4, 0.5)
-EASIER = (
-    1.98  # matched images lie nearer to where answers turn than real ones, by this; over networks, bench/estimate.py
-)
-SPREAD = 1.6  # nine in ten networks and damages lie within this factor of the slope; over networks, bench/estimate.py
+MASKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4)
+POWERS = (0.8, 1.0, 1.25, 1.5, 1.8)  # of the curve, to choose from
+EASIER = 1.3  # a move turns matched images' answers like one larger by this turns real ones'; over networks (ours)
+SPREAD = 1.8  # nine in ten students lie between this times larger and smaller moves; over networks (ours)
 LEAST = 0.5  # half of the interval at least, points
 
 
@@ -37,12 +36,31 @@ def estimate(run: Run) -> Estimate:
 
     On images matched to BatchNorm's statistics, others than those the layers were solved on, the student moves the
     logits about as far as on real ones: z = |student - teacher| / |teacher|. How often a move of that size turns the
-    answer is learned on the same network, damaged on purpose (noise, rounding, masks, graded), with one slope s:
+    answer is learned on the same network, damaged on purpose (noise, rounding, masks, graded), as s and p of
 
-        1 - agreement = (1 - 1/C) (1 - exp(-s z)),   C classes                                             (ours)
+        1 - agreement = (1 - 1/C) (1 - exp(-(s z)^p)),   C classes                                         (ours)
 
     Matched images lie nearer to the boundaries between classes than real ones, so s is divided by a constant, which
-    was chosen over several networks, as was the width of the interval.
+    was chosen over several networks, as was the width of the interval (bench/estimate.py).
+
+    Raises:
+        EstimateError: the network does not return one tensor of logits (N, classes).
+    """
+    return predict(run.student, calibrate(run))
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """What is learned of one network before any student is looked at: images, its answers, how easily they turn."""
+
+    images: tuple[Tensor, ...]
+    logits: Float[Tensor, "n c"]
+    steepness: float  # s, for real images
+    power: float  # p
+
+
+def calibrate(run: Run) -> Ruler:
+    """Make matched images and damage the teacher on purpose.
 
     Raises:
         EstimateError: the network does not return one tensor of logits (N, classes).
@@ -51,15 +69,22 @@ def estimate(run: Run) -> Estimate:
     if len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][1] < 2:
         raise EstimateError(f"an estimate needs logits (N, classes); this network returns {shapes}; nothing to compare")
     signal = Matched(images=NUM_IMAGES)
-    source, _ = make_signal(
-        run.teacher, run.stats, signal, seed=run.summary.seed + HELD_OUT, input_range=run.input_range
-    )
+    seed = run.summary.seed + HELD_OUT
+    source, _ = make_signal(run.teacher, run.stats, signal, seed=seed, input_range=run.input_range)
     with torch.no_grad():
-        wanted = run.teacher(*source.inputs)
-        moves, turned = zip(*(_damage(wanted, net(*source.inputs)) for net in damaged(run.teacher)), strict=True)
-        move, _ = _damage(wanted, run.student(*source.inputs))
-    steepness = slope(torch.tensor(moves), torch.tensor(turned), wanted.shape[1]) / EASIER
-    middle, high, low = (agreement(move, steepness * f, wanted.shape[1]) for f in (1.0, 1 / SPREAD, SPREAD))
+        logits = run.teacher(*source.inputs)
+        moves, turned = zip(*(_damage(logits, net(*source.inputs)) for net in damaged(run.teacher)), strict=True)
+    steepness, power = fit(torch.tensor(moves), torch.tensor(turned), logits.shape[1])
+    return Ruler(source.inputs, logits, steepness / EASIER, power)
+
+
+def predict(student: nn.Module, ruler: Ruler) -> Estimate:
+    """Read one student's agreement off the curve."""
+    with torch.no_grad():
+        move, _ = _damage(ruler.logits, student(*ruler.images))
+    num_classes = ruler.logits.shape[1]
+    at = [ruler.steepness * move * f for f in (SPREAD, 1.0, 1 / SPREAD)]
+    low, middle, high = (100 - 100 * float(turning(torch.tensor(v), ruler.power, num_classes)) for v in at)
     return Estimate(middle, max(0.0, min(low, middle - LEAST)), min(100.0, max(high, middle + LEAST)))
 
 
@@ -105,14 +130,16 @@ def _damage(wanted: Float[Tensor, "n c"], found: Float[Tensor, "n c"]) -> tuple[
     return float(move), float((found.argmax(1) != wanted.argmax(1)).double().mean())
 
 
-def slope(moves: Float[Tensor, " k"], turned: Float[Tensor, " k"], num_classes: int) -> float:
-    """The s whose curve is nearest to what was seen, by least squares over a fine grid of slopes."""
-    tried = torch.logspace(-2, 2, 2000)
-    curve = (1 - 1 / num_classes) * (1 - torch.exp(-tried[:, None] * moves))
-    return float(tried[(curve - turned).square().sum(1).argmin()])
+def fit(moves: Float[Tensor, " k"], turned: Float[Tensor, " k"], num_classes: int) -> tuple[float, float]:
+    """The s and p whose curve is nearest to what was seen, by least squares over a fine grid."""
+    found = []
+    for power in POWERS:
+        tried = torch.logspace(-2, 2, 2000)
+        error = (turning(tried[:, None] * moves, power, num_classes) - turned).square().sum(1)
+        found.append((float(error.min()), float(tried[error.argmin()]), power))
+    return min(found)[1:]
 
 
-def agreement(move: float, steepness: float, num_classes: int) -> float:
-    """Percent of answers that stay."""
-    turned = (1 - 1 / num_classes) * -torch.expm1(torch.tensor(-steepness * move, dtype=torch.float64))
-    return float(100 * (1 - turned))
+def turning(reach: Float[Tensor, ...], power: float, num_classes: int) -> Float[Tensor, ...]:
+    """Share of answers that turn, of s z."""
+    return (1 - 1 / num_classes) * -torch.expm1(-(reach**power))

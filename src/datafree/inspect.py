@@ -40,13 +40,13 @@ class InspectedLayer:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `compress` would do. Equalization is tried in both modes, whichever the recipe asks for."""
+    """What `compress` would do. Equalization is tried in every mode, whichever the recipe asks for."""
 
     model: str
     input_shapes: tuple[tuple[int, ...], ...]  # without the batch dimension
     input_range: str
     layers: tuple[InspectedLayer, ...]
-    equalizations: tuple[Equalization, ...]  # free, foldable
+    equalizations: tuple[Equalization, ...]  # free, foldable, depthwise
     num_batchnorms: int
     kept: tuple[Skipped, ...]  # BatchNorms that stay as an affine operator
     skipped: tuple[Skipped, ...]  # everything else that is left as it is
@@ -82,7 +82,8 @@ def inspect(
         input_range=str(chosen),
         layers=tuple(_inspect_layer(teacher, item, stats) for item in plan.layers.values()),
         equalizations=tuple(
-            equalize_(g.duplicate(teacher), stats, mode=mode, rows=rows)[1] for mode in ("free", "foldable")
+            equalize_(g.duplicate(teacher), stats, mode=mode, rows=rows)[1]
+            for mode in ("free", "foldable", "depthwise")
         ),
         num_batchnorms=num_batchnorms,
         kept=kept,
