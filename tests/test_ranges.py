@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from datafree import Recipe, compress, load_model
 from datafree import graph as g
 from datafree.affine import fake_quantize
 from datafree.capture import trace
-from datafree.ranges import activation_grid
+from datafree.ranges import activation_grid, input_grid
+from datafree.records import InputRange
 
 LOUD, QUIET = 8.0, 0.01  # weights of a reader that listens to one channel
 
@@ -60,3 +62,30 @@ def test_range_stays_within_the_values():
     low, high = (float((q - found.zero_point) * found.scale) for q in (found.qmin, found.qmax))
     step = float(found.scale)
     assert low >= float(x.min()) - step and high <= float(x.max()) + step and low < 0 < high
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_input_of_the_network_has_room_for_what_a_real_one_may_hold(sequential):
+    """Images made here are paler than real ones; the grid reaches 3.5 deviations to both sides of the mean."""
+    model, example = load_model("demo")
+    recipe = Recipe.preset("w8a8").updated(
+        ["signal.images=4", "solve.method=closed", f"solve.sequential={str(sequential).lower()}"]
+    )
+    chosen = InputRange((0.5,), (2.0,), "test")
+    run = compress(model, recipe, example, on_range=chosen)
+    quantize = next(n for n in run.student.graph.nodes if "quantize_per_tensor" in str(n.target))
+    scale, zero_point = quantize.args[1:3]
+    assert (0 - zero_point) * scale == pytest.approx(0.5 - 7, abs=scale) and 255 * scale == pytest.approx(14, rel=1e-3)
+    assert (grid := input_grid((-6.5, 7.5), 8)).bits == 8 and float(grid.scale) == pytest.approx(14 / 255)
+
+
+def test_images_given_are_no_reason_to_clip_real_ones_but_real_ones_are_believed():
+    model, example = load_model("demo")
+    pale = (torch.full_like(example, 0.01).repeat(4, 1, 1, 1),)
+    scales = []
+    for kind in ("inverted", "loader"):
+        recipe = Recipe.preset("w8a8").updated([f"signal.kind={kind}"])
+        run = compress(model, recipe, example, images=pale, on_range=InputRange((0.0,), (1.0,), "test"))
+        quantize = next(n for n in run.student.graph.nodes if "quantize_per_tensor" in str(n.target))
+        scales.append(quantize.args[1])
+    assert scales[0] == pytest.approx(7 / 255, rel=1e-3) and scales[1] < 1e-4

@@ -22,8 +22,8 @@ NOISES = (0.005, 0.01, 0.02, 0.04, 0.07, 0.12, 0.2, 0.3)  # of a channel's weigh
 BITS = (8, 6, 5, 4, 3)
 MASKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4)
 POWERS = (0.8, 1.0, 1.25, 1.5, 1.8)  # of the curve, to choose from
-EASIER = 1.3  # a move turns matched images' answers like one larger by this turns real ones'; over networks (ours)
-SPREAD = 1.8  # nine in ten students lie between this times larger and smaller moves; over networks (ours)
+EASIER = 1.5  # a move turns matched images' answers like one larger by this turns real ones'; over networks (ours)
+SPREAD = 2.3  # nine in ten students lie between this times larger and smaller moves; over networks (ours)
 LEAST = 0.5  # half of the interval at least, points
 
 

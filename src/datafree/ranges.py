@@ -40,6 +40,12 @@ def activation_grid(
     return trials[int(torch.as_tensor(error).argmin())]
 
 
+def input_grid(reach: tuple[float, float], bits: int) -> QParams:
+    """The grid of an input of the network: whatever a real one may hold, for what was made here says little of that."""
+    low, high = (torch.tensor([value]) for value in reach)
+    return grid(low, high, bits=bits, symmetric=False)
+
+
 def _by_values(x: Tensor, bits: int, seed: int) -> QParams:
     flat = x.flatten()
     generator = torch.Generator().manual_seed(seed)

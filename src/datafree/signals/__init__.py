@@ -21,6 +21,7 @@ AT_BATCHNORM = {
     "matched": "restandardise",
     "inverted": "restandardise",
 }
+INPUT_REACH = 3.5  # deviations: real inputs reach further than those made here, above all where std is inferred
 PROBES = {"leaves": dead_leaves, "pink": pink_noise}
 
 
@@ -54,8 +55,8 @@ def make_signal(
     if isinstance(signal, Loader) and images is None:
         raise ValueError("signal.kind is 'loader' but no images were given; pass images= to compress()")
     at_batchnorm = AT_BATCHNORM.get(signal.kind, "keep")
-    if images is not None:
-        images = tuple(x.detach() for x in images)
+    images = images and tuple(x.detach() for x in images)
+    if isinstance(signal, Loader):
         return Source(signal.kind, images, stats, at_batchnorm, seed), InputRange((), (), "the images given")
     shapes = [g.shape(node)[1:] for node in g.placeholders(teacher)]
     moved = isinstance(signal, Matched | Inverted)
@@ -64,12 +65,13 @@ def make_signal(
     unit = tuple(_unit_images(shape, signal, generator) for shape in shapes)
     first = input_range or infer_input_range(teacher, 0, unit[0], stats)
     ranges = [first, *(infer_input_range(teacher, i, unit[i], stats) for i in range(1, len(unit)))]
-    if moved and stats and len(unit) == 1 and unit[0].dim() == 4:
+    if moved and stats and images is None and len(unit) == 1 and unit[0].dim() == 4:
         unit = (match(teacher, stats, unit[0], signal, input_range=first, generator=generator, device=device),)
-    inputs = tuple(in_range(x, r) for x, r in zip(unit, ranges, strict=True))
+    inputs = images or tuple(in_range(x, r) for x, r in zip(unit, ranges, strict=True))
     if moved:
         inputs = tuple(x.half().float() for x in inputs)  # as a run directory keeps them
-    return Source(signal.kind, inputs, stats, at_batchnorm, seed), first
+    reach = tuple((min(r.mean) - INPUT_REACH * max(r.std), max(r.mean) + INPUT_REACH * max(r.std)) for r in ranges)
+    return Source(signal.kind, inputs, stats, at_batchnorm, seed, reach), first
 
 
 def num_images(shape: tuple[int, ...], *, most: int) -> int:

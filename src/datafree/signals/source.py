@@ -23,6 +23,7 @@ class Source:
     stats: BatchNorm statistics by node name.
     at_batchnorm: what happens where statistics are known: "keep" the value, "restandardise" it to them (ours), or
         "draw" it from them without running what comes before (paper, eq. 2-3).
+    reach: for each input made here, the smallest and largest value a real one may have; None = as in `inputs`.
     """
 
     kind: str
@@ -30,6 +31,7 @@ class Source:
     stats: Stats = field(default_factory=dict)
     at_batchnorm: str = "keep"
     seed: int = 0
+    reach: tuple[tuple[float, float], ...] | None = None
 
     @property
     def draws(self) -> bool:
