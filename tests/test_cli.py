@@ -276,7 +276,7 @@ def test_inspect_shows_every_mode_of_equalization(capsys):
     assert (code, err) == (0, "")
     assert re.match(r"\d+ % of 3 layers", shown["if free"]) and re.match(r"\d+ % of 3 layers", shown["if foldable"])
     assert shown["equalization"] == "depthwise, of these:"
-    assert shown["if depthwise"] == "inputs of 0 depthwise layers, in the requantization before them"
+    assert shown["if depthwise"].startswith("inputs of 1 depthwise layers")
     assert shown["weights"] == "8 bits in 2 layers, 4 bits in 1 layer"
     assert shown["BatchNorm"] == "1 fold into a layer, 0 stay as affine operators"
     assert re.search(r"body +8x1x3x3 +4, 8 +input +stem\[/red\]", out), out
