@@ -10,20 +10,17 @@ the mean absolute error in points and the share of students inside of the stated
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import torch
 
+import networks
 from datafree import Recipe, compress
 from datafree import graph as g
 from datafree.affine import fake_quantize, grid
 from datafree.estimate import calibrate, predict
+from networks import open_zoo
 
-HERE = Path(__file__).parent
-NETWORKS = ("resnet20_cifar10", "mobilenetv1_025_imagenet", "mobilenetv2_tiny200", "resnet8_cifar10")
 NOISES = (0.01, 0.03, 0.05, 0.09, 0.15, 0.25)
 BITS = (8, 7, 6, 5, 4)
 MASKS = (0.05, 0.15, 0.25, 0.35, 0.45)
@@ -33,14 +30,8 @@ SOLVERS = ("nearest", "closed")
 
 def main() -> None:
     options = _options()
-    if not (options.zoo / "zoo.py").is_file():
-        print(f"skipped: {options.zoo} holds no zoo.py; give the folder of the networks with --zoo")
-        return
-    sys.path.insert(0, str(options.zoo))
-    zoo = importlib.import_module("zoo")
-    torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
-    for network in options.networks:
+    zoo = open_zoo(options)
+    for network in options.networks if zoo else ():
         x, _ = zoo.images(network)
         rows = list(_measure(zoo.load(network), x[: options.images]))
         with (options.out / "estimate.jsonl").open("a") as file:
@@ -66,7 +57,7 @@ def _students(model, teacher, example):
         draw = {n: noise * w.flatten(1).std(1) for n, w in weights.items()}
         yield (
             f"noise {noise}",
-            _with(
+            g.with_weights(
                 teacher,
                 {
                     n: w + draw[n].view(-1, *[1] * (w.dim() - 1)) * torch.randn(w.shape, generator=generator)
@@ -79,24 +70,17 @@ def _students(model, teacher, example):
         for n, w in weights.items():
             rows = w.flatten(1)
             rounded[n] = fake_quantize(rows, grid(rows.amin(1), rows.amax(1), bits=bits, symmetric=False)).view_as(w)
-        yield f"rounded to {bits} bits", _with(teacher, rounded)
+        yield f"rounded to {bits} bits", g.with_weights(teacher, rounded)
     for share in MASKS:
         least = {n: w.abs().flatten().kthvalue(max(1, int(share * w.numel()))).values for n, w in weights.items()}
         yield (
             f"masked {share}",
-            _with(teacher, {n: torch.where(w.abs() > least[n], w, 0.0) for n, w in weights.items()}),
+            g.with_weights(teacher, {n: torch.where(w.abs() > least[n], w, 0.0) for n, w in weights.items()}),
         )
     for preset in PRESETS:
         for method in SOLVERS:
             settings = ["signal.kind=propagated", "solve.sequential=false", f"solve.method={method}"]
             yield f"{preset}, {method}", compress(model, Recipe.preset(preset).updated(settings), example).student
-
-
-def _with(teacher, weights):
-    net = g.duplicate(teacher)
-    for name, weight in weights.items():
-        g.set_tensor(net, f"{name}.weight", weight)
-    return net
 
 
 def _answers(net, x):
@@ -115,12 +99,8 @@ def _summary(rows) -> str:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--zoo", type=Path, default=HERE.parents[1] / "shared" / "zoo")
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser = networks.parser(__doc__)
     parser.add_argument("--images", type=int, default=500)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=HERE / "results")
     return parser.parse_args()
 
 

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib
 import json
 import statistics
-import sys
 import tempfile
 import time
 import zlib
@@ -25,12 +23,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import networks
 from datafree import Recipe, compress, evaluate
+from datafree.recipe import Moved
+from networks import NETWORKS, open_zoo
 
-HERE = Path(__file__).parent
-NETWORKS = {  # name -> images evaluated on
-    "resnet20_cifar10": 3872, "mobilenetv1_025_imagenet": 872, "mobilenetv2_tiny200": 1000, "resnet8_cifar10": 3872,
-}  # fmt: skip
 PRESETS = ("w8a8", "w8a8-tensor", "w6a6", "w5a5", "w4a8", "w4a8-tensor", "w4a4", "w3a8", "w3a3")
 PLAIN = [
     "signal.kind=propagated",
@@ -61,7 +58,9 @@ NOTE = """Points of top-1 lost, ± standard error over images (paired), in brack
 network in percent; mean over seeds. *real*: the same solver on 128 real images, the upper bound for anything
 data-free. *DFQ*: cross-layer equalization with ReLU6 replaced by ReLU, min-max rounding, bias correction from BatchNorm
 (its agreement is with that network). *paper*: gaussian signal, free AFCLE, layer-wise training. *gaussian*: our solver
-on the paper's signal. Seconds are wall time of compress() on one thread of a busy machine, for orientation only.
+on the paper's signal. *propagated*: layers solved one by one on images sent once through the network; rows made before
+scales against H, polish and ranges by output error were added. Seconds are wall time of compress() on one thread of a
+busy machine, for orientation only.
 """
 
 
@@ -89,14 +88,8 @@ def main() -> None:
     if options.render:
         (options.out / "zoo.md").write_text(table(_written(options.out)))
         return
-    if not (options.zoo / "zoo.py").is_file():
-        print(f"skipped: {options.zoo} holds no zoo.py; give the folder of the networks with --zoo")
-        return
-    sys.path.insert(0, str(options.zoo))
-    zoo = importlib.import_module("zoo")
-    torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
-    for network in options.networks:
+    zoo = open_zoo(options)
+    for network in options.networks if zoo else ():
         model = zoo.load(network)
         x, y = zoo.images(network)
         count = min(options.images or NETWORKS[network], NETWORKS[network])
@@ -119,17 +112,13 @@ def _written(folder: Path) -> list[Row]:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--zoo", type=Path, default=HERE.parents[1] / "shared" / "zoo")
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser = networks.parser(__doc__)
     parser.add_argument("--presets", nargs="+", default=list(PRESETS))
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--images", type=int, help="evaluate on fewer")
     parser.add_argument("--set", nargs="*", default=[], help="recipe settings for every row, as key=value")
     parser.add_argument("--cache", type=Path, help="folder that keeps images made by `inverted` and `matched`")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--name", default="zoo", help="name of the JSON lines file")
     parser.add_argument("--render", action="store_true", help="only rebuild zoo.md from the JSON lines on file")
     return parser.parse_args()
@@ -138,7 +127,7 @@ def _options() -> argparse.Namespace:
 def _measure(network, model, preset, name, seed, data, real, options) -> Row:
     recipe = Recipe.preset(preset).updated([*ROWS[name], *options.set])
     images, image_seconds = (real,) if name == "real" else None, 0.0
-    if recipe.signal.kind in ("matched", "inverted"):
+    if isinstance(recipe.signal, Moved):
         images, image_seconds = _images(network, model, recipe, seed, data[0][0][:1], options.cache)
     start = time.perf_counter()
     given = _without_relu6(model) if name == "DFQ" else model

@@ -35,7 +35,7 @@ from datafree.inspect import inspect as inspect_model
 from datafree.layer import LayerError
 from datafree.models import Normalization, load_model, normalization, provenance
 from datafree.pools import processes, serial
-from datafree.recipe import Recipe, presets
+from datafree.recipe import Moved, Recipe, presets
 from datafree.records import LayerResult
 from datafree.run import Run, RunError
 
@@ -180,8 +180,8 @@ def compress(
     torch.manual_seed(seed)  # a model of random weights is the same one next time
     network, example = load_model(model, weights=weights, pretrained=pretrained)
     origin = provenance(model, weights, pretrained=pretrained)
-    options = {"images": Run.load(images) if images else None, "device": device, "predict": predict}
-    done = _compress(network, chosen, example, seed=seed, workers=workers, **options)
+    kept = Run.load(images) if images else None
+    done = _compress(network, chosen, example, seed=seed, workers=workers, images=kept, device=device, predict=predict)
     done.save(out, force=force)
     _write_pixels(out, normalization(network))
     if verbose:
@@ -327,9 +327,7 @@ def _compress(
     pool = serial if workers == 1 else processes(workers)
     num_layers = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules())
     with _progress() as progress:
-        first = (
-            "making images" if recipe.signal.kind in ("matched", "inverted") and not images else "reading the network"
-        )
+        first = "making images" if isinstance(recipe.signal, Moved) and not images else "reading the network"
         task = progress.add_task(f"{label}{first}", total=None)
 
         def on_done(result: LayerResult) -> None:

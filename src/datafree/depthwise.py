@@ -57,9 +57,8 @@ def _reach(node: fx.Node, stats: Stats) -> Float[Tensor, " c"] | None:
     if len(node.users) != 1:
         return None
     known = stats[node.name]
-    ends = torch.stack([known.mean - REACH * known.std, known.mean + REACH * known.std])[
-        :, :, None, None
-    ]  # (2, C, 1, 1)
+    low, high = known.mean - REACH * known.std, known.mean + REACH * known.std
+    ends = torch.stack([low, high])[:, :, None, None]  # (2, C, 1, 1)
     values = {node: ends}
     for step in reversed(between):
         values[step] = ends = g.execute(step, values)

@@ -104,24 +104,17 @@ def damaged(teacher: fx.GraphModule) -> Iterator[fx.GraphModule]:
     generator = torch.Generator().manual_seed(0)
     for noise in NOISES:
         draw = {n: torch.randn(w.shape, generator=generator) for n, w in weights.items()}
-        yield _with(
+        yield g.with_weights(
             teacher, {n: w + noise * w.std(1, keepdim=True, correction=0) * draw[n] for n, w in weights.items()}
         )
     for bits in BITS:
-        yield _with(
+        yield g.with_weights(
             teacher,
             {n: fake_quantize(w, grid(w.amin(1), w.amax(1), bits=bits, symmetric=False)) for n, w in weights.items()},
         )
     for share in MASKS:
         least = sizes.kthvalue(max(1, int(share * len(sizes)))).values
-        yield _with(teacher, {n: torch.where(w.abs() > least, w, 0.0) for n, w in weights.items()})
-
-
-def _with(teacher: fx.GraphModule, weights: dict[str, Tensor]) -> fx.GraphModule:
-    net = g.duplicate(teacher)
-    for name, layer in g.layers(teacher).items():
-        g.set_tensor(net, f"{name}.weight", weights[name].view_as(g.weight(teacher, layer)))
-    return net
+        yield g.with_weights(teacher, {n: torch.where(w.abs() > least, w, 0.0) for n, w in weights.items()})
 
 
 def _damage(wanted: Float[Tensor, "n c"], found: Float[Tensor, "n c"]) -> tuple[float, float]:

@@ -81,6 +81,14 @@ def duplicate(graph: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(graph, new).eval()
 
 
+def with_weights(graph: fx.GraphModule, weights: dict[str, Tensor]) -> fx.GraphModule:
+    """A graph of its own with other weights, by layer name; as rows or in the layer's own shape."""
+    new = duplicate(graph)
+    for name, weight in weights.items():
+        set_tensor(new, f"{name}.weight", weight.view_as(get_tensor(graph, f"{name}.weight")))
+    return new
+
+
 # ---- tensors by their path
 
 

@@ -15,7 +15,7 @@ from datafree import graph as g
 from datafree.affine import dequantize, fake_quantize
 from datafree.moments import chunks, gather_moments, merged, positions, shrunk
 from datafree.plan import LayerPlan, Plan, root
-from datafree.ranges import activation_grid, input_grid
+from datafree.ranges import tensor_grid
 from datafree.recipe import Nearest, Recipe
 from datafree.records import LayerJob, LayerResult, Moments, MomentsError, QParams, decibel
 from datafree.signals.gaussian import closed_form
@@ -41,15 +41,10 @@ def layer_jobs(teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Reci
     readers: dict[fx.Node, list[LayerPlan]] = {}
     for item in plan.layers.values():
         readers.setdefault(by_name[item.layer.node].args[0], []).append(item)
-    reaches = dict(zip(g.placeholders(teacher), source.reach or (), strict=False))
     for node, value in flow(teacher, source):
         for bits in plan.sites.get(node.name, ()):
             at_width = tuple(item.layer for item in readers.get(node, ()) if item.input_bits == bits)
-            grids[node.name, bits] = (
-                input_grid(reaches[node], bits)
-                if node in reaches
-                else activation_grid(teacher, value, bits, source.seed, readers=at_width)
-            )
+            grids[node.name, bits] = tensor_grid(teacher, node, value, bits, source, readers=at_width)
         for item in readers.get(node, ()):
             if item.weights is not None:
                 yield make_job(teacher, item, node, value, source, recipe, grids)

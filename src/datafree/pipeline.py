@@ -19,7 +19,7 @@ from datafree.evaluate import bit_operations, layer_macs, num_bytes
 from datafree.models import check_weights, input_range
 from datafree.plan import plan_layers
 from datafree.pools import serial
-from datafree.recipe import Recipe
+from datafree.recipe import Moved, Recipe
 from datafree.records import InputRange, LayerResult, Summary
 from datafree.run import Run, images_of
 from datafree.signals import make_signal
@@ -109,7 +109,7 @@ def compress(
         warnings=warnings_of(model, stats, chosen),
         fingerprint=fingerprint,
     )
-    made = source.inputs if recipe.signal.kind in ("matched", "inverted") else ()
+    made = source.inputs if isinstance(recipe.signal, Moved) else ()
     known = chosen if chosen.mean else None
     run = Run(student, teacher, recipe, tuple(results.values()), summary, stats, made, known)
     return with_estimate(run) if predict else run

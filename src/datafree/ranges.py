@@ -10,10 +10,20 @@ from datafree.affine import fake_quantize, grid, search_grid
 from datafree.moments import positions, unfold
 from datafree.plan import WIDE
 from datafree.records import Layer, QParams
+from datafree.signals.source import Source
 
 SAMPLE = 2**16  # values looked at
 ROWS = 1024  # output positions looked at
 FACTORS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5)  # of the range that is best for the values themselves
+
+
+def tensor_grid(
+    teacher: fx.GraphModule, node: fx.Node, x: Tensor, bits: int, source: Source, *, readers: tuple[Layer, ...] = ()
+) -> QParams:
+    """The grid of what `node` puts out: by the layers that read it; of the network's input, by what may come in."""
+    if node.op == "placeholder" and source.reach is not None:
+        return input_grid(source.reach[g.placeholders(teacher).index(node)], bits)
+    return activation_grid(teacher, x, bits, source.seed, readers=readers)
 
 
 def activation_grid(

@@ -64,6 +64,10 @@ class Inverted(_Images):
     class_weight: float = Field(default=0.3, ge=0)
 
 
+Moved = Matched | Inverted
+"""Signals whose images are moved until the network remembers them: dear, so they are kept and used again."""
+
+
 class Loader(_Images):
     """Real images, when there are some after all."""
 

@@ -10,7 +10,7 @@ from datafree import graph as g
 from datafree.affine import dequantize, fake_quantize
 from datafree.layer import Grids, compress_layer, layer_jobs, make_job
 from datafree.plan import WIDE, LayerPlan, Plan, root
-from datafree.ranges import activation_grid, input_grid
+from datafree.ranges import tensor_grid
 from datafree.recipe import Recipe
 from datafree.records import LayerJob, LayerResult
 from datafree.signals.source import Source, mirrored
@@ -60,7 +60,6 @@ def in_sequence(
     kept_inputs = {node.args[0] for node, item in items.items() if item.input_bits is None}
     floats: dict[fx.Node, Tensor] = {}  # inputs of layers that read no integers
     solved: dict[fx.Node, LayerResult] = {}
-    reaches = dict(zip(g.placeholders(teacher), source.reach or (), strict=False))
     for node, value, change, own in mirrored(teacher, source):
         if node in items:
             x = floats.get(node.args[0], own[node.args[0]]) if items[node].input_bits is None else own[node.args[0]]
@@ -70,11 +69,7 @@ def in_sequence(
         widths = plan.sites.get(node.name, ())
         for bits in widths:
             at_width = tuple(items[r].layer for r in readers.get(node, ()) if items[r].input_bits == bits)
-            grids[node.name, bits] = (
-                input_grid(reaches[node], bits)
-                if node in reaches
-                else activation_grid(teacher, own[node], bits, source.seed, readers=at_width)
-            )
+            grids[node.name, bits] = tensor_grid(teacher, node, own[node], bits, source, readers=at_width)
         if node in kept_inputs:
             floats[node] = own[node]
         if widths and widths[0] >= WIDE:  # what everything but a narrower layer input and a kept layer reads

@@ -50,7 +50,7 @@ def run_facts(done: Run) -> dict[str, str]:
         "multiply-adds": f"{count(s.macs)} for one image",
         "bit operations": f"{work} of {count(s.float_bit_operations)} in float32",
         "predicted SQNR": f"{_worst(errors)}; its weights alone, on the signal",
-        "agreement": estimate_text(s.estimate),
+        "agreement": _estimate_text(s.estimate),
         "time": f"{s.seconds:.1f} s",
         "peak memory": f"{num_bytes(s.peak_memory_bytes)}, whole process",
     }
@@ -62,7 +62,7 @@ def _dropped(layers: Sequence[LayerResult]) -> str:
     return ", ".join(f"{step} in {n} of {len(layers)} layers" for step, n in found.items()) or "none"
 
 
-def estimate_text(found: Estimate | None) -> str:
+def _estimate_text(found: Estimate | None) -> str:
     """Agreement, predicted."""
     if found is None:
         return "not estimated"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.recipe import Gaussian, Inverted, Loader, Matched, Propagated
+from datafree.recipe import Gaussian, Loader, Moved, Propagated
 from datafree.records import InputRange, Stats
 from datafree.signals.matching import in_range, match
 from datafree.signals.probes import dead_leaves, pink_noise
@@ -28,7 +28,7 @@ PROBES = {"leaves": dead_leaves, "pink": pink_noise}
 def make_signal(
     teacher: fx.GraphModule,
     stats: Stats,
-    signal: Gaussian | Propagated | Matched | Inverted | Loader,
+    signal: Gaussian | Propagated | Moved | Loader,
     *,
     seed: int,
     input_range: InputRange | None = None,
@@ -59,7 +59,7 @@ def make_signal(
     if isinstance(signal, Loader):
         return Source(signal.kind, images, stats, at_batchnorm, seed), InputRange((), (), "the images given")
     shapes = [g.shape(node)[1:] for node in g.placeholders(teacher)]
-    moved = isinstance(signal, Matched | Inverted)
+    moved = isinstance(signal, Moved)
     count = signal.images or num_images(shapes[0], most=128 if moved else 512)
     shapes = [(count, *shape) for shape in shapes]
     unit = tuple(_unit_images(shape, signal, generator) for shape in shapes)
@@ -81,7 +81,7 @@ def num_images(shape: tuple[int, ...], *, most: int) -> int:
 
 
 def _unit_images(
-    shape: tuple[int, ...], signal: Gaussian | Propagated | Matched | Inverted | Loader, generator: torch.Generator
+    shape: tuple[int, ...], signal: Gaussian | Propagated | Moved | Loader, generator: torch.Generator
 ) -> Tensor:
     """Zero mean, unit standard deviation: N(0, 1) for the paper's signal, procedural images for ours."""
     if signal.kind == "gaussian" or len(shape) != 4:

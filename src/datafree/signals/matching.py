@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.recipe import Inverted, Matched
+from datafree.recipe import Inverted, Moved
 from datafree.records import ChannelStats, InputRange, Stats
 from datafree.signals.source import batch_statistics
 
@@ -25,7 +25,7 @@ def match(
     teacher: fx.GraphModule,
     stats: Stats,
     unit: Float[Tensor, "n c h w"],
-    method: Matched | Inverted,
+    method: Moved,
     *,
     input_range: InputRange,
     generator: torch.Generator,
@@ -72,7 +72,7 @@ def _match_batch(
     teacher: fx.GraphModule,
     stats: Stats,
     unit: Tensor,
-    method: Matched | Inverted,
+    method: Moved,
     *,
     input_range: InputRange,
     generator: torch.Generator,

@@ -1,0 +1,36 @@
+"""The trained networks the benches measure on, and the arguments all benches share."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+HERE = Path(__file__).parent
+NETWORKS = {  # name -> images evaluated on
+    "resnet20_cifar10": 3872, "mobilenetv1_025_imagenet": 872, "mobilenetv2_tiny200": 1000, "resnet8_cifar10": 3872,
+}  # fmt: skip
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--zoo", type=Path, default=HERE.parents[1] / "shared" / "zoo")
+    made.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    made.add_argument("--threads", type=int, default=2)
+    made.add_argument("--out", type=Path, default=HERE / "results")
+    return made
+
+
+def open_zoo(options: argparse.Namespace) -> ModuleType | None:
+    """The zoo's `load(name)` and `images(name)`; None, and a line that says so, where the folder does not hold it."""
+    if not (options.zoo / "zoo.py").is_file():
+        print(f"skipped: {options.zoo} holds no zoo.py; give the folder of the networks with --zoo")
+        return None
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    sys.path.insert(0, str(options.zoo))
+    return importlib.import_module("zoo")
