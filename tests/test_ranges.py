@@ -55,13 +55,24 @@ def test_eight_bits_and_tensors_no_layer_reads_are_clipped_by_their_values():
     assert torch.equal(activation_grid(graph, x, 8, 0).scale, activation_grid(graph, x, 8, 0, readers=layers).scale)
 
 
+def test_ends_are_clipped_apart_where_the_layer_that_reads_hears_only_one():
+    """A channel of fine values around 0 that is read, and rare large positive ones that are not."""
+    x = images()
+    x[:, 0] = 3 * (x[:, 0] - 0.8)
+    graph, layers = reader([LOUD, QUIET], x)
+    grids = [activation_grid(graph, x, 4, 0, readers=who) for who in ((), layers)]
+    ends = [[float((q - found.zero_point) * found.scale) for q in (found.qmin, found.qmax)] for found in grids]
+    assert ends[1][0] <= ends[0][0] and ends[1][0] == pytest.approx(float(x.min()), rel=0.2), "heard: it stays"
+    assert ends[1][1] < 0.6 * ends[0][1], "not heard: it is cut"
+
+
 def test_range_stays_within_the_values():
     x = images() - 0.5
     graph, layers = reader([QUIET, LOUD], x)
     found = activation_grid(graph, x, 4, 0, readers=layers)
     low, high = (float((q - found.zero_point) * found.scale) for q in (found.qmin, found.qmax))
     step = float(found.scale)
-    assert low >= float(x.min()) - step and high <= float(x.max()) + step and low < 0 < high
+    assert low >= float(x.min()) - step and high <= float(x.max()) + step and low <= 0 < high
 
 
 @pytest.mark.parametrize("sequential", [False, True])

@@ -76,6 +76,23 @@ def test_a_constant_channel_stays_constant_and_finite():
     assert torch.allclose(y, torch.full_like(y, 4.0), atol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(8, 5, 9, 7), (8, 5), (4, 5, 6)])
+def test_batch_statistics_and_their_gradient_are_those_of_var_mean(shape):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    x[:, 1] = 3.0  # dead
+    x[:, 2] = 1e-3 * x[:, 2] + 5  # the mean drowns the deviation
+    x.requires_grad_(True)
+    var, mean = torch.var_mean(x, dim=[0, *range(2, x.dim())], correction=0)
+    wanted, found = (mean, (var + 1e-12).sqrt()), batch_statistics(x)
+    weights = torch.randn(2, 5, generator=generator, dtype=torch.float64)
+    slopes = [torch.autograd.grad((weights * torch.stack(pair)).sum(), x)[0] for pair in (wanted, found)]
+    for a, b in zip((*wanted, slopes[0]), (*found, slopes[1]), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-11)
+    for a, b in zip(wanted, batch_statistics(x.detach().float()), strict=True):
+        torch.testing.assert_close(b.double(), a, rtol=1e-4, atol=1e-6)
+
+
 def test_batch_statistics_are_those_of_numpy():
     x = torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(0))
     mean, std = batch_statistics(x)

@@ -31,9 +31,9 @@ def activation_grid(
 ) -> QParams:
     """One unsigned grid for a whole tensor.
 
-    First the clipping that minimises the square error of a sample of the values; then, below 8 bits, the factor of that
-    range which minimises the error at the output of the layers that read the tensor, each relative to its output's
-    variance (ours). Means do not count, for the bias corrects them.
+    First the clipping that minimises the square error of a sample of the values; then, below 8 bits, the factors of
+    that range, of both ends at once and then of each end alone, which minimise the error at the output of the layers
+    that read the tensor, each relative to its output's variance (ours). Means do not count, the bias corrects them.
 
     Args:
         x: the tensor, (N, C, ...).
@@ -44,16 +44,23 @@ def activation_grid(
         return first
     low, high = (float((q - first.zero_point) * first.scale) for q in (first.qmin, first.qmax))
     least, most = min(0.0, float(x.min())), max(0.0, float(x.max()))
-    ends = [(max(least, low * factor), min(most, high * factor)) for factor in FACTORS]
-    trials = [grid(torch.tensor([a]), torch.tensor([b]), bits=bits, symmetric=False) for a, b in ends]
-    error = sum(_output_errors(teacher, layer, x, trials, seed) for layer in readers)
-    return trials[int(torch.as_tensor(error).argmin())]
+    ends = [(low, high)]
+    for moves in ((1, 1), (0, 1), (1, 0)) if low < 0 < high else ((1, 1),):
+        low, high = ends[-1]
+        tried = [(max(least, low * f ** moves[0]), min(most, high * f ** moves[1])) for f in FACTORS]
+        error = sum(_output_errors(teacher, layer, x, [_unsigned(e, bits) for e in tried], seed) for layer in readers)
+        ends.append(tried[int(torch.as_tensor(error).argmin())])
+    return _unsigned(ends[-1], bits)
+
+
+def _unsigned(ends: tuple[float, float], bits: int) -> QParams:
+    low, high = (torch.tensor([end]) for end in ends)
+    return grid(low, high, bits=bits, symmetric=False)
 
 
 def input_grid(reach: tuple[float, float], bits: int) -> QParams:
     """The grid of an input of the network: whatever a real one may hold, for what was made here says little of that."""
-    low, high = (torch.tensor([value]) for value in reach)
-    return grid(low, high, bits=bits, symmetric=False)
+    return _unsigned(reach, bits)
 
 
 def _by_values(x: Tensor, bits: int, seed: int) -> QParams:

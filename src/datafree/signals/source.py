@@ -14,6 +14,8 @@ from datafree import graph as g
 from datafree.records import ChannelStats, Stats
 from datafree.signals.gaussian import draw
 
+DROWNED = 1e3  # mean^2 / variance above which float32 sums of squares are not enough
+
 
 @dataclass(frozen=True)
 class Source:
@@ -98,5 +100,29 @@ def restandardise(x: Float[Tensor, "n c ..."], stats: ChannelStats) -> Float[Ten
 
 def batch_statistics(x: Float[Tensor, "n c ..."]) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
     """Mean and standard deviation of every channel over the batch and all positions."""
-    var, mean = torch.var_mean(x, dim=[0, *range(2, x.dim())], correction=0)
-    return mean, (var + 1e-12).sqrt()  # dead channels have a gradient too
+    return _BatchStatistics.apply(x)  # type: ignore[return-value]
+
+
+class _BatchStatistics(torch.autograd.Function):
+    """From sums and sums of squares, with a gradient written out: about ten times faster on a CPU than `var_mean`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        places, count = list(range(2, x.dim())), x.numel() // x.shape[1]
+        sums, norms = (x.sum(places), torch.linalg.vector_norm(x, dim=places)) if places else (x, x)
+        mean = sums.sum(0, dtype=torch.float64) / count
+        var = norms.double().square().sum(0) / count - mean.square()
+        drowned = mean.square() > DROWNED * var
+        if bool(drowned.any()):  # too little of the sum of squares is variance
+            var[drowned] = x[:, drowned].double().var([0, *places], correction=0)
+        mean, std = mean.to(x.dtype), (var + 1e-12).sqrt().to(x.dtype)  # dead channels have a gradient too
+        ctx.save_for_backward(x, mean, std)
+        return mean, std
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        x, mean, std = ctx.saved_tensors
+        slope = grads[1] / std  # d std / d x = (x - mean) / (count std)
+        view = (1, -1, *[1] * (x.dim() - 2))
+        count = x.numel() // x.shape[1]
+        return (x * (slope / count).view(view)).add_(((grads[0] - slope * mean) / count).view(view))
