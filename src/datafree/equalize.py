@@ -7,6 +7,16 @@ the largest absolute weight of the channel (r is ours; the paper's text is not a
 
 Where only positively homogeneous operators lie between, v2_o and v1_i cancel and are never written down. A depthwise
 layer between two others is solved with both its neighbours at once, by cube roots (DFQ, arXiv 1906.04721, eq. 12).
+
+The scales of one step are kept, as s or damped to sqrt(s), if that lowers the predicted error of the layers they
+touch, the sum of log(E after / E before); else they are dropped (ours). Up to a constant, a layer's rounding errors
+make at its consumers' outputs
+
+    E = D^2  sum_c a_c  sum_i p_i,    p = mean^2 + std^2 of BatchNorm,    a_c = sum of W_consumer[:, c]^2
+
+with D the largest weight, c and i outputs and inputs of one group. Where there is no BatchNorm, p is the sum of
+W_producer[i, :]^2, as inputs of power 1 would make it. Ratios need no unit that all layers share. Where every row has
+a scale of its own, nothing is predicted.
 """
 
 from __future__ import annotations
@@ -24,6 +34,7 @@ from datafree.records import Layer, Stats
 from datafree.spaces import Port, Spaces, channel_spaces
 
 DEAD = 1e-8  # of the layer's largest range: such a channel keeps its scale
+DAMPINGS = (1.0, 0.5)  # s, sqrt(s); where many layers share a class, the largest of their ranges asks for too much
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ class Equalization:
     input_vectors: tuple[str, ...] = ()  # v_i stays as a multiply before the input is quantized
     num_layers: int = 0
     depthwise: tuple[str, ...] = ()  # v_i folds into the requantization of the layer before
+    dropped: tuple[str, ...] = ()  # producers whose scales would not have lowered the predicted error
 
     @property
     def coverage(self) -> float:
@@ -48,14 +60,16 @@ class Equalization:
             return "off"
         if self.mode == "depthwise":
             return f"depthwise: inputs of {len(self.depthwise)} depthwise layers, in the requantization before them"
+        dropped = f", {len(self.dropped)} dropped: no gain" if self.dropped else ""
         return (
             f"{self.mode}: {self.coverage:.0f} % of {self.num_layers} layers ({len(self.cancelled)} between layers "
-            f"at no cost, {len(self.output_vectors)} in the requantization, {len(self.input_vectors)} as a multiply)"
+            f"at no cost, {len(self.output_vectors)} in the requantization, {len(self.input_vectors)} as a multiply"
+            f"{dropped})"
         )
 
 
 def equalize_(
-    teacher: fx.GraphModule, stats: Stats, *, mode: str, rows: bool = True, sweeps: int = 1
+    teacher: fx.GraphModule, stats: Stats, *, mode: str, rows: bool = True, sweeps: int = 1, guard: bool = True
 ) -> tuple[Stats, Equalization]:
     """Equalize the layers of `teacher` in place; its function does not change.
 
@@ -67,6 +81,7 @@ def equalize_(
             "depthwise" = only the inputs of depthwise layers, where it costs nothing. "off" = nothing.
         rows: whether v_o alone is of use, that is, whether the weights have one scale for the whole tensor.
         sweeps: passes over the network.
+        guard: keep only what lowers the predicted error, where weights have one scale for the whole tensor.
 
     Returns:
         The statistics, moved; and which layers were changed, and how.
@@ -76,7 +91,7 @@ def equalize_(
         return stats, Equalization(mode, num_layers=len(layers))
     if mode == "depthwise":
         return stats, Equalization(mode, depthwise=balance_depthwise_(teacher, stats), num_layers=len(layers))
-    scales = _Scales(teacher, layers)
+    scales = _Scales(teacher, layers, stats, guard=guard and rows)
     cancelling = channel_spaces(teacher, homogeneous=True)
     for _ in range(sweeps):
         scales.balance(cancelling)
@@ -89,7 +104,10 @@ def equalize_(
         scales.balance_rows({p.layer: cancelling.blocked[p.classes] for p in cancelling.producers})
     output_vectors, input_vectors = scales.write_vectors()
     g.tidy(teacher)
-    return scales.move(stats), Equalization(mode, cancelled, output_vectors, input_vectors, len(layers))
+    dropped = tuple(n for n in layers if scales.gained.get(n) is False)
+    return scales.move(stats), Equalization(
+        mode, cancelled, output_vectors, input_vectors, len(layers), dropped=dropped
+    )
 
 
 def row_range(weight: Tensor) -> Float[Tensor, " c"]:
@@ -101,6 +119,22 @@ def column_range(weight: Tensor, groups: int) -> Float[Tensor, " c"]:
     """Largest absolute weight of every input channel (C_in,)."""
     rows = weight.abs().reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
     return rows.amax((1, 3)).flatten()
+
+
+def column_power(weight: Tensor, groups: int) -> Float[Tensor, " c"]:
+    """Sum of squared weights of every input channel (C_in,)."""
+    rows = weight.square().reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    return rows.sum((1, 3)).flatten()
+
+
+def _by_port(spaces: Spaces, given: list[Port], values: dict[str, Tensor], wanted: list[Port]) -> dict[str, Tensor]:
+    """Values of the ports given, summed over each class, as the other side's ports see them; 1 where there are none."""
+    total = torch.zeros(len(spaces.blocked) + 1)  # the last entry serves class -1
+    for port in given:
+        total.scatter_add_(0, port.classes % len(total), values[port.layer])
+    total[-1] = 1
+    total = torch.where(total > 0, total, 1.0)
+    return {p.layer: total[p.classes] for p in wanted}
 
 
 def _only_blocked(free: Spaces, cancelling: Spaces) -> Spaces:
@@ -118,12 +152,18 @@ def _only_blocked(free: Spaces, cancelling: Spaces) -> Spaces:
 class _Scales:
     """The weights being equalized, and the vectors v_o, v_i that keep every layer's function."""
 
-    def __init__(self, teacher: fx.GraphModule, layers: dict[str, Layer]) -> None:
-        self.teacher, self.layers = teacher, layers
+    def __init__(self, teacher: fx.GraphModule, layers: dict[str, Layer], stats: Stats, *, guard: bool) -> None:
+        self.teacher, self.layers, self.guard = teacher, layers, guard
+        self.gained: dict[str, bool] = {}  # by producer: were any of its scales kept?
         self.weights = {n: g.weight(teacher, layer).clone() for n, layer in layers.items()}
         self.out = {n: torch.ones(w.shape[0]) for n, w in self.weights.items()}  # rows were multiplied by this
         self.inp = {n: torch.ones(w.shape[1] * layers[n].groups) for n, w in self.weights.items()}  # columns divided
         self.total_out = {n: torch.ones_like(v) for n, v in self.out.items()}
+        known = {n: stats.get(layer.node) for n, layer in layers.items()}
+        self.power = {
+            n: self.weights[n].square().flatten(1).sum(1) if s is None else s.mean**2 + s.std**2
+            for n, s in known.items()
+        }
 
     # ---- choosing scales
 
@@ -145,7 +185,7 @@ class _Scales:
                 self._triple(spaces, todo, after, consumers)
                 done[after.classes] = True
             else:
-                self._scale(spaces, self._pair(spaces, todo))
+                self._scale_if_better(spaces, self._pair(spaces, todo))
             done |= todo
 
     def _ranges(self, ports: list[Port], size: int, of: dict[str, Tensor]) -> Tensor:
@@ -202,14 +242,53 @@ class _Scales:
         scale = torch.ones(len(todo))
         scale[entry] = torch.where(alive, level / made.clamp(min=1e-30), 1.0)
         scale[port.classes] = torch.where(alive, used / level, 1.0)
-        self._scale(spaces, scale)
+        self._scale_if_better(spaces, scale)
 
     def balance_rows(self, where: dict[str, Tensor]) -> None:
-        """v_o alone: bring the rows that no consumer balances to one range, the layer's largest (ours)."""
+        """v_o alone: bring the rows that no consumer balances to one range, the layer's largest (ours).
+
+        No guard is needed: D stays, and the error of every stretched row is divided by s > 1.
+        """
         for name, blocked in where.items():
             r = row_range(self.weights[name])
             alive = blocked & (r > DEAD * r.max())
             self._scale_rows(name, torch.where(alive, r.max() / r.clamp(min=1e-30), 1.0))
+
+    # ---- keeping what helps
+
+    def _scale_if_better(self, spaces: Spaces, scale: Tensor) -> None:
+        """Scale by s or by sqrt(s), whichever is predicted to be better; by neither where nothing is gained."""
+        if not self.guard:
+            return self._scale(spaces, scale)
+        producers, consumers = (
+            [p.layer for p in side if bool((scale[p.classes[p.classes >= 0]] != 1).any())]
+            for side in (spaces.producers, spaces.consumers)
+        )
+        touched = list(dict.fromkeys(producers + consumers))
+        start = kept = self.weights, self.out, self.inp
+        before, least = self._errors(spaces, touched), 0.0
+        for damping in DAMPINGS:
+            self.weights, self.out, self.inp = (dict(values) for values in start)
+            self._scale(spaces, scale**damping)
+            error = float((self._errors(spaces, touched) / before).log().sum())
+            if error < least:
+                least, kept = error, (self.weights, self.out, self.inp)
+        self.weights, self.out, self.inp = kept
+        self.gained.update({n: self.gained.get(n, False) or kept is not start for n in producers})
+
+    def _errors(self, spaces: Spaces, names: list[str]) -> Float[Tensor, " layers"]:
+        """E of these layers, at the weights as they are now."""
+        power = {n: p * (self.total_out[n] * self.out[n]) ** 2 for n, p in self.power.items()}
+        squares = {n: column_power(w, self.layers[n].groups) for n, w in self.weights.items()}
+        arriving = _by_port(spaces, spaces.producers, power, spaces.consumers)
+        asked = _by_port(spaces, spaces.consumers, squares, spaces.producers)
+        found = []
+        for name in names:
+            weight, groups = self.weights[name], self.layers[name].groups
+            made = asked.get(name, torch.ones(weight.shape[0])).view(groups, -1).sum(1)
+            used = arriving.get(name, torch.ones(groups)).view(groups, -1).sum(1)
+            found.append(weight.abs().max().square() * (made * used).sum())
+        return torch.stack(found) if found else torch.zeros(0)
 
     # ---- applying them
 

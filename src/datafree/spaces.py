@@ -69,10 +69,10 @@ def channel_spaces(graph: fx.GraphModule, *, homogeneous: bool) -> Spaces:
             affine ops, graph inputs and outputs block the classes they touch. False = any element-wise operator,
             pooling and gate keeps a channel the same channel (what AFCLE assumes, which is nothing else).
     """
-    return _Walk(graph, homogeneous).result()
+    return Walk(graph, homogeneous).result()
 
 
-class _Walk:
+class Walk:
     """Ids of every tensor while the graph is read; union-find over ids."""
 
     def __init__(self, graph: fx.GraphModule, homogeneous: bool) -> None:
@@ -111,9 +111,9 @@ class _Walk:
             self.parent[self._find(i)] = self._find(j)
         return b.clone()
 
-    def _fresh(self, shape: tuple[int, ...], *, blocked: bool) -> Tensor:
-        """New ids along the channel dimension: 1 for images, the last one for anything else."""
-        dim = 1 if len(shape) == 4 else len(shape) - 1
+    def _fresh(self, shape: tuple[int, ...], *, blocked: bool, dim: int | None = None) -> Tensor:
+        """New ids along the channel dimension; where nothing says which, 1 for images, the last for anything else."""
+        dim = (1 if len(shape) == 4 else len(shape) - 1) if dim is None else dim % len(shape)
         count = shape[dim] if shape else 1
         ids = torch.arange(len(self.parent), len(self.parent) + count)
         self.parent.extend(ids.tolist())
@@ -148,7 +148,7 @@ class _Walk:
             return self._pad(node, self.ids[node.args[0]])
         if (
             len(operands) == 1
-            and isinstance(self.ids.get(node.args[0]), Tensor)
+            and (isinstance(self.ids.get(node.args[0]), Tensor) or node.target in PRODUCTS | SUMS)
             and not (self.homogeneous and "affine" in node.meta)
         ):
             if node.target in HOMOGENEOUS | SCALING | PRODUCTS or (
@@ -188,16 +188,14 @@ class _Walk:
 
     def _layer(self, node: fx.Node) -> Tensor:
         name, source = node.meta["layer"], self.ids.get(node.args[0])
-        channels = g.shape(node.args[0])[1 if node.target is CONV else -1]
-        if isinstance(source, Tensor) and source.numel() == channels and source.dim() == len(g.shape(node.args[0])):
+        axis = 1 if node.target is CONV else -1
+        channels = g.shape(node.args[0])[axis]
+        if isinstance(source, Tensor) and source.numel() == channels == source.shape[axis]:
             self.ports[1].append((name, source.flatten()))
         else:
             self._block(source)
-        new = self._fresh(g.shape(node), blocked=False)
-        if len(g.shape(node)) in (2, 4):
-            self.ports[0].append((name, new.flatten()))
-        else:
-            self._block(new)
+        new = self._fresh(g.shape(node), blocked=False, dim=axis)
+        self.ports[0].append((name, new.flatten()))
         return new
 
     def _pad(self, node: fx.Node, ids: Tensor) -> object:

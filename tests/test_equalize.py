@@ -1,0 +1,102 @@
+"""Scales are kept where the predicted rounding error falls, and dropped where it does not."""
+
+import torch
+from torch import nn
+
+from datafree import graph as g
+from datafree.batchnorm import fold_batchnorm_
+from datafree.capture import trace
+from datafree.equalize import equalize_
+
+
+def noise(*shape, seed):
+    return 0.05 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def two_linears(first, second):
+    model = nn.Sequential(nn.Linear(16, len(first)), nn.ReLU(), nn.Linear(len(first), len(second))).eval()
+    model[0].weight.data, model[2].weight.data = first, second
+    model[0].bias.data.zero_(), model[2].bias.data.zero_()
+    return model
+
+
+def uneven():
+    """A row of small weights, read by a column of large ones: one range for both makes both finer."""
+    first, second = 20 * noise(2, 16, seed=0), 20 * noise(40, 2, seed=1)
+    return two_linears(first * torch.tensor([[1.0], [0.01]]), second * torch.tensor([0.01, 1.0]))
+
+
+def spread():
+    """A row of many small weights is no quieter than one with a single large weight, and their columns are alike.
+
+    s = sqrt(1 / 0.25) would double the power that enters the second layer, whose range stays 1.
+    """
+    first, second = noise(2, 16, seed=0), noise(40, 2, seed=1)
+    first[0, 0] = second[0, 0] = second[1, 1] = 1.0
+    first[1] = 0.25 * first[1].sign()
+    return two_linears(first, second)
+
+
+def equalized(model, **options):
+    x = torch.randn(16, 16, generator=torch.Generator().manual_seed(2))
+    graph = trace(model, x)
+    stats, _ = fold_batchnorm_(graph)
+    before = g.duplicate(graph)
+    _, done = equalize_(graph, stats, mode="free", **options)
+    with torch.no_grad():
+        assert torch.allclose(graph(x), model(x), rtol=1e-4, atol=1e-5)
+    return before, graph, done
+
+
+def unchanged(before, after):
+    return [n for n, layer in g.layers(after).items() if torch.equal(g.weight(before, layer), g.weight(after, layer))]
+
+
+@torch.no_grad()
+def rounding_error(graph):
+    """Squared error of the outputs when one layer after the other is rounded to 8 bits, one scale a tensor."""
+    x = torch.randn(4096, 16, generator=torch.Generator().manual_seed(3))
+    wanted, total = graph(x), 0.0
+    for name, layer in g.layers(graph).items():
+        weight = g.weight(graph, layer)
+        step = weight.abs().max() / 127
+        rounded = g.with_weights(graph, {name: torch.round(weight / step) * step})
+        total += float((rounded(x) - wanted).square().sum())
+    return total
+
+
+def test_scales_that_lower_the_error_are_kept():
+    before, after, done = equalized(uneven())
+    assert done.cancelled == ("0", "2") and done.dropped == () and "dropped" not in str(done)
+    assert unchanged(before, after) == []
+    assert rounding_error(after) < rounding_error(before) / 10
+    _, unguarded, _ = equalized(uneven(), guard=False)
+    assert unchanged(unguarded, after) == ["0", "2"], "the whole step was taken"
+
+
+def test_scales_that_raise_the_error_are_dropped():
+    before, after, done = equalized(spread())
+    assert done.dropped == ("0",) and done.cancelled == () and str(done).endswith("as a multiply, 1 dropped: no gain)")
+    assert unchanged(before, after) == ["0", "2"]
+    _, unguarded, asked = equalized(spread(), guard=False)
+    assert asked.dropped == () and unchanged(before, unguarded) == []
+    assert rounding_error(unguarded) > 1.1 * rounding_error(before), "the prediction was right"
+
+
+def test_what_one_sweep_has_kept_the_next_does_not_call_dropped():
+    assert equalized(uneven(), sweeps=3)[2].dropped == ()
+
+
+def test_nothing_is_predicted_where_every_row_has_its_own_scale():
+    before, after, done = equalized(spread(), rows=False)
+    assert done.dropped == () and unchanged(before, after) == []
+
+
+def test_statistics_of_batchnorm_decide_where_there_are_some():
+    """BatchNorm says that the row of many small weights hardly varies: to double its outputs costs nothing."""
+    linear, relu, last = spread()
+    norm = nn.BatchNorm1d(2)
+    norm.running_var = torch.tensor([1.0, 1e-4])
+    norm.weight.data = (norm.running_var + norm.eps).sqrt()  # the folded weights are those of `spread`
+    _, _, done = equalized(nn.Sequential(linear, norm, relu, last).eval())
+    assert done.dropped == () and done.cancelled == ("0", "3")
