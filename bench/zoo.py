@@ -97,10 +97,10 @@ def main() -> None:
         for preset in options.presets:
             for name in options.rows:
                 for seed in options.seeds if name != "plain rounding" else options.seeds[:1]:
-                    row = _measure(network, model, preset, name, seed, data, x[-128:], options)
+                    row = measure(network, model, preset, name, ROWS[name], seed, data, x[-128:], options)
                     with (options.out / f"{options.name}.jsonl").open("a") as file:
                         file.write(json.dumps(vars(row)) + "\n")
-                    print(_line(row), flush=True)
+                    print(line(row), flush=True)
     (options.out / "zoo.md").write_text(table(_written(options.out)))
 
 
@@ -124,8 +124,9 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _measure(network, model, preset, name, seed, data, real, options) -> Row:
-    recipe = Recipe.preset(preset).updated([*ROWS[name], *options.set])
+def measure(network, model, preset, name, settings, seed, data, real, options) -> Row:
+    """Compress once with a preset and settings, and evaluate."""
+    recipe = Recipe.preset(preset).updated([*settings, *options.set])
     images, image_seconds = (real,) if name == "real" else None, 0.0
     if isinstance(recipe.signal, Moved):
         images, image_seconds = _images(network, model, recipe, seed, data[0][0][:1], options.cache)
@@ -175,7 +176,7 @@ def _top1(model: nn.Module, data) -> float:
     return 100 * float(right.double().mean())
 
 
-def _line(r: Row) -> str:
+def line(r: Row) -> str:
     return (
         f"{r.network} {r.preset} {r.row} seed {r.seed}: top-1 {r.top1:.1f} of {r.float_top1:.1f} % (lost {r.lost:.1f} "
         f"± {r.lost_error:.1f} points, {r.num_images} images), agreement {r.agreement:.1f} %, {r.seconds:.1f} s"
@@ -192,14 +193,14 @@ def table(rows: list[Row]) -> str:
         text.append(f"\n### {network}: float top-1 {here[0].float_top1:.1f} % on {here[0].num_images} images\n")
         text.append("| | " + " | ".join(names) + " | seconds (ours) |\n|---|" + "---|" * (len(names) + 1))
         for preset in [p for p in PRESETS if any(r.preset == p for r in here)]:
-            cells = [_cell([r for r in here if r.preset == preset and r.row == n]) for n in names]
+            cells = [cell([r for r in here if r.preset == preset and r.row == n]) for n in names]
             own = [r.seconds for r in here if r.preset == preset and r.row == "ours"]
             cells.append(f"{statistics.mean(own):.0f}" if own else "")
             text.append(f"| {preset} | " + " | ".join(cells) + " |")
     return "\n".join(text) + "\n"
 
 
-def _cell(rows: list[Row]) -> str:
+def cell(rows: list[Row]) -> str:
     if not rows:
         return ""
     lost, agreement = (statistics.mean(getattr(r, k) for r in rows) for k in ("lost", "agreement"))

@@ -83,7 +83,7 @@ def facts(text):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--recipe", "w5a9"], r"no preset 'w5a9'; presets are w8a8, .*paper-w4a8; or give a \.yaml file"),
+        (["--recipe", "w5a9"], r"no preset 'w5a9'; presets are w8a8, .*paper-prune50; or give a \.yaml file"),
         (["--recipe", "no.yaml"], r"cannot read the recipe no\.yaml: No such file"),
         (["--set", "weights.bit=3"], r"weights\.bit: unknown key; allowed here are bits, per, symmetric"),
         (["--set", "weights"], r"'weights' has no '='; write it as weights\.bits=3"),
@@ -191,12 +191,13 @@ def test_table_holds_the_figures_of_the_summary(finished):
     assert shown["seed"] == "0"
     assert shown["signal"] == s.signal
     assert shown["input range"] == s.input_range
-    assert shown["layers"] == f"{s.num_quantized} of {s.num_layers} quantized" == "3 of 3 quantized"
+    assert shown["layers"] == f"{s.num_quantized} of {s.num_layers} solved" == "3 of 3 solved"
     assert shown["weights"] == "8 bits in 3 layers"
     assert shown["activations"] == s.activations
     assert shown["equalization"] == s.equalization
     assert shown["size"].startswith(f"{s.bytes} B, {100 * s.bytes / s.float_bytes:.1f} % of ")
-    assert shown["multiply-adds"] == f"{s.macs / 1000:.2f} k for one image"
+    macs = f"{s.macs / 1000:.2f} k"
+    assert s.macs == s.float_macs and shown["multiply-adds"] == f"{macs} for one image, 100.0 % of {macs}"
     assert f" {100 * s.bit_operations / s.float_bit_operations:.1f} % of " in shown["bit operations"]
     assert shown["predicted SQNR"].startswith(f"worst {errors[0]:.1f} dB")
     assert f"median {errors[1]:.1f} dB of 3 layers" in shown["predicted SQNR"]
@@ -207,7 +208,9 @@ def test_table_holds_the_figures_of_the_summary(finished):
 def test_verbose_lists_every_layer_by_its_own_name(finished):
     path, out = finished
     for layer in Run.load(path).layers:
-        row = rf"{re.escape(layer.name)} +{len(layer.weight)} +\d+ +8 +{layer.error_db:.1f} +{layer.seconds:.2f} "
+        row = (
+            rf"{re.escape(layer.name)} +{len(layer.weight)} +\d+ +8 +0\.0 % +{layer.error_db:.1f} +{layer.seconds:.2f} "
+        )
         assert re.search(row, out), out
     assert "stem[/red]" in out
 

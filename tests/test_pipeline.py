@@ -229,7 +229,8 @@ def test_every_preset_runs_on_a_depthwise_net(preset):
     run = compress(model, chosen, x)
     with torch.no_grad():
         assert bool(torch.isfinite(run.student(x)).all())
-    assert run.summary.num_quantized == run.summary.num_layers == 6
+    partly = chosen.prune is not None and chosen.prune.pattern != "unstructured"  # layers that read no lost channel
+    assert run.summary.num_layers == 6 and (0 < run.summary.num_quantized < 6) == partly
     assert run.recipe == chosen
 
 

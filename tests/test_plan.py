@@ -255,3 +255,76 @@ def test_root_of_a_part_is_the_whole():
 def test_root_stops_at_a_sum():
     node = next(n for n in folded("residual").graph.nodes if n.target is torch.ops.aten.add.Tensor)
     assert root(node) is node
+
+
+# Pruning
+
+
+def pruning(plan):
+    return {n: i.weights.prune for n, i in plan.layers.items() if i.weights and i.weights.prune}
+
+
+def test_zeros_of_every_layer_are_counted():
+    plan = plan_layers(folded("chain"), Recipe(**W4A4, prune={"sparsity": 0.3, "score": "magnitude", "steps": 5}))
+    assert {n: p.count for n, p in pruning(plan).items()} == {"0.conv": 65, "1.conv": 173, "2.2": 12}
+    assert {(p.score, p.steps, p.pattern, p.free) for p in pruning(plan).values()} == {("magnitude", 5, None, True)}
+    assert widths(plan) == planned("chain"), "bits are as without pruning"
+
+
+def test_float_weights_are_planned_where_they_are_pruned():
+    plan = plan_layers(folded("chain"), Recipe(weights={"bits": None}, prune={}))
+    assert {n: i.weights.bits for n, i in plan.layers.items()} == {"0.conv": None, "1.conv": None, "2.2": None}
+    none = plan_layers(folded("chain"), Recipe(weights={"bits": None}, prune={"sparsity": 0}))
+    assert not any(i.weights for i in none.layers.values())
+    assert not pruning(plan_layers(folded("chain"), Recipe()))
+
+
+def test_only_layers_without_a_share_of_their_own_are_free():
+    rule = {"1.conv": {"prune": {"sparsity": 0.25}}, "0.conv": "keep"}
+    found = pruning(plan_layers(folded("chain"), Recipe(prune={"sparsity": 0.5}, layers=rule)))
+    assert {n: (p.count, p.free) for n, p in found.items()} == {"1.conv": (144, False), "2.2": (20, True)}
+    alone = pruning(plan_layers(folded("chain"), Recipe(prune={"sparsity": 0.5, "scope": "layer"})))
+    assert [p.free for p in alone.values()] == [False] * 3
+
+
+def test_no_zeros_of_one_layer_is_a_share_too():
+    rule = {"1.conv": {"prune": {"sparsity": 0}}}
+    plan = plan_layers(folded("chain"), Recipe(prune={"sparsity": 0.5}, layers=rule))
+    assert list(pruning(plan)) == ["0.conv", "2.2"] and plan.layers["1.conv"].weights.prune is None
+
+
+def test_a_pattern_that_does_not_divide_the_channels_is_listed_and_bits_stay():
+    plan = plan_layers(folded("grouped"), Recipe(**W4A4, prune={"pattern": "2:4"}))
+    assert not pruning(plan)
+    assert [(s.name, s.reason) for s in plan.skipped] == [
+        ("0.conv", "not pruned: 2:4 does not divide its 3 input channels a group"),
+        ("1.conv", "not pruned: 2:4 does not divide its 2 input channels a group"),
+        ("2.conv", "not pruned: 2:4 does not divide its 6 input channels a group"),
+        ("3.2", "not pruned: 2:4 does not divide its 6 input channels a group"),
+    ]
+    assert widths(plan) == planned("grouped")
+
+
+def test_an_nm_pattern_counts_its_cells():
+    found = pruning(plan_layers(folded("chain"), Recipe(prune={"pattern": "1:4"})))
+    assert {n: (p.count, p.pattern, p.free) for n, p in found.items()} == {
+        "1.conv": (432, (1, 4, 9), False), "2.2": (30, (1, 4, 1), False)
+    }  # fmt: skip
+    assert list(pruning(plan_layers(folded("grouped"), Recipe(prune={"pattern": "1:2"})))) == [
+        "1.conv",
+        "2.conv",
+        "3.2",
+    ]
+
+
+def test_a_kept_layer_is_listed_once():
+    plan = plan_layers(folded("chain"), Recipe(prune={"pattern": "2:4"}, layers={"0.conv": "keep"}))
+    assert [(s.name, s.reason) for s in plan.skipped] == [("0.conv", "kept in float: the recipe says so")]
+
+
+@pytest.mark.parametrize("prune", [None, {"pattern": "2:4"}], ids=["none", "n:m"])
+def test_a_share_that_would_be_ignored_is_refused(prune):
+    """Silence is an error: nothing is pruned without `prune`, and an n:m pattern has one share."""
+    rule = {"1.conv": {"prune": {"sparsity": 0.2}}}
+    with pytest.raises(RecipeError, match=r"layers: .*1\.conv.*prune"):
+        plan_layers(folded("chain"), Recipe(prune=prune, layers=rule))

@@ -14,7 +14,7 @@ from datafree.recipe import Recipe, presets
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-PRESET = re.compile(r"`((?:paper-)?w\da\d(?:-tensor)?)`")
+PRESET = re.compile(r"`((?:paper-)?(?:w\da\d(?:-tensor)?|prune\d+(?:-w\da\d)?|nm\d+|channels\d+))`")
 PRESET_ROW = re.compile(r"^\| `([\w-]+)` \| (.*) \|$", re.MULTILINE)
 FIELDS = {f"{c.__name__}.{f}": f for c in vars(recipes).values()
           if isinstance(c, type) and issubclass(c, BaseModel) for f in c.model_fields}  # fmt: skip
@@ -53,9 +53,14 @@ def test_presets_named_are_those_that_exist():
 def test_preset_does_what_its_row_says(name, cells):
     r = Recipe.preset(name)
     ends = "8 bits" if r.ends == "eight" else "alike"
-    bits = f"{r.weights.bits} bits | {r.weights.per} | {r.activations.bits} bits"
     order = ", in sequence" if r.solve.sequential else ""
-    assert cells == f"{bits} | {ends} | {r.equalize} | {r.signal.kind} | {r.solve.method}{order}"
+    solve = f"{r.equalize} | {r.signal.kind} | {r.solve.method}{order}"
+    if r.prune is None:
+        assert cells == f"{r.weights.bits} bits | {r.weights.per} | {r.activations.bits} bits | {ends} | {solve}"
+        return
+    of = {"unstructured": "the weights", "channels": "the multiply-adds"}.get(r.prune.pattern, r.prune.pattern)
+    bits = " | ".join(f"{part.bits} bits" if part.bits else "float" for part in (r.weights, r.activations))
+    assert cells == f"{100 * r.prune.sparsity:.0f} % of {of} | {r.prune.score} | {bits} | {solve}"
 
 
 @pytest.mark.parametrize("field", FIELDS)

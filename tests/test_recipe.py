@@ -19,7 +19,28 @@ solve = (
     | st.fixed_dictionaries({"method": st.just("closed")}, optional={"damping": st.floats(1e-12, 10)})
     | st.fixed_dictionaries({"method": st.just("sgd")}, optional={"lr": st.floats(1e-12, 10)})
 )
-rules = st.just("keep") | st.fixed_dictionaries({}, optional={"weights": st.fixed_dictionaries({}, optional=weights)})
+shares = st.floats(0, 1, exclude_max=True)
+prune = st.none() | st.fixed_dictionaries(
+    {},
+    optional={
+        "scope": st.sampled_from(["global", "layer"]),
+        "score": st.sampled_from(["output", "magnitude"]),
+        "steps": st.integers(1, 99),
+    },
+).flatmap(
+    lambda fields: st.one_of(
+        st.just(fields),
+        st.builds(lambda share: {**fields, "sparsity": share}, shares),
+        st.builds(lambda n, more: {**fields, "pattern": f"{n}:{n + more}"}, st.integers(1, 99), st.integers(1, 99)),
+    )
+)
+rules = st.just("keep") | st.fixed_dictionaries(
+    {},
+    optional={
+        "weights": st.fixed_dictionaries({}, optional=weights),
+        "prune": st.fixed_dictionaries({}, optional={"sparsity": shares}),
+    },
+)
 recipes = st.fixed_dictionaries(
     {},
     optional={
@@ -27,6 +48,7 @@ recipes = st.fixed_dictionaries(
         "equalize": st.sampled_from(["free", "foldable", "depthwise", "off", False]),
         "weights": st.fixed_dictionaries({}, optional=weights),
         "activations": st.fixed_dictionaries({"bits": bits}),
+        "prune": prune,
         "solve": solve,
         "ends": st.sampled_from(["eight", "alike"]),
         "layers": st.dictionaries(st.sampled_from(["*", "off", "1", "a.b: c", "layer1.0.*"]) | st.text(), rules),
@@ -149,7 +171,7 @@ def test_method_brings_its_own_fields(text, kind):
 @pytest.mark.parametrize(
     "text, path, allowed",
     [
-        ("wieghts: {bits: 4}", "wieghts", "signal, equalize, weights, activations, solve, ends, layers"),
+        ("wieghts: {bits: 4}", "wieghts", "signal, equalize, weights, activations, prune"),
         ("weights: {bit: 4}", "weights.bit", "bits, per, symmetric"),
         ("activations: {symmetric: true}", "activations.symmetric", "bits, per"),
         ("signal: {steps: 3}", "signal.steps", "probes, images, kind"),
@@ -191,6 +213,23 @@ def test_unknown_key_names_its_path_and_what_is_allowed(text, path, allowed):
         ("layers: {fc: {activations: {bits: 9}}}", "layers.fc.*activations.bits: .*less than or equal to 8"),
         ("layers: {fc: drop}", "layers.fc.*'keep', got 'drop'"),
         ("layers: [fc]", r"layers: .*dictionary, got \['fc'\]"),
+        ("prune: {sparsity: 1}", "prune.sparsity: .*less than 1, got 1"),
+        ("prune: {sparsity: -0.1}", "prune.sparsity: .*greater than or equal to 0, got -0.1"),
+        ("prune: {sparsity: half}", "prune.sparsity: .*number.*, got 'half'"),
+        ("prune: 0.5", "prune: .*dictionary.*, got 0.5"),
+        ("prune: {scope: model}", "prune.scope: .*'global' or 'layer', got 'model'"),
+        ("prune: {score: random}", "prune.score: .*'output' or 'magnitude', got 'random'"),
+        ("prune: {steps: 0}", "prune.steps: .*greater than or equal to 1, got 0"),
+        ("prune: {pattern: blocky}", "prune.pattern: .*unstructured.*, got 'blocky'"),
+        ("prune: {pattern: '0:4'}", "prune.pattern: .*unstructured.*, got '0:4'"),
+        ("prune: {pattern: '2:4:8'}", "prune.pattern: .*unstructured.*, got '2:4:8'"),
+        ("prune: {pattern: '4:2'}", "prune: .*pattern '4:2' keeps 4 of 2; write n:m with n < m, as 2:4"),
+        ("prune: {pattern: '2:2'}", "prune: .*pattern '2:2' keeps 2 of 2; write n:m with n < m, as 2:4"),
+        (
+            "prune: {pattern: '2:4', sparsity: 0.7}",
+            "prune: .*pattern '2:4' is a sparsity of 0.5, not 0.7; leave one out",
+        ),
+        ("layers: {fc: {prune: {sparsity: 1.5}}}", "layers.fc.prune.sparsity: .*less than 1, got 1.5"),
     ],
 )
 def test_value_out_of_range_names_its_path_and_itself(text, message):
@@ -224,6 +263,26 @@ def test_layer_rule_keeps_only_what_was_given():
     assert list(recipe.layers) == ["a", "b*"] and recipe.layers["a"].given() == {"weights": {"bits": None}}
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [None, {}, {"sparsity": 0.3}, {"pattern": "2:4"}, {"pattern": "1:3"}, {"pattern": "5:7", "score": "magnitude"},
+     {"pattern": "2:4", "sparsity": 0.5}, {"sparsity": 0.9, "scope": "layer", "steps": 3}],
+    ids=str,
+)  # fmt: skip
+def test_every_kind_of_pruning_comes_back_from_its_own_text(fields):
+    recipe = Recipe(prune=fields, layers={"fc": {"prune": {"sparsity": 0.1}}, "b*": {"prune": {}}})
+    again = Recipe.parse(recipe.dump())
+    assert again == recipe and again.dump() == recipe.dump() and again.updated([]) == recipe
+    assert again.layers["fc"].given() == {"prune": {"sparsity": 0.1}} and again.layers["b*"].given() == {}
+
+
+def test_an_nm_pattern_says_how_sparse():
+    assert Recipe(prune={"pattern": "1:4"}).prune.sparsity == 0.75
+    assert Recipe(prune={"pattern": "2:3"}).prune.sparsity == pytest.approx(1 / 3)
+    assert (Recipe(prune={"pattern": "12:16"}).prune.cell, Recipe(prune={}).prune.cell) == ((12, 16), None)
+    assert Recipe(prune={}).prune.sparsity == 0.5 and Recipe().prune is None
+
+
 @pytest.mark.parametrize("change", [("weights", None), ("solve", None), ("ends", "alike"), ("new", 1)])
 def test_recipe_is_frozen(change):
     recipe = Recipe(layers={"fc": {"weights": {"bits": 8}}})
@@ -251,6 +310,11 @@ def test_recipe_is_frozen(change):
         (["solve.method=sgd"], {"solve": {"method": "sgd"}}),
         (["solve.method=sgd", "solve.steps=7"], {"solve": {"method": "sgd", "steps": 7}}),
         (["solve={method: sgd, rows: 9}"], {"solve": {"method": "sgd", "rows": 9}}),
+        (["prune.sparsity=0.7"], {"prune": {"sparsity": 0.7}}),
+        (["prune={sparsity: 0.7}", "prune.scope=layer"], {"prune": {"sparsity": 0.7, "scope": "layer"}}),
+        (["prune.pattern='2:4'"], {"prune": {"pattern": "2:4"}}),
+        (["prune.sparsity=0.7", "prune=null"], {}),
+        (["layers.a.b.prune.sparsity=0.1"], {"layers": {"a.b": {"prune": {"sparsity": 0.1}}}}),
         (["layers.fc=keep"], {"layers": {"fc": "keep"}}),
         (["layers.fc.weights.bits=8"], {"layers": {"fc": {"weights": {"bits": 8}}}}),
     ],
@@ -303,3 +367,29 @@ def test_layer_with_dots_in_its_name_can_be_set():
 
 def test_all_layer_rules_can_be_set_at_once():
     assert Recipe().updated(["layers={fc: keep}"]) == Recipe(layers={"fc": "keep"})
+
+
+# Pruning
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1:2", "4:8", "16:32"])
+def test_a_pattern_needs_no_quotes(pattern):
+    """2:4 is the number 124 in YAML 1.1, base 60."""
+    assert Recipe.parse(f"prune: {{pattern: {pattern}}}").prune.pattern == pattern
+    assert Recipe().updated([f"prune.pattern={pattern}"]).prune.pattern == pattern
+
+
+def test_another_pattern_brings_its_own_sparsity():
+    assert Recipe(prune={"pattern": "2:4"}).updated(["prune.pattern='1:4'"]).prune.sparsity == 0.75
+
+
+@pytest.mark.parametrize(
+    "text, path, allowed",
+    [
+        ("prune: {sparsty: 0.5}", "prune.sparsty", "sparsity, pattern, scope, score, steps"),
+        ("layers: {fc: {prune: {steps: 3}}}", "layers.fc.prune.steps", "sparsity"),
+    ],
+)
+def test_unknown_key_of_pruning_names_what_is_allowed_there(text, path, allowed):
+    with pytest.raises(RecipeError, match=rf"^recipe: {path}: unknown key; allowed here are {allowed}$"):
+        Recipe.parse(text)

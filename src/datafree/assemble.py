@@ -89,6 +89,12 @@ def _quantize_after(student: fx.GraphModule, place: fx.Node, x: fx.Node, qparams
 def _put_weight(student: fx.GraphModule, node: fx.Node, result: LayerResult, input_scale: float | None) -> None:
     """Replace a layer's float weight and bias by dequantized integers."""
     grid, name = result.weight_qparams, result.name
+    shape = g.get_tensor(student, f"{name}.weight").shape
+    if grid is None:
+        with student.graph.inserting_before(node):
+            weight = g.attribute(student, f"{name}.weight", result.weight.view(shape))
+            node.args = (node.args[0], weight, g.attribute(student, f"{name}.bias", result.bias), *node.args[3:])
+        return
     scale, bias = grid.scale, result.bias
     after = next((u for u in node.users if u.meta.get("v_o") == name), None)
     if after is not None:
@@ -96,7 +102,7 @@ def _put_weight(student: fx.GraphModule, node: fx.Node, result: LayerResult, inp
         scale, bias = scale * v_o, bias * v_o
         after.replace_all_uses_with(node)
     offset = grid.zero_point if grid.zero_point.numel() == 1 else grid.zero_point[:, None]
-    integers = (result.weight - offset).to(torch.int8).view(g.get_tensor(student, f"{name}.weight").shape)
+    integers = (result.weight - offset).to(torch.int8).view(shape)
     span = grid.qmax - grid.qmin
     low, high = (grid.qmin, grid.qmax) if grid.qmin < 0 else (-span, span)
     with student.graph.inserting_before(node):

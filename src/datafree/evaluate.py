@@ -83,7 +83,10 @@ def _standard_error(values: Float[Tensor, " n"]) -> float:
 
 
 def layer_sqnr(student: fx.GraphModule, teacher: fx.GraphModule, x: Tensor) -> dict[str, float]:
-    """Signal to noise ratio of each layer's output, decibel, with the whole student running."""
+    """Signal to noise ratio of each layer's output, decibel, with the whole student running.
+
+    Layers that lost output channels are left out.
+    """
     outputs = {layer.node: name for name, layer in g.layers(teacher).items()}
     for node in teacher.graph.nodes:  # the student's layer includes the vector behind the teacher's
         if node.meta.get("v_o"):
@@ -96,7 +99,11 @@ def layer_sqnr(student: fx.GraphModule, teacher: fx.GraphModule, x: Tensor) -> d
             names.pop(node.args[0].name, None)
             names[node.name] = node.meta["v_o"]
     found = _values(student, x, names)
-    return {n: decibel(float(v.square().mean()), float((v - found[n]).square().mean())) for n, v in wanted.items()}
+    return {
+        n: decibel(float(v.square().mean()), float((v - found[n]).square().mean()))
+        for n, v in wanted.items()
+        if found[n].shape == v.shape
+    }
 
 
 def _values(graph: fx.GraphModule, x: Tensor, names: dict[str, str]) -> dict[str, Tensor]:
@@ -110,17 +117,25 @@ def _values(graph: fx.GraphModule, x: Tensor, names: dict[str, str]) -> dict[str
 # ---- cost
 
 
-def num_bytes(plan: Plan, teacher: fx.GraphModule, results: dict[str, LayerResult]) -> tuple[int, int]:
-    """Bytes of the student's and the float network's parameters: weights at their real width, scales, 32-bit biases."""
-    student = floats = 0
+def num_bytes(plan: Plan, teacher: fx.GraphModule, results: dict[str, LayerResult]) -> int:
+    """Bytes of all layers' parameters: weights at their real width, scales, 32-bit biases; float where not solved."""
     wide = {n.meta["v_o"] for n in teacher.graph.nodes if n.meta.get("v_o")}  # one multiplier a channel, not a layer
+    total = 0
     for name, item in plan.layers.items():
         weight, bias = g.weight(teacher, item.layer), g.bias(teacher, item.layer)
-        floats += 4 * (weight.numel() + bias.numel())
-        bits = results[name].bits if name in results else 32
-        scales = 4 * (len(bias) if name in wide else len(results[name].weight_qparams.scale)) if name in results else 0
-        student += math.ceil(weight.numel() * bits / 8) + 4 * bias.numel() + scales
-    return student, floats
+        multipliers = len(bias) if name in wide else None
+        total += 4 * bias.numel()
+        total += _weight_bytes(results[name], multipliers) if name in results else 4 * weight.numel()
+    return total
+
+
+def _weight_bytes(result: LayerResult, num_multipliers: int | None) -> int:
+    """Weights at their real width and their scales; of sparse ones a bit mask and what stays, if that is less."""
+    size, grid = result.weight.numel(), result.weight_qparams
+    kept = round((1 - result.sparsity) * size)
+    dense, sparse = math.ceil(size * result.bits / 8), math.ceil(size / 8) + math.ceil(kept * result.bits / 8)
+    scales = 0 if grid is None else num_multipliers or len(grid.scale)
+    return min(dense, sparse) + 4 * scales
 
 
 def layer_macs(teacher: fx.GraphModule) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -196,7 +196,7 @@ def walk(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Iterator[tuple[fx
             values.pop(node, None)
 
 
-def execute(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+def execute(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     """Run one call on the values of its inputs."""
     args = fx.node.map_arg(node.args, values.__getitem__)
     kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -16,13 +17,15 @@ from datafree.affine import dequantize, fake_quantize
 from datafree.moments import chunks, gather_moments, merged, positions, shrunk
 from datafree.plan import LayerPlan, Plan, root
 from datafree.ranges import tensor_grid
-from datafree.recipe import Nearest, Recipe
+from datafree.recipe import Nearest, Recipe, Sgd
 from datafree.records import LayerJob, LayerResult, Moments, MomentsError, QParams, decibel
 from datafree.signals.gaussian import closed_form
 from datafree.signals.source import Source, flow
 from datafree.solvers import NEEDS, SOLVERS
 from datafree.solvers.compensation import compensated
 from datafree.solvers.grids import output_power, solve_on_best_grid
+from datafree.solvers.refit import pruned
+from datafree.solvers.sgd import trained
 
 NUM_ROWS = {"diagonal": 4096, "covariance": 16384, "rows": 4096}
 ROWS_BYTES = 2**28  # of inputs drawn ahead for one layer
@@ -35,8 +38,13 @@ class LayerError(ValueError):
     """A layer that cannot be solved; names the layer, the method and the shapes."""
 
 
-def layer_jobs(teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Recipe, grids: Grids) -> Iterator[LayerJob]:
-    """One job for each layer whose weights are quantized, as its input comes by; fills `grids` on the way."""
+def layer_jobs(
+    teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Recipe, grids: Grids, *, halves: bool = False
+) -> Iterator[LayerJob]:
+    """One job for each layer whose weights are solved, as its input comes by; fills `grids` on the way.
+
+    With `halves`, moments of both halves of the images come with it.
+    """
     by_name = g.nodes_by_name(teacher)
     readers: dict[fx.Node, list[LayerPlan]] = {}
     for item in plan.layers.values():
@@ -47,7 +55,8 @@ def layer_jobs(teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Reci
             grids[node.name, bits] = tensor_grid(teacher, node, value, bits, source, readers=at_width)
         for item in readers.get(node, ()):
             if item.weights is not None:
-                yield make_job(teacher, item, node, value, source, recipe, grids)
+                student_x = value if halves else None
+                yield make_job(teacher, item, node, value, source, recipe, grids, student_x=student_x)
 
 
 def make_job(
@@ -138,7 +147,7 @@ def _drawn_rows(
 
 
 def compress_layer(job: LayerJob) -> LayerResult:
-    """Quantize one layer: choose its grid, solve for integers, correct the bias.
+    """Solve one layer: which weights are zero, their grid, integers, the bias.
 
         b' = b + W mu - W' mu'                                                      (exact bias correction)
 
@@ -152,31 +161,40 @@ def compress_layer(job: LayerJob) -> LayerResult:
     """
     if not bool(torch.isfinite(job.weight).all() and torch.isfinite(job.bias).all()):
         raise LayerError(f"{job.name}: the weights are not finite; load a checkpoint without NaN or infinity")
-    start, threads = time.perf_counter(), torch.get_num_threads()
+    start = time.perf_counter()
+    with alone(job):
+        wanted, (job, share) = job.weight, compensated(job)
+        target, job = job.weight, pruned(job)
+        stored, qparams, new = solved(job)
+        shift = torch.einsum("gon,gn->go", wanted, job.moments.mean)
+        shift = shift - torch.einsum("gon,gn->go", new, job.moments.student_mean)
+        error = output_power(target - new, job.moments)
+        asked = not isinstance(job.method, Nearest) or job.method.bias_correction
+        known = float(shift.square().sum()) > error / job.moments.num_rows  # else it is the mean's own noise
+        dropped = ("compensation",) * (job.folds is not None and not share and bool(job.method.compensation))
+        return LayerResult(
+            name=job.name,
+            weight=stored,
+            weight_qparams=qparams,
+            bias=job.bias + shift.flatten() if asked and known else job.bias,
+            error_db=decibel(output_power(target, job.moments), error),
+            bits=job.spec.bits or 32,
+            method=job.method.method,
+            compensation=share,
+            sparsity=0.0 if job.keep is None else float((~job.keep).double().mean()),
+            dropped=dropped + ("bias correction",) * (asked and not known),
+            seconds=time.perf_counter() - start,
+        )
+
+
+@contextmanager
+def alone(job: LayerJob) -> Iterator[None]:
+    """On one thread, so that every pool gives the same bits; what fails names the layer, the method and the shapes."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.no_grad():
-            wanted, (job, share) = job.weight, compensated(job)
-            q, qparams = solve_on_best_grid(job, SOLVERS[type(job.method)])
-            new = dequantize(q.flatten(0, 1), qparams).view_as(job.weight)
-            shift = torch.einsum("gon,gn->go", wanted, job.moments.mean)
-            shift = shift - torch.einsum("gon,gn->go", new, job.moments.student_mean)
-            error = output_power(job.weight - new, job.moments)
-            asked = not isinstance(job.method, Nearest) or job.method.bias_correction
-            known = float(shift.square().sum()) > error / job.moments.num_rows  # else it is the mean's own noise
-            dropped = ("compensation",) * (job.folds is not None and not share and bool(job.method.compensation))
-            return LayerResult(
-                name=job.name,
-                weight=q.flatten(0, 1).to(torch.int16),
-                weight_qparams=qparams,
-                bias=job.bias + shift.flatten() if asked and known else job.bias,
-                error_db=decibel(output_power(job.weight, job.moments), error),
-                bits=job.spec.bits,
-                method=job.method.method,
-                compensation=share,
-                dropped=dropped + ("bias correction",) * (asked and not known),
-                seconds=time.perf_counter() - start,
-            )
+            yield
     except (torch.linalg.LinAlgError, RuntimeError) as error:
         shapes = f"weight {tuple(job.weight.shape)} (groups, rows, taps), {job.moments.num_rows} input rows"
         advice = "try solve.method=nearest for this layer, or leave it out with layers: {NAME: keep}"
@@ -185,3 +203,12 @@ def compress_layer(job: LayerJob) -> LayerResult:
         ) from error
     finally:
         torch.set_num_threads(threads)
+
+
+def solved(job: LayerJob) -> tuple[Tensor, QParams | None, Tensor]:
+    """What is stored, (C_out, n) integers or float weights; its grid, None = float; and the weights it stands for."""
+    if job.spec.bits is not None:
+        q, qparams = solve_on_best_grid(job, SOLVERS[type(job.method)])
+        return q.flatten(0, 1).to(torch.int16), qparams, dequantize(q.flatten(0, 1), qparams).view_as(job.weight)
+    new = trained(job) if isinstance(job.method, Sgd) else job.weight
+    return new.flatten(0, 1).contiguous(), None, new

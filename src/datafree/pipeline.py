@@ -10,8 +10,10 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from datafree import graph as g
+from datafree.allocate import allocate
 from datafree.assemble import assemble
 from datafree.batchnorm import fold_batchnorm_
+from datafree.budget import spend
 from datafree.capture import trace
 from datafree.equalize import equalize_
 from datafree.estimate import with_estimate
@@ -24,6 +26,7 @@ from datafree.records import InputRange, LayerResult, Summary
 from datafree.run import Run, images_of
 from datafree.signals import make_signal
 from datafree.solve import Pool, solve_layers
+from datafree.structured import choose_channels, without_channels
 
 
 def ignore(result: LayerResult) -> None:
@@ -84,21 +87,24 @@ def compress(
         images=images_of(images, fingerprint) if isinstance(images, Run) else images,
         device=device,
     )
-    plan = plan_layers(teacher, recipe)
+    recipe, pareto = spend(teacher, plan_layers(teacher, recipe), source, recipe, pool)
+    plan = allocate(teacher, plan_layers(teacher, recipe), source, recipe, pool)
+    plan, channels = choose_channels(teacher, plan, source, recipe)
     results, grids = solve_layers(teacher, plan, source, recipe, pool, on_done)
-    student = assemble(teacher, plan, results, grids)
-    macs = layer_macs(teacher)
-    size, float_size = num_bytes(plan, teacher, results)
+    smaller, results = without_channels(teacher, results, channels)
+    student = assemble(smaller, plan, results, grids)
+    macs, float_macs = layer_macs(smaller), layer_macs(teacher)
     summary = Summary(
         model=type(model).__name__,
         seed=seed,
         signal=f"{recipe.signal.kind}, {source.num_images} images",
         input_range=str(chosen),
-        bytes=size,
-        float_bytes=float_size,
+        bytes=num_bytes(plan, smaller, results),
+        float_bytes=num_bytes(plan, teacher, {}),
         macs=sum(macs.values()),
+        float_macs=sum(float_macs.values()),
         bit_operations=bit_operations(plan, macs, results),
-        float_bit_operations=32 * 32 * sum(macs.values()),
+        float_bit_operations=32 * 32 * sum(float_macs.values()),
         seconds=time.perf_counter() - start,
         peak_memory_bytes=_peak_memory(),
         num_layers=len(plan.layers),
@@ -108,6 +114,8 @@ def compress(
         skipped=plan.skipped + kept,
         warnings=warnings_of(model, stats, chosen),
         fingerprint=fingerprint,
+        sparsity=_sparsity(results),
+        pareto=pareto,
     )
     made = source.inputs if isinstance(recipe.signal, Moved) else ()
     known = chosen if chosen.mean else None
@@ -133,6 +141,11 @@ def warnings_of(model: nn.Module, stats: dict, chosen: InputRange) -> tuple[str,
     if "assumed" in chosen.source:
         found.append(f"the scale of the network's input is {chosen}; set it if your images look otherwise")
     return tuple(found)
+
+
+def _sparsity(results: dict[str, LayerResult]) -> float:
+    sizes = [r.weight.numel() for r in results.values()]
+    return sum(r.sparsity * size for r, size in zip(results.values(), sizes, strict=True)) / max(1, sum(sizes))
 
 
 def _peak_memory() -> int:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from torch import fx
+from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.graph import aten
-from datafree.recipe import Activations, LayerRule, Recipe, RecipeError, Weights
-from datafree.records import Layer, Skipped, WeightSpec
+from datafree.recipe import Activations, LayerRule, Prune, Recipe, RecipeError, Weights
+from datafree.records import Layer, PruneSpec, Skipped, WeightSpec
 from datafree.spaces import SUMS
 
 WIDE = 8  # bits of sums, concatenations, pooling and the network's input, at least
@@ -68,7 +69,13 @@ def plan_layers(teacher: fx.GraphModule, recipe: Recipe) -> Plan:
     ]
     names = list(layers)
     ends = {*names[:1], *names[-1:]} if recipe.ends == "eight" else set()
-    plans = {name: _layer_plan(layer, recipe, rules[name], name in ends) for name, layer in layers.items()}
+    weights = {name: g.weight(teacher, layer) for name, layer in layers.items()}
+    plans = {n: _layer_plan(layer, weights[n], recipe, rules[n], n in ends) for n, layer in layers.items()}
+    skipped += [
+        Skipped(n, f"not pruned: {recipe.prune.pattern} does not divide its {w.shape[1]} input channels a group")
+        for n, w in weights.items()
+        if recipe.prune and rules[n] != "keep" and not fits(w, recipe.prune)
+    ]
     return Plan(plans, _sites(teacher, plans, recipe.activations.bits), tuple(skipped))
 
 
@@ -81,7 +88,7 @@ def _rules(recipe: Recipe, names: list[str]) -> dict[str, LayerRule | str | None
     return {n: next((r for p, r in reversed(recipe.layers.items()) if fnmatchcase(n, p)), None) for n in names}
 
 
-def _layer_plan(layer: Layer, recipe: Recipe, rule: LayerRule | str | None, end: bool) -> LayerPlan:
+def _layer_plan(layer: Layer, weight: Tensor, recipe: Recipe, rule: LayerRule | str | None, end: bool) -> LayerPlan:
     if rule == "keep":
         return LayerPlan(layer, None, None)
     given = rule.given() if isinstance(rule, LayerRule) else {}
@@ -92,8 +99,32 @@ def _layer_plan(layer: Layer, recipe: Recipe, rule: LayerRule | str | None, end:
         width = width and max(width, 8)
     if end and "bits" not in given.get("activations", {}):
         bits = bits and max(bits, 8)
-    spec = WeightSpec(width, weights.per == "channel", weights.symmetric or width == 8) if width else None
-    return LayerPlan(layer, spec, bits)
+    if "prune" in given and (recipe.prune is None or recipe.prune.pattern != "unstructured"):
+        why = f"the recipe prunes {recipe.prune.pattern!r}" if recipe.prune else "the recipe prunes nothing"
+        raise RecipeError(
+            f"layers: {layer.name} has a prune.sparsity of its own, but {why}; "
+            "leave it out, or set prune: {sparsity: ...} for the others (0 = none)"
+        )
+    pruning = _prune_spec(weight, recipe.prune, given.get("prune", {}))
+    spec = WeightSpec(width, weights.per == "channel", weights.symmetric or width == 8, pruning)
+    return LayerPlan(layer, spec if width or pruning else None, bits)
+
+
+def _prune_spec(weight: Tensor, prune: Prune | None, given: dict[str, float]) -> PruneSpec | None:
+    """The recipe's share of one layer; `allocate` moves weights between layers where the scope is global."""
+    if prune is None or prune.pattern == "channels" or not fits(weight, prune):
+        return None
+    taps = math.prod(weight.shape[2:])
+    cell = (*prune.cell, taps) if prune.cell else None
+    sparsity = given.get("sparsity", prune.sparsity)
+    count = round(sparsity * weight.numel()) if not cell else weight.numel() // cell[1] * (cell[1] - cell[0])
+    free = prune.scope == "global" and cell is None and "sparsity" not in given
+    return PruneSpec(count, prune.score, prune.steps, cell, free) if count else None
+
+
+def fits(weight: Tensor, prune: Prune) -> bool:
+    """Whether an n:m pattern divides the input channels of a layer's weight; anything else always does."""
+    return prune.cell is None or weight.shape[1] % prune.cell[1] == 0
 
 
 def root(node: fx.Node) -> fx.Node:

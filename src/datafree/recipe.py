@@ -17,6 +17,7 @@ from pydantic import (
     Tag,
     ValidationError,
     model_serializer,
+    model_validator,
 )  # fmt: skip
 
 Bits = Annotated[int, Field(ge=2, le=8)]
@@ -96,6 +97,60 @@ class Activations(_Part):
     per: Literal["tensor"] = "tensor"
 
 
+class Prune(_Part):
+    """Which share of the weights becomes zero, and by what measure; null = none."""
+
+    sparsity: float = Field(default=0.5, ge=0, lt=1)
+    pattern: Annotated[
+        str, BeforeValidator(lambda v: f"{v // 60}:{v % 60}" if type(v) is int else v)  # YAML 1.1: 2:4 is 124
+    ] = Field(default="unstructured", pattern=r"^(unstructured|channels|[1-9]\d*:[1-9]\d*)$")
+    scope: Literal["global", "layer"] = "global"
+    score: Literal["output", "magnitude"] = "output"
+    steps: int = Field(default=16, ge=1)
+
+    @model_validator(mode="after")
+    def _pattern_says_how_many(self) -> Prune:
+        if self.cell is not None:
+            n, m = self.cell
+            if n >= m:
+                raise ValueError(f"pattern {self.pattern!r} keeps {n} of {m}; write n:m with n < m, as 2:4")
+            if "sparsity" in self.model_fields_set and abs(self.sparsity - (1 - n / m)) > 1e-9:
+                raise ValueError(
+                    f"pattern {self.pattern!r} is a sparsity of {1 - n / m:g}, not {self.sparsity:g}; leave one out"
+                )
+            object.__setattr__(self, "sparsity", 1 - n / m)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_the_pattern_says(self, fields: Any) -> dict[str, Any]:
+        return {k: v for k, v in fields(self).items() if k != "sparsity" or self.cell is None}
+
+    @property
+    def cell(self) -> tuple[int, int] | None:
+        """n and m of an n:m pattern."""
+        n, colon, m = self.pattern.partition(":")
+        return (int(n), int(m)) if colon else None
+
+
+class Budget(_Part):
+    """What the student may cost: one of these; bits and zeros of every layer follow from it."""
+
+    bytes: int | None = Field(default=None, gt=0)
+    mean_bits: float | None = Field(default=None, ge=2, le=8)
+    macs: int | None = Field(default=None, gt=0)
+    sparsity: float | None = Field(default=None, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _is_one_of_them(self) -> Budget:
+        if len(self.model_dump(exclude_none=True)) != 1:
+            raise ValueError("a budget is one of bytes, mean_bits, macs, sparsity; give exactly one")
+        return self
+
+    def __str__(self) -> str:
+        [(name, value)] = self.model_dump(exclude_none=True).items()
+        return f"{name} {value:g}"
+
+
 class _Method(_Part):
     sequential: bool = False  # layers in order, each on the inputs its student sees; else each by itself (the paper)
     compensation: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"  # share of the error upstream
@@ -148,16 +203,23 @@ Solve = Annotated[
 ]
 
 
+class LayerPrune(_Part):
+    """The share of one pattern's layers, where it is not the recipe's."""
+
+    sparsity: float = Field(default=0.5, ge=0, lt=1)
+
+
 class LayerRule(_Part):
     """What differs for the layers of one pattern; fields left out keep the recipe's value."""
 
     weights: Weights = Weights()
     activations: Activations = Activations()
+    prune: LayerPrune = LayerPrune()
 
     @model_serializer
     def given(self) -> dict[str, dict[str, Any]]:
         """Only the fields that were given."""
-        parts = {name: getattr(self, name).model_dump(exclude_unset=True) for name in ("weights", "activations")}
+        parts = {name: getattr(self, name).model_dump(exclude_unset=True) for name in type(self).model_fields}
         return {name: fields for name, fields in parts.items() if fields}
 
 
@@ -184,7 +246,9 @@ class Recipe(_Part):
     ] = "foldable"
     weights: Weights = Weights()
     activations: Activations = Activations()
+    prune: Prune | None = None
     solve: Solve = Closed()
+    budget: Budget | None = None
     ends: Literal["eight", "alike"] = "eight"  # first and last layer: at least 8 bits, or like the others
     layers: dict[str, _Rule] = {}  # shell wildcards, last match wins
 
@@ -244,7 +308,9 @@ class Recipe(_Part):
         for path, value in settings:
             place = fields
             for parent in path[:-1]:
-                place = place.setdefault(parent, {})
+                if place.get(parent) is None:
+                    place[parent] = {}
+                place = place[parent]
                 if not isinstance(place, dict):
                     raise RecipeError(f"{'.'.join(path)}: {parent} is a value, not a section of the recipe")
             place[path[-1]] = value
@@ -271,9 +337,16 @@ def _setting(text: str) -> tuple[list[str], Any]:
 
 
 def presets() -> list[str]:
-    """Names of the recipes shipped in the package, widest first."""
+    """Names of the recipes shipped in the package: quantization, pruning, the paper's; from little to much."""
     names = [p.name.removesuffix(".yaml") for p in (resources.files("datafree") / "recipes").iterdir()]
-    return sorted(names, key=lambda n: (n.startswith("paper"), [-int(d) for d in re.findall(r"\d+", n)], n))
+    return sorted(names, key=_order)
+
+
+def _order(preset: str) -> tuple:
+    numbers = [int(d) for d in re.findall(r"\d+", preset)]
+    quantizes = re.match(r"(paper-)?w\d", preset) is not None
+    what = "" if quantizes else re.split(r"\d", preset)[0]
+    return preset.startswith("paper"), what, [-n for n in numbers] if quantizes else numbers, preset
 
 
 def _explain(error: ValidationError) -> str:
@@ -300,7 +373,9 @@ def _user_path(loc: tuple[int | str, ...]) -> list[str]:
 
 
 def _allowed(loc: tuple[int | str, ...]) -> str:
-    parts = {"weights": Weights, "activations": Activations, "layers": LayerRule, **_tagged(Signal), **_tagged(Solve)}
+    prune = LayerPrune if loc[0] == "layers" else Prune
+    parts = {"weights": Weights, "activations": Activations, "prune": prune, "budget": Budget, "layers": LayerRule}
+    parts |= {**_tagged(Signal), **_tagged(Solve)}
     owner = next((parts[str(p)] for p in reversed(loc[:-1]) if str(p) in parts), Recipe)
     return f"allowed here are {', '.join(owner.model_fields)}"
 

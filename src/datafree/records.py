@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -104,12 +104,25 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class WeightSpec:
-    """What the recipe asks of one layer's weights."""
+class PruneSpec:
+    """How many weights of one layer become zero, and how they are chosen."""
 
-    bits: int
-    per_channel: bool
-    symmetric: bool
+    count: int
+    score: str  # "output" | "magnitude"
+    steps: int
+    pattern: tuple[int, int, int] | None = None  # n, m of an n:m pattern and taps of one input channel
+    free: bool = False  # whether other layers may take over some of the count
+    columns: tuple[int, ...] = ()  # input channels that go, all their weights with them
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """What the recipe asks of one layer's weights; `bits` None = float."""
+
+    bits: int | None
+    per_channel: bool = True
+    symmetric: bool = True
+    prune: PruneSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -127,29 +140,38 @@ class LayerJob:
     folds: tuple[Moments, Moments] | None = None  # of the first and the second half of the images
     input_scale: float | None = None  # of one integer step of the input; None = float input
     kernel_size: int = 1  # taps of one input channel, kh * kw
+    keep: Bool[Tensor, "g o n"] | None = None  # False where a weight is zero and stays zero
+    target: Float[Tensor, "g o n"] | None = None  # weights whose output is wanted; None = `weight`
 
     def blocks(self) -> list[LayerJob]:
         """Jobs whose costs add up to this one's, one for each diagonal block of H, on the same rows' grid."""
         parts = self.moments.blocks()
         if len(parts) == 1:
             return [self]
-        weights = self.weight.split(parts[0].mean.shape[1], 2)
-        return [replace(self, weight=w, moments=moments) for w, moments in zip(weights, parts, strict=True)]
+        size = parts[0].mean.shape[1]
+        keeps = [None] * len(parts) if self.keep is None else self.keep.split(size, 2)
+        return [
+            replace(self, weight=w, moments=moments, keep=keep)
+            for w, moments, keep in zip(self.weight.split(size, 2), parts, keeps, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
 class LayerResult:
-    """One solved layer: integer weights (C_out, n) on the grid of `weight_qparams`, corrected float bias (C_out,)."""
+    """One solved layer: integer weights (C_out, n) on the grid of `weight_qparams`, corrected float bias (C_out,).
+
+    Where weights stay float, `weight` is float, `weight_qparams` None and `bits` 32.
+    """
 
     name: str
-    weight: Int[Tensor, "c n"]
-    weight_qparams: QParams
+    weight: Int[Tensor, "c n"] | Float[Tensor, "c n"]
+    weight_qparams: QParams | None
     bias: Float[Tensor, " c"]
     error_db: float  # predicted SQNR of the layer's output through its weights alone, decibel, on the signal
     bits: int
     method: str
     seconds: float
-    sparsity: float = 0.0
+    sparsity: float = 0.0  # share of the weights pruned; rounding makes more zeros
     dropped: tuple[str, ...] = ()  # steps that would not have lowered the predicted error
     compensation: float = 0.0  # share of the error upstream the weights make up for
 
@@ -215,6 +237,9 @@ class Summary:
     warnings: tuple[str, ...]
     fingerprint: str = ""  # of the model's weights
     estimate: Estimate | None = None  # agreement predicted without data, where it was asked for
+    sparsity: float = 0.0  # share of all solved layers' weights pruned
+    float_macs: int = 0  # of the float network
+    pareto: tuple[tuple[float, float], ...] = ()  # budgets and the errors at the network's output predicted for them
 
 
 def decibel(signal: float, noise: float) -> float:

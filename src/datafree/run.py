@@ -102,6 +102,7 @@ class Run:
             fields = json.loads((path / "summary.json").read_text())
             fields["skipped"] = tuple(Skipped(**s) for s in fields["skipped"])
             fields["warnings"] = tuple(fields["warnings"])
+            fields["pareto"] = tuple(map(tuple, fields.get("pareto", ())))
             fields["estimate"] = fields["estimate"] and Estimate(**fields["estimate"])
             teacher, student = (
                 graph_from_json(json.loads((path / f"{n}.json").read_text()), load_file(path / f"{n}.safetensors"))
@@ -180,18 +181,18 @@ def _metadata(path: Path) -> dict[str, str]:
 
 def _layer_to_file(result: LayerResult) -> tuple[dict[str, Tensor], dict]:
     grid = result.weight_qparams
-    tensors = {
-        "weight": result.weight,
-        "bias": result.bias,
-        "scale": grid.scale,
-        "zero_point": grid.zero_point,
-    }
+    tensors = {"weight": result.weight, "bias": result.bias}
     plain = {k: v for k, v in vars(result).items() if k not in ("weight", "bias", "weight_qparams")}
-    return {k: v.contiguous() for k, v in tensors.items()}, {**plain, "qmin": grid.qmin, "qmax": grid.qmax}
+    if grid is not None:
+        tensors |= {"scale": grid.scale, "zero_point": grid.zero_point}
+        plain |= {"qmin": grid.qmin, "qmax": grid.qmax}
+    return {k: v.contiguous() for k, v in tensors.items()}, plain
 
 
 def _layer_from_file(path: Path) -> LayerResult:
     tensors, record = load_file(path), json.loads(_metadata(path)["layer"])
     record["dropped"] = tuple(record["dropped"])
-    grid = QParams(tensors["scale"], tensors["zero_point"], record.pop("qmin"), record.pop("qmax"))
+    grid = None
+    if "scale" in tensors:
+        grid = QParams(tensors["scale"], tensors["zero_point"], record.pop("qmin"), record.pop("qmax"))
     return LayerResult(weight=tensors["weight"], bias=tensors["bias"], weight_qparams=grid, **record)

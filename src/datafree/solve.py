@@ -95,6 +95,7 @@ def _output(
     if item.input_bits:
         x = fake_quantize(x, grids[source, item.input_bits])
     if result is not None:
-        weight = dequantize(result.weight.float(), result.weight_qparams).view(weight.shape)
+        weight = result.weight.float().view(weight.shape)
+        weight = weight if result.weight_qparams is None else dequantize(weight, result.weight_qparams)
         bias = result.bias
     return node.target(x, weight, bias, *node.args[3:])

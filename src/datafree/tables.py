@@ -41,13 +41,14 @@ def run_facts(done: Run) -> dict[str, str]:
         "seed": str(s.seed),
         "signal": s.signal,
         "input range": s.input_range,
-        "layers": f"{s.num_quantized} of {s.num_layers} quantized",
+        "layers": f"{s.num_quantized} of {s.num_layers} solved",
         "weights": _widths(widths),
+        "zeros": f"{100 * s.sparsity:.1f} % of the weights" if s.sparsity else "none on purpose",
         "activations": s.activations,
         "equalization": s.equalization,
         "steps dropped": _dropped(done.layers),
         "size": f"{size}, {share(s.bytes, s.float_bytes)} of {float_size} in float32",
-        "multiply-adds": f"{count(s.macs)} for one image",
+        "multiply-adds": f"{count(s.macs)} for one image, {share(s.macs, s.float_macs)} of {count(s.float_macs)}",
         "bit operations": f"{work} of {count(s.float_bit_operations)} in float32",
         "predicted SQNR": f"{_worst(errors)}; its weights alone, on the signal",
         "agreement": _estimate_text(s.estimate),
@@ -147,10 +148,11 @@ def about_weights(origin: str) -> tuple[str, ...]:
 
 def layers_table(layers: Sequence[LayerResult]) -> Table:
     """What became of every layer."""
-    table = _columns("layer", "outputs", "inputs x taps", "bits", "predicted SQNR, dB", "seconds")
+    table = _columns("layer", "outputs", "inputs x taps", "bits", "zeros", "predicted SQNR, dB", "seconds")
     for layer in layers:
         sides = [str(side) for side in layer.weight.shape]
-        table.add_row(layer.name, *sides, str(layer.bits), f"{layer.error_db:.1f}", f"{layer.seconds:.2f}")
+        cells = (str(layer.bits), f"{100 * layer.sparsity:.1f} %", f"{layer.error_db:.1f}", f"{layer.seconds:.2f}")
+        table.add_row(layer.name, *sides, *cells)
     return table
 
 

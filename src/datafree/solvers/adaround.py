@@ -37,11 +37,12 @@ def _adaround(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
     zero_point = qparams.zero_point[:, None]
     ratio = weight.flatten(0, 1) / qparams.scale[:, None]
     floor = ratio.floor()
+    may = 1.0 if job.keep is None else job.keep.flatten(0, 1)  # what is zero stays zero
     v = torch.logit((ratio - floor - GAMMA) / (ZETA - GAMMA)).requires_grad_(True)  # h(V) = W / scale - floor
     optimizer = torch.optim.Adam([v], lr=method.lr)  # type: ignore[attr-defined]
     with torch.enable_grad():
         for step in range(method.steps):  # type: ignore[attr-defined]
-            up = (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+            up = (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp(0, 1) * may
             q = (floor + up + zero_point).clamp(qparams.qmin, qparams.qmax)
             difference = weight - dequantize(q, qparams).view_as(weight)
             slope = 2 * difference.detach() @ h  # of d H d^T: spares autograd a second product with H
@@ -50,7 +51,7 @@ def _adaround(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    learned = (floor + (v.detach() > 0) + zero_point).clamp(qparams.qmin, qparams.qmax).view_as(weight)
+    learned = (floor + (v.detach() > 0) * may + zero_point).clamp(qparams.qmin, qparams.qmax).view_as(weight)
     better = _error(learned, job, qparams) < start_error
     return torch.where(better[:, :, None], learned, start)
 

@@ -32,7 +32,8 @@ def _closed(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
     columns = order[:, None].expand_as(job.weight)
     w = torch.gather(job.weight, 2, columns).double()
     h = torch.gather(torch.gather(h, 1, order[:, :, None].expand_as(h)), 2, order[:, None].expand_as(h))
-    q = _round_columns(w, _upper_factor(h), qparams)
+    keep = None if job.keep is None else torch.gather(job.keep, 2, columns)
+    q = _round_columns(w, _upper_factor(h), qparams, keep)
     q = torch.gather(q, 2, torch.argsort(order, 1)[:, None].expand_as(job.weight))
     return polished(q, job, qparams, passes=job.method.polish)  # type: ignore[attr-defined]
 
@@ -51,6 +52,7 @@ def polished(q: Float[Tensor, "g o n"], job: LayerJob, qparams: QParams, *, pass
     for _ in range(passes):
         for k in range(taps):
             steps = torch.round(slope[:, :, k] / (diagonal[:, k, None] * scale))
+            steps = steps if job.keep is None else steps * job.keep[:, :, k]
             new = (q[:, :, k] + steps.to(q)).clamp(qparams.qmin, qparams.qmax)
             moved = (new - q[:, :, k]).double() * scale
             q[:, :, k] = new
@@ -69,7 +71,7 @@ def _upper_factor(h: Float[Tensor, "g n n"]) -> Float[Tensor, "g n n"]:
     return torch.linalg.cholesky(h.flip(1, 2)).flip(1, 2)
 
 
-def _round_columns(w: Tensor, factor: Tensor, qparams: QParams) -> Float[Tensor, "g o n"]:
+def _round_columns(w: Tensor, factor: Tensor, qparams: QParams, keep: Tensor | None) -> Float[Tensor, "g o n"]:
     groups, rows, taps = w.shape
     q = torch.empty(groups, rows, taps)
     error = torch.zeros_like(w)
@@ -79,6 +81,7 @@ def _round_columns(w: Tensor, factor: Tensor, qparams: QParams) -> Float[Tensor,
         for k in range(start, stop):
             owed = debt[:, :, k - start] + (error[:, :, start:k] @ factor[:, start:k, k, None])[:, :, 0]
             target = w[:, :, k] + owed / factor[:, k, k, None]
+            target = target if keep is None else target * keep[:, :, k]
             column = quantize(target.flatten(), qparams)
             q[:, :, k] = column.view(groups, rows)
             error[:, :, k] = w[:, :, k] - dequantize(column, qparams).view(groups, rows)

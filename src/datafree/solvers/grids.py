@@ -28,7 +28,7 @@ def solve_on_best_grid(
     qparams = weight_grid(job)
     groups, rows, taps = job.weight.shape
     if not isinstance(job.method, Closed) or taps > MANY_TAPS:
-        return solve(job, qparams), qparams
+        return zeros_kept(solve(job, qparams), job, qparams), qparams
     num = len(FACTORS)
     factors = torch.tensor(FACTORS).view(1, num, 1)
     scale = (_each_row(qparams.scale, groups, rows) * factors).flatten()
@@ -36,7 +36,8 @@ def solve_on_best_grid(
     trial = replace(
         qparams, scale=torch.maximum(scale, _smallest_scale(job, (groups, num, rows))), zero_point=zero_point
     )
-    stacked = replace(job, weight=job.weight[:, None].expand(groups, num, rows, taps).reshape(groups, -1, taps))
+    copies = lambda x: x[:, None].expand(groups, num, rows, taps).reshape(groups, -1, taps)  # noqa: E731
+    stacked = replace(job, weight=copies(job.weight), keep=None if job.keep is None else copies(job.keep))
     q = solve(stacked, trial)
     off = stacked.weight - dequantize(q.flatten(0, 1), trial).view_as(q)
     error = _row_power(off, job.moments).view(groups, num, rows)
@@ -47,6 +48,14 @@ def solve_on_best_grid(
     scale, zero_point = pick(trial.scale).flatten(), pick(trial.zero_point).flatten()
     one = slice(None) if job.spec.per_channel else slice(1)
     return pick(q).view_as(job.weight), replace(qparams, scale=scale[one], zero_point=zero_point[one])
+
+
+def zeros_kept(q: Float[Tensor, "g o n"], job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
+    """Integers that stand for zero where the job's weights must be zero."""
+    if job.keep is None:
+        return q
+    zero = qparams.zero_point.to(q).expand(q.shape[0] * q.shape[1]).view(*q.shape[:2], 1)
+    return torch.where(job.keep, q, zero)
 
 
 def _each_row(values: Tensor, groups: int, rows: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,18 +18,31 @@ LOOKS = 4  # at the rows held out, while training
 def sgd(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
     """Train float weights whose rounding reproduces the layer's output (paper 3.3; optimiser and rates are ours).
 
-    Each step sees inputs drawn ahead of time, every row used once before any is used again. The gradient of the
-    rounded weights goes straight to the float ones. A quarter of the rows is held out; each output channel becomes
-    what erred least on them, at the start (rounding to nearest) or at a later look. Below 128 rows all of them serve
-    for both.
+    The gradient of the rounded weights goes straight to the float ones.
     """
-    method = job.method
+    kept = lambda weight: weight if job.keep is None else weight * job.keep  # noqa: E731
+    trained = kept(_train(job, lambda weight: _rounded(kept(weight), qparams)))
+    return quantize(trained.flatten(0, 1), qparams).view_as(job.weight)
+
+
+def trained(job: LayerJob) -> Float[Tensor, "g o n"]:
+    """Train the weights that stay, as float (paper 3.3: masked weights)."""
+    return job.weight if job.keep is None else _train(job, lambda weight: weight * job.keep) * job.keep
+
+
+def _train(job: LayerJob, form: Callable[[Tensor], Tensor]) -> Float[Tensor, "g o n"]:
+    """Weights whose `form`, rounded or masked, reproduces the output of the target's.
+
+    Each step sees inputs drawn ahead of time, every row used once before any is used again. A quarter of the rows is
+    held out; each output channel becomes what erred least on them, at the start or at a later look. Below 128 rows all
+    of them serve for both.
+    """
+    method, target = job.method, job.weight if job.target is None else job.target
     assert job.rows is not None, "sgd needs drawn inputs"
     quarter = min(len(job.rows) // 4, HELD_OUT[1])
     held_out, seen = job.rows.split([quarter, len(job.rows) - quarter]) if quarter >= HELD_OUT[0] else [job.rows] * 2
     weight = job.weight.clone().requires_grad_(True)
-    best = quantize(job.weight.flatten(0, 1), qparams).view_as(job.weight)
-    best_error = _error(best, held_out, job, qparams)
+    best, best_error = job.weight, _moved(target - form(job.weight), held_out).mean(1)
 
     optimizer = torch.optim.Adam([weight], lr=method.lr * float(job.weight.abs().max()))  # type: ignore[attr-defined]
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, method.steps)  # type: ignore[attr-defined]
@@ -35,21 +50,17 @@ def sgd(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
     looks = {round(method.steps * (i + 1) / LOOKS) for i in range(LOOKS)}  # type: ignore[attr-defined]
     for step in range(method.steps):  # type: ignore[attr-defined]
         with torch.enable_grad():
-            loss = _moved(job.weight - _rounded(weight, qparams), batches[step % len(batches)]).sum(2).mean()
+            loss = _moved(target - form(weight), batches[step % len(batches)]).sum(2).mean()
             optimizer.zero_grad()
             loss.backward()
         optimizer.step()
         schedule.step()
         if step + 1 in looks:
-            q = quantize(weight.detach().flatten(0, 1), qparams).view_as(job.weight)
-            error = _error(q, held_out, job, qparams)
+            now = weight.detach().clone()
+            error = _moved(target - form(now), held_out).mean(1)
             better = error < best_error
-            best, best_error = torch.where(better[:, :, None], q, best), torch.where(better, error, best_error)
+            best, best_error = torch.where(better[:, :, None], now, best), torch.where(better, error, best_error)
     return best
-
-
-def _error(q: Tensor, rows: Tensor, job: LayerJob, qparams: QParams) -> Float[Tensor, "g o"]:
-    return _moved(job.weight - dequantize(q.flatten(0, 1), qparams).view_as(q), rows).mean(1)
 
 
 def _moved(difference: Tensor, rows: Tensor) -> Float[Tensor, "g r o"]:
