@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -32,5 +32,9 @@ def open_zoo(options: argparse.Namespace) -> ModuleType | None:
         return None
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    sys.path.insert(0, str(options.zoo))
-    return importlib.import_module("zoo")
+    spec = importlib.util.spec_from_file_location("trained_networks", options.zoo / "zoo.py")
+    assert spec is not None and spec.loader is not None, "a Python file has a loader"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -3,6 +3,8 @@
     python bench/speed.py                                          # w8a8 and w4a8 on two networks, three rounds
     python bench/speed.py --models torchvision:resnet50 --presets w8a8 --rounds 1   # peak memory
 
+Layers are solved one by one on probes sent once through the network, unless --set says otherwise.
+
 Rounds interleave forward pass and compression, so that a machine whose speed drifts drifts for both; the ratio is
 taken round by round and the median printed. Capture and making the probes are included. Each preset runs in a
 process of its own, so that its peak memory is its own.
@@ -32,10 +34,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["timm:mobilenetv2_100", "torchvision:resnet18"])
     parser.add_argument("--presets", nargs="+", default=["w8a8", "w4a8"])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--set", nargs="*", default=["signal.kind=propagated", "solve.sequential=false"])
     parser.add_argument("--one", action="store_true", help="measure in this process")
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(options.models[0], options.presets[0], options.rounds)))
+        print(json.dumps(measure(options.models[0], options.presets[0], options.rounds, options.set)))
         return
     for model in options.models:
         for preset in options.presets:
@@ -49,6 +52,8 @@ def main() -> None:
                 preset,
                 "--rounds",
                 str(options.rounds),
+                "--set",
+                *options.set,
             ]
             row = json.loads(
                 subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
@@ -63,12 +68,12 @@ def main() -> None:
             )
 
 
-def measure(name: str, preset: str, rounds: int) -> dict[str, object]:
+def measure(name: str, preset: str, rounds: int, settings: list[str]) -> dict[str, object]:
     """Median seconds and ratios over the rounds."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model, example = load_model(name)
-    recipe = Recipe.preset(preset)
+    recipe = Recipe.preset(preset).updated(settings)
     times: dict[str, list[float]] = {"probes": [], "forward": [], "compress": []}
     for _ in range(rounds):
         images = _timed(times["probes"], lambda: dead_leaves(64, height=224, width=224, generator=torch.Generator()))
@@ -79,7 +84,7 @@ def measure(name: str, preset: str, rounds: int) -> dict[str, object]:
     ratios = [c / f for c, f in zip(times["compress"], times["forward"], strict=True)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {
-        "model": name, "preset": preset, "threads": 1, "ratio": statistics.median(ratios),
+        "model": name, "preset": preset, "settings": settings, "threads": 1, "ratio": statistics.median(ratios),
         "ratios": [round(r, 1) for r in ratios], "peak_gib": peak,
         **{k: statistics.median(v) for k, v in times.items()},
     }  # fmt: skip

@@ -95,9 +95,9 @@ def _bits_and_zeros(
     weights = sum(g.weight(teacher, plan.layers[name].layer).numel() for name in options)
     least, most = (sum(pick(o.size for o in row) for row in options.values()) for pick in (min, max))
     if budget.bytes is not None:
-        limit, in_units, nearest = budget.bytes - fixed, lambda size: size + fixed, f"bytes {least + fixed}"
+        limit, in_units, nearest = float(budget.bytes - fixed), lambda size: size + fixed, f"bytes {least + fixed}"
     else:
-        limit, in_units = math.floor((budget.mean_bits or 0) * weights), lambda size: size / weights
+        limit, in_units = (budget.mean_bits or 0.0) * weights, lambda size: size / weights
         nearest = f"mean_bits {math.ceil(1e4 * least / weights) / 1e4:g}"
     if least > limit:
         raise BudgetError(f"budget: {budget} cannot be met; the least is {nearest}")

@@ -16,9 +16,7 @@ from datafree.affine import fake_quantize
 from datafree.records import Layer, Moments, QParams
 
 CHUNK = 2**24  # elements of unfolded input held at once
-MAX_TAPS = (
-    4608  # 3 x 3 x 512; above, H is kept in diagonal blocks: at most n * MAX_TAPS elements a group instead of n^2
-)
+MAX_TAPS = 4608  # 3 x 3 x 512; above, H is kept in diagonal blocks: at most n * MAX_TAPS elements a group, not n^2
 SHIFT_ROWS = 256  # rows spread over all, whose mean is near that of all
 
 
@@ -54,14 +52,22 @@ def unfold(x: Tensor, layer: Layer, kernel: tuple[int, int], at: Int[Tensor, "r 
         return x.reshape(-1, 1, x.shape[-1])[at[:, 0]]
     top, left = layer.padding
     x = F.pad(x, (left, left, top, top)) if top or left else x
-    n, c, h, w = x.stride()
-    size = output_size((*x.shape[:2], x.shape[2] - 2 * top, x.shape[3] - 2 * left), layer, kernel)
-    view = x.as_strided(
-        (size[0], x.shape[1], size[1], size[2], *kernel),
-        (n, c, h * layer.stride[0], w * layer.stride[1], h * layer.dilation[0], w * layer.dilation[1]),
-        x.storage_offset(),
-    )
-    return view[at[:, 0], :, at[:, 1], at[:, 2]].reshape(len(at), layer.groups, -1)
+    corner = at[:, 1:] * torch.tensor(layer.stride)
+    if kernel == (1, 1):
+        return x[at[:, 0], :, corner[:, 0], corner[:, 1]].reshape(len(at), layer.groups, -1)
+    rows, columns = (torch.arange(k) * step for k, step in zip(kernel, layer.dilation, strict=True))
+    places = (corner[:, 0, None, None] + rows[:, None]) * x.shape[3] + corner[:, 1, None, None] + columns
+    found = x.new_empty(len(at), x.shape[1], kernel[0] * kernel[1])
+    for image, own in _by_image(at[:, 0]):  # one image after another, plane by plane: memory is read in order
+        taken = x[image].flatten(1).index_select(1, places[own].flatten())
+        found[own] = taken.view(x.shape[1], len(own), -1).transpose(0, 1)
+    return found.reshape(len(at), layer.groups, -1)
+
+
+def _by_image(images: Int[Tensor, " r"]) -> Iterator[tuple[int, Int[Tensor, " s"]]]:
+    """Every image that occurs, with the places where it does."""
+    numbers, counts = images.unique(return_counts=True)
+    return zip(numbers.tolist(), images.argsort(stable=True).split(counts.tolist()), strict=True)
 
 
 def gather_moments(
@@ -88,7 +94,7 @@ def gather_moments(
     some = at[:: max(1, math.ceil(len(at) / SHIFT_ROWS))]
     shift = as_seen(unfold(x if student_x is None else student_x, layer, kernel, some)).mean(0)  # near the mean: exact
     groups, taps = shift.shape
-    size = block_size(taps) if full else taps
+    size = block_size(taps, kernel[0] * kernel[1]) if full else taps
     blocks = groups * taps // size
     mean, rest = torch.zeros(groups, taps).double(), torch.zeros(blocks, size).double()
     cov = torch.zeros(blocks, *[size] * (2 if full else 1)).double()
@@ -120,9 +126,11 @@ def gather_moments(
     return Moments(mean.float(), student_mean.float(), cov.float(), len(at), cross, scatter)
 
 
-def block_size(taps: int) -> int:
-    """Taps of each of the fewest equal blocks that hold at most MAX_TAPS."""
-    return next(taps // num for num in itertools.count(math.ceil(taps / MAX_TAPS)) if taps % num == 0)
+def block_size(taps: int, kernel_size: int = 1) -> int:
+    """Taps of each of the fewest equal blocks that hold at most MAX_TAPS and whole input channels."""
+    channels = taps // kernel_size
+    counts = itertools.count(math.ceil(taps / MAX_TAPS))
+    return next(taps // num for num in counts if channels % num == 0 or num > channels)
 
 
 def merged(a: Moments, b: Moments) -> Moments:

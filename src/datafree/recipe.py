@@ -148,7 +148,7 @@ class Budget(_Part):
 
     def __str__(self) -> str:
         [(name, value)] = self.model_dump(exclude_none=True).items()
-        return f"{name} {value:g}"
+        return f"{name} {value:.12g}"
 
 
 class _Method(_Part):

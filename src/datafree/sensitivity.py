@@ -40,7 +40,8 @@ class Reference:
     """The float network's values on a few images: a change of one layer costs only what comes after it."""
 
     def __init__(self, teacher: fx.GraphModule, source: Source) -> None:
-        feed = iter(x[: max(LEAST, NUMBERS // x[0].numel())] for x in source.inputs)
+        count = max(LEAST, NUMBERS // max(x[0].numel() for x in source.inputs))
+        feed = iter(x[:count] for x in source.inputs)
         self.layers = {node.meta["layer"]: node for node in teacher.graph.nodes if node.meta.get("layer")}
         self.nodes = [node for node in teacher.graph.nodes if node.op == "call_function"]
         self.returned = g.outputs(teacher)
@@ -72,4 +73,6 @@ class Reference:
             yield float((self._outputs(now) - self._outputs(self.values)).square().sum()) / self.power
 
     def _outputs(self, values: Any) -> Tensor:
-        return torch.cat([leaf.flatten(1) for node in self.returned for leaf in tree_leaves(values[node])], 1)
+        return torch.cat(
+            [leaf.reshape(len(leaf), -1) for node in self.returned for leaf in tree_leaves(values[node])], 1
+        )

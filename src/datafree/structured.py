@@ -108,8 +108,8 @@ class _Reader:
     h: Float[Tensor, "gb m m"]
     taps: int  # of one input channel
     worth: float
-    columns: Bool[Tensor, " c"]  # input channels still there
-    rows: Bool[Tensor, " o"]  # output channels still there
+    columns: Bool[Tensor, " ins"]  # input channels still there
+    rows: Bool[Tensor, " go"]  # output channels still there
 
     def costs(self) -> Float[Tensor, " c"]:
         """What the loss of each input channel would add to the network's error."""
@@ -168,7 +168,7 @@ class _Size:
 
     @property
     def macs(self) -> float:
-        return self.unit * self.outs * (self.ins / self.groups if self.groups else 1)
+        return self.unit * self.outs * (self.ins / self.groups if self.groups else 1.0)
 
 
 def sizes_of(teacher: fx.GraphModule) -> dict[str, _Size]:
@@ -202,7 +202,7 @@ def _choose(groups: list[Group], readers: dict[str, _Reader], sizes: dict[str, _
     if rest > 1 - share + 1e-9:
         raise PruneError(
             f"whole channels can save at most {math.floor(100 * (1 - rest))} % of this network's multiply-adds, "
-            f"{100 * share:g} % were asked for; lower prune.sparsity, or raise budget.macs to {math.ceil(rest * total)}"
+            f"{100 * share:g} % were asked for; lower prune.sparsity, or raise budget.macs to {round(rest * total)}"
         )
     return removed
 

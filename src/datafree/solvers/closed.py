@@ -23,7 +23,8 @@ def closed(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
     This is GPTQ (arXiv 2210.17323) without its matrix inverse: U = R^-1 is the Cholesky factor of H^-1 used there.
     Columns go in decreasing order of H_kk; H is damped by a share of its mean diagonal.
     """
-    return torch.cat([_closed(block, qparams) for block in job.blocks()], 2)
+    q = torch.cat([_closed(block, qparams) for block in job.blocks()], 2)
+    return polished(q, job, qparams, passes=job.method.polish)  # type: ignore[attr-defined]
 
 
 def _closed(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
@@ -34,8 +35,7 @@ def _closed(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
     h = torch.gather(torch.gather(h, 1, order[:, :, None].expand_as(h)), 2, order[:, None].expand_as(h))
     keep = None if job.keep is None else torch.gather(job.keep, 2, columns)
     q = _round_columns(w, _upper_factor(h), qparams, keep)
-    q = torch.gather(q, 2, torch.argsort(order, 1)[:, None].expand_as(job.weight))
-    return polished(q, job, qparams, passes=job.method.polish)  # type: ignore[attr-defined]
+    return torch.gather(q, 2, torch.argsort(order, 1)[:, None].expand_as(job.weight))
 
 
 def polished(q: Float[Tensor, "g o n"], job: LayerJob, qparams: QParams, *, passes: int) -> Float[Tensor, "g o n"]:
@@ -43,20 +43,29 @@ def polished(q: Float[Tensor, "g o n"], job: LayerJob, qparams: QParams, *, pass
 
     The error e H e^T of a row, e = w - w', falls or stays: element k moves by (e H)_k / H_kk, rounded to whole steps.
     """
+    if not passes:
+        return q
+    if job.moments.cov.shape[-1] != q.shape[2]:
+        parts = zip(q.split(job.moments.cov.shape[-1], 2), job.blocks(), strict=True)
+        return torch.cat([polished(part, block, qparams, passes=passes) for part, block in parts], 2)
     groups, rows, taps = q.shape
     scale = qparams.scale.double().expand(groups * rows).view(groups, rows)
     h = job.moments.cov.double()
-    diagonal = h.diagonal(dim1=1, dim2=2).clamp(min=1e-12)
     slope = (job.weight - dequantize(q.flatten(0, 1), qparams).view_as(q)).double() @ h
     q = q.clone()
-    for _ in range(passes):
-        for k in range(taps):
-            steps = torch.round(slope[:, :, k] / (diagonal[:, k, None] * scale))
-            steps = steps if job.keep is None else steps * job.keep[:, :, k]
-            new = (q[:, :, k] + steps.to(q)).clamp(qparams.qmin, qparams.qmax)
-            moved = (new - q[:, :, k]).double() * scale
-            q[:, :, k] = new
-            slope -= moved[:, :, None] * h[:, None, k]
+    for start in list(range(0, taps, BLOCK)) * passes:
+        here = slice(start, min(start + BLOCK, taps))
+        near, moved = h[:, here, here], torch.zeros(groups, rows, here.stop - start).double()
+        slope_here = slope[:, :, here].clone()
+        for k in range(here.stop - start):
+            steps = torch.round(slope_here[:, :, k] / (near[:, k, k, None].clamp(min=1e-12) * scale))
+            steps = steps if job.keep is None else steps * job.keep[:, :, start + k]
+            old = q[:, :, start + k]
+            new = (old + steps.to(q)).clamp(qparams.qmin, qparams.qmax)
+            moved[:, :, k] = (new - old).double() * scale
+            q[:, :, start + k] = new
+            slope_here -= moved[:, :, k, None] * near[:, None, k]
+        slope -= moved @ h[:, here]
     return q
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from datafree.affine import CLIP_RATIOS, dequantize, search_grid
 from datafree.recipe import Closed, Nearest
 from datafree.records import LayerJob, Moments, QParams
+from datafree.solvers.closed import polished
 
 FACTORS = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2)  # of the scale that is best for rounding to nearest
 MANY_TAPS = 1024  # above, one scale is tried: solving costs the square of the taps
@@ -22,8 +23,8 @@ def solve_on_best_grid(
 ) -> tuple[Float[Tensor, "g o n"], QParams]:
     """Solve on several grids and keep, for every row or for the tensor, the one whose output errs least (ours).
 
-    The grids are solved at once, as rows of one job. Methods other than `closed` are solved on one grid: their cost
-    would be paid for each.
+    The grids are solved at once, as rows of one job, and polished once one is chosen. Methods other than `closed` are
+    solved on one grid: their cost would be paid for each.
     """
     qparams = weight_grid(job)
     groups, rows, taps = job.weight.shape
@@ -37,7 +38,9 @@ def solve_on_best_grid(
         qparams, scale=torch.maximum(scale, _smallest_scale(job, (groups, num, rows))), zero_point=zero_point
     )
     copies = lambda x: x[:, None].expand(groups, num, rows, taps).reshape(groups, -1, taps)  # noqa: E731
-    stacked = replace(job, weight=copies(job.weight), keep=None if job.keep is None else copies(job.keep))
+    rough = job.method.model_copy(update={"polish": 0})
+    keep = None if job.keep is None else copies(job.keep)
+    stacked = replace(job, weight=copies(job.weight), keep=keep, method=rough)
     q = solve(stacked, trial)
     off = stacked.weight - dequantize(q.flatten(0, 1), trial).view_as(q)
     error = _row_power(off, job.moments).view(groups, num, rows)
@@ -47,7 +50,8 @@ def solve_on_best_grid(
     pick = lambda x: x.view(groups, num, rows, -1).take_along_dim(best[..., None], 1)  # noqa: E731
     scale, zero_point = pick(trial.scale).flatten(), pick(trial.zero_point).flatten()
     one = slice(None) if job.spec.per_channel else slice(1)
-    return pick(q).view_as(job.weight), replace(qparams, scale=scale[one], zero_point=zero_point[one])
+    chosen = replace(qparams, scale=scale[one], zero_point=zero_point[one])
+    return polished(pick(q).view_as(job.weight), job, chosen, passes=job.method.polish), chosen
 
 
 def zeros_kept(q: Float[Tensor, "g o n"], job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
