@@ -10,6 +10,7 @@ Module names such as `0.conv` are the user's names, so tests may ask for them.
 from collections import OrderedDict
 from collections.abc import Callable
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
@@ -485,3 +486,15 @@ def transposed():
     """Its weight is (C_in, C_out/groups, k, k): output channels are not the first axis."""
     up = nn.ConvTranspose2d(6, 6, 2, 2, bias=False)
     return nn.Sequential(block(3, 6, stride=2), up, nn.BatchNorm2d(6), nn.ReLU(), block(6, 6), head(6))
+
+
+# For tests that take long on each net: a few hazards in `make test`, all of them in `make test-all`.
+FEW = (
+    "chain", "residual", "depthwise inverted residual", "grouped", "concat", "squeeze and excitation", "two inputs",
+    "two outputs", "shared module", "pre-activation", "linear after flatten", "dead channels", "no batchnorm at all",
+)  # fmt: skip
+FEW_FAST = [
+    name if name in FEW else pytest.param(name, marks=pytest.mark.slow)
+    for name in NETS
+    if name != "in place through a view"
+]

@@ -361,6 +361,7 @@ def everything(run):
     return results, dict(run.student.state_dict())
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_bits_as_serial():
     model, inputs = NETS["chain"]()
     chosen = recipe(weights={"bits": 4})

@@ -329,6 +329,7 @@ def test_console_command_without_a_terminal():
     assert done.stderr.startswith("error: there is no preset 'gr?n'; presets are ") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_demo_scores_a_width_beside_plain_rounding(capsys, monkeypatch):
     monkeypatch.setattr(cli, "DEMO_PRESETS", ("w8a8",))
     code, out, err = call(capsys, "demo")

@@ -38,6 +38,7 @@ def test_a_known_curve_is_found(steepness, power, classes):
     assert fit(moves, turned, classes) == (pytest.approx(steepness, rel=0.01), power)
 
 
+@pytest.mark.slow
 def test_damage_grows_and_leaves_the_teacher_alone(demo_run):
     teacher = demo_run.teacher
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
@@ -50,6 +51,7 @@ def test_damage_grows_and_leaves_the_teacher_alone(demo_run):
     assert all(torch.equal(before[k], v) for k, v in teacher.state_dict().items())
 
 
+@pytest.mark.slow
 def test_worse_students_are_predicted_to_agree_less(demo_run):
     """The order, and roughly the size: real digits are only looked at to compare."""
     x, _ = digits("test")
@@ -72,6 +74,7 @@ def test_an_undamaged_student_agrees(demo_run):
     assert str(Estimate(91.25, 80.0, 95.5)) == "91.2 % (80.0 to 95.5)"
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_estimate_in_memory_and_from_disk(demo_run, tmp_path):
     run = with_estimate(demo_run)
     assert run.summary.estimate == estimate(demo_run)

@@ -219,7 +219,10 @@ def test_every_signal_runs_and_gives_another_student():
         assert run.summary.signal == f"{kind}, {3 if kind == 'loader' else 2} images"
 
 
-@pytest.mark.parametrize("preset", presets())
+QUICK = {"w8a8", "w8a8-tensor", "w4a4", "nm24", "channels20", "prune50-w4a8"}
+
+
+@pytest.mark.parametrize("preset", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in presets()])
 def test_every_preset_runs_on_a_depthwise_net(preset):
     model, (x,) = NETS[DEPTHWISE]()
     x = x[:, :, :8, :8]

@@ -14,7 +14,7 @@ from datafree.batchnorm import fold_batchnorm_
 from datafree.capture import CaptureError, batch_norms, trace
 from datafree.depthwise import WIDEST
 from datafree.equalize import column_range, equalize_, row_range
-from nets import NETS, calibrate_batchnorm_, randomise_batchnorm_
+from nets import FEW_FAST, NETS, calibrate_batchnorm_, randomise_batchnorm_
 
 UNCAPTURABLE = "in place through a view"
 TINY = [name for name in NETS if name != UNCAPTURABLE]
@@ -97,7 +97,7 @@ def test_example_of_the_wrong_rank_is_refused():
         trace(model, torch.zeros(1, 3))
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", FEW_FAST)
 def test_folding_keeps_the_function_and_leaves_no_batchnorm(name):
     model, inputs, graph, stats, kept, count = captured(name)
     assert difference(outputs(graph, inputs), outputs(model, inputs)) <= 1e-5
@@ -106,7 +106,7 @@ def test_folding_keeps_the_function_and_leaves_no_batchnorm(name):
 
 
 @pytest.mark.parametrize("mode", ["free", "foldable"])
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", FEW_FAST)
 def test_equalization_keeps_the_function_and_changes_ranges(name, mode):
     model, inputs, folded, stats, _, _ = captured(name)
     graph = g.duplicate(folded)
@@ -193,7 +193,7 @@ def test_equalization_off_changes_nothing():
     assert all(same(before[n], ranges(graph, layer)) for n, layer in g.layers(graph).items())
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", FEW_FAST)
 def test_student_runs_and_resembles_the_teacher(name):
     model, inputs = NETS[name]()
     run = compress(model, Recipe.preset("w8a8").updated(["signal.images=8"]), inputs)
@@ -221,7 +221,7 @@ def check_rewrites(name):
         assert equalization.coverage > 0
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", [n if i < 4 else pytest.param(n, marks=pytest.mark.slow) for i, n in enumerate(FAST)])
 def test_rewrites_keep_the_function_of_a_cnn(name):
     check_rewrites(name)
 

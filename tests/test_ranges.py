@@ -90,6 +90,7 @@ def test_input_of_the_network_has_room_for_what_a_real_one_may_hold(sequential):
     assert (grid := input_grid((-6.5, 7.5), 8)).bits == 8 and float(grid.scale) == pytest.approx(14 / 255)
 
 
+@pytest.mark.slow
 def test_images_given_are_no_reason_to_clip_real_ones_but_real_ones_are_believed():
     model, example = load_model("demo")
     pale = (torch.full_like(example, 0.01).repeat(4, 1, 1, 1),)

@@ -16,7 +16,7 @@ from datafree.records import ChannelStats, InputRange, LayerJob, Moments, Weight
 from datafree.run import RunError
 from datafree.signals.matching import PIXEL_REACH, MatchingError, _mismatch, match
 from datafree.solvers.compensation import DAMPINGS, best_share, compensated, least_squares
-from nets import NETS, calibrate_batchnorm_
+from nets import FEW_FAST, NETS, calibrate_batchnorm_
 
 UNIT = InputRange((0.0,), (1.0,), "test")
 
@@ -39,6 +39,7 @@ def loader(*settings: str) -> Recipe:
     return Recipe.preset("w4a4").updated(["signal.kind=loader", "ends=alike", *settings])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["chain", "residual", "depthwise inverted residual", "concat", "pools"])
 def test_sequence_beats_independent_layers_on_average(name):
     model, x = calibrated(name)
@@ -174,7 +175,7 @@ def test_matched_and_inverted_signals_run_through_compress():
         assert run.summary.signal == f"{kind}, 4 images"
 
 
-@pytest.mark.parametrize("name", [name for name in NETS if name != "in place through a view"])
+@pytest.mark.parametrize("name", FEW_FAST)
 def test_sequence_runs_on_every_net(name):
     """Side by side, teacher and student walk through every operator; a chain of 8-bit layers stays near the teacher."""
     model, inputs = NETS[name]()

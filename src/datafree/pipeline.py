@@ -15,6 +15,7 @@ from datafree.assemble import assemble
 from datafree.batchnorm import fold_batchnorm_
 from datafree.budget import spend
 from datafree.capture import trace
+from datafree.channels import described
 from datafree.equalize import equalize_
 from datafree.estimate import with_estimate
 from datafree.evaluate import bit_operations, layer_macs, num_bytes
@@ -115,6 +116,7 @@ def compress(
         warnings=warnings_of(model, stats, chosen),
         fingerprint=fingerprint,
         sparsity=_sparsity(results),
+        removed=tuple(described(channels)),
         pareto=pareto,
     )
     made = source.inputs if isinstance(recipe.signal, Moved) else ()

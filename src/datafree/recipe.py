@@ -360,6 +360,10 @@ def _explain(error: ValidationError) -> str:
             lines.append(f"{'.'.join([*path, tag])}: allowed are {allowed}, got {item['input'][tag]!r}")
         elif item["type"] == "extra_forbidden":
             lines.append(f"{'.'.join(path)}: unknown key; {_allowed(item['loc'])}")
+        elif item["type"] == "string_pattern_mismatch":
+            lines.append(f"{'.'.join(path)}: allowed are unstructured, channels, and n:m as 2:4, got {item['input']!r}")
+        elif item["type"] == "value_error":
+            lines.append(f"{'.'.join(path)}: {item['msg'].removeprefix('Value error, ')}")
         else:
             lines.append(f"{'.'.join(path)}: {item['msg']}, got {item['input']!r}")
     return "recipe: " + "; ".join(lines)

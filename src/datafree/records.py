@@ -239,6 +239,7 @@ class Summary:
     estimate: Estimate | None = None  # agreement predicted without data, where it was asked for
     sparsity: float = 0.0  # share of all solved layers' weights pruned
     float_macs: int = 0  # of the float network
+    removed: tuple[str, ...] = ()  # whole channels, a line for each set of layers
     pareto: tuple[tuple[float, float], ...] = ()  # budgets and the errors at the network's output predicted for them
 
 

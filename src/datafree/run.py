@@ -102,6 +102,7 @@ class Run:
             fields = json.loads((path / "summary.json").read_text())
             fields["skipped"] = tuple(Skipped(**s) for s in fields["skipped"])
             fields["warnings"] = tuple(fields["warnings"])
+            fields["removed"] = tuple(fields.get("removed", ()))
             fields["pareto"] = tuple(map(tuple, fields.get("pareto", ())))
             fields["estimate"] = fields["estimate"] and Estimate(**fields["estimate"])
             teacher, student = (

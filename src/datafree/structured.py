@@ -55,11 +55,13 @@ def choose_channels(
     kept = {item.name for item in plan.skipped}
     groups = [u for u in channel_groups(teacher) if not kept & {name for name, _ in u.producers + u.consumers}]
     readers = _readers(teacher, plan, source, recipe, {name for u in groups for name, _ in u.consumers})
-    removed = _choose(groups, readers, sizes_of(teacher), recipe.prune.sparsity)
+    sizes = sizes_of(teacher)
+    removed = _choose(groups, readers, sizes, recipe.prune.sparsity)
     lost: dict[str, list[int]] = {}
     for group in removed:
         for name, columns in group.consumers:
-            lost.setdefault(name, []).extend(columns)
+            if sizes[name].groups:  # of a depthwise layer nothing is left to make up for it
+                lost.setdefault(name, []).extend(columns)
     items = {n: _without_columns(i, tuple(sorted(lost[n]))) if n in lost else i for n, i in plan.layers.items()}
     return replace(plan, layers=items), tuple(removed)
 

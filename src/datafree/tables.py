@@ -18,7 +18,7 @@ from datafree.images import BATCH_SIZE
 from datafree.inspect import Inspection
 from datafree.models import Normalization
 from datafree.recipe import Recipe
-from datafree.records import Estimate, LayerResult, Skipped
+from datafree.records import Estimate, LayerResult, Skipped, Summary
 from datafree.run import Run
 
 NUM_NAMES = 3  # layers named in one line
@@ -33,7 +33,8 @@ DemoRow = tuple[str, Run, Evaluation, Evaluation]
 def run_facts(done: Run) -> dict[str, str]:
     """What a compression did and what it cost."""
     s = done.summary
-    widths = Counter(layer.bits for layer in done.layers) + Counter({0: s.num_layers - s.num_quantized})
+    widths = Counter(0 if layer.bits == 32 else layer.bits for layer in done.layers)
+    widths += Counter({0: s.num_layers - s.num_quantized})
     size, float_size = num_bytes(s.bytes), num_bytes(s.float_bytes)
     work = f"{count(s.bit_operations)}, {share(s.bit_operations, s.float_bit_operations)}"
     errors = {layer.name: layer.error_db for layer in done.layers}
@@ -43,7 +44,7 @@ def run_facts(done: Run) -> dict[str, str]:
         "input range": s.input_range,
         "layers": f"{s.num_quantized} of {s.num_layers} solved",
         "weights": _widths(widths),
-        "zeros": f"{100 * s.sparsity:.1f} % of the weights" if s.sparsity else "none on purpose",
+        "pruned": _pruned(s),
         "activations": s.activations,
         "equalization": s.equalization,
         "steps dropped": _dropped(done.layers),
@@ -55,6 +56,12 @@ def run_facts(done: Run) -> dict[str, str]:
         "time": f"{s.seconds:.1f} s",
         "peak memory": f"{num_bytes(s.peak_memory_bytes)}, whole process",
     }
+
+
+def _pruned(s: Summary) -> str:
+    """What was removed on purpose; rounding makes more zeros."""
+    gone = [f"{100 * s.sparsity:.1f} % of the weights are zero"] if s.sparsity else []
+    return "; ".join([*gone, *(f"removed: {line}" for line in s.removed)]) or "nothing"
 
 
 def _dropped(layers: Sequence[LayerResult]) -> str:
@@ -87,9 +94,19 @@ def inspection_facts(found: Inspection, recipe: Recipe) -> dict[str, str]:
         "layer inputs": _widths(Counter(layer.input_bits or 0 for layer in layers)),
         "BatchNorm": f"{found.num_batchnorms - kept} fold into a layer, {kept} stay as affine operators",
         "statistics": f"known at the output of {outputs} and the input of {inputs} of {len(layers)} layers",
+        "pruning": _pruning(recipe),
         "equalization": f"{recipe.equalize}, of these:",
         **coverage,
     }
+
+
+def _pruning(recipe: Recipe) -> str:
+    """What the recipe would remove."""
+    if recipe.prune is None:
+        return "none" if recipe.budget is None else f"for a budget of {recipe.budget}"
+    of = "the multiply-adds, as whole channels" if recipe.prune.pattern == "channels" else "the weights"
+    pattern = f", {recipe.prune.pattern}" if recipe.prune.cell else ""
+    return f"{100 * recipe.prune.sparsity:g} % of {of}{pattern}"
 
 
 def evaluation_facts(found: Evaluation) -> dict[str, str]:
