@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+from argparse import ArgumentParser
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -16,12 +18,26 @@ NETWORKS = {  # name -> images evaluated on
 }  # fmt: skip
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser(description: str | None) -> ArgumentParser:
+    made = ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--zoo", type=Path, default=HERE.parents[1] / "shared" / "zoo")
     made.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--out", type=Path, default=HERE / "results")
+    return made
+
+
+def table_parser(description: str | None, *, presets: Iterable[str], rows: Iterable[str], name: str) -> ArgumentParser:
+    """The arguments of a bench that fills a table: presets down, rows of settings across, seeds."""
+    made = parser(description)
+    made.add_argument("--presets", nargs="+", default=list(presets))
+    made.add_argument("--rows", nargs="+", default=list(rows), choices=list(rows))
+    made.add_argument("--seeds", nargs="+", type=int, default=[0])
+    made.add_argument("--images", type=int, help="evaluate on fewer")
+    made.add_argument("--set", nargs="*", default=[], help="recipe settings for every row, as key=value")
+    made.add_argument("--cache", type=Path, help="folder that keeps images made by `inverted` and `matched`")
+    made.add_argument("--name", default=name, help="name of the JSON lines file")
+    made.add_argument("--render", action="store_true", help="only rebuild the table from the JSON lines on file")
     return made
 
 

@@ -47,7 +47,7 @@ compress(), images given, on one thread of a busy machine.
 
 
 def main() -> None:
-    options = _options()
+    options = networks.table_parser(__doc__, presets=PRESETS, rows=ROWS, name="prune").parse_args()
     if not options.render:
         _run(options)
     (options.out / "prune.md").write_text(table(_written(options.out)))
@@ -98,19 +98,6 @@ def table(rows: list[Row]) -> str:
             own = [r.seconds for r in here if r.preset == preset and r.row == "ours"]
             text.append(f"| {preset} | " + " | ".join([*cells, f"{statistics.mean(own):.0f}" if own else ""]) + " |")
     return "\n".join(text) + "\n"
-
-
-def _options() -> argparse.Namespace:
-    parser = networks.parser(__doc__)
-    parser.add_argument("--presets", nargs="+", default=list(PRESETS))
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--images", type=int, help="evaluate on fewer")
-    parser.add_argument("--set", nargs="*", default=[], help="recipe settings for every row, as key=value")
-    parser.add_argument("--cache", type=Path, help="folder that keeps images made by `inverted`")
-    parser.add_argument("--name", default="prune", help="name of the JSON lines file")
-    parser.add_argument("--render", action="store_true", help="only rebuild prune.md from the JSON lines on file")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Writes JSON lines and a Markdown table to bench/results/.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import statistics
@@ -84,7 +83,7 @@ class Row:
 
 
 def main() -> None:
-    options = _options()
+    options = networks.table_parser(__doc__, presets=PRESETS, rows=ROWS, name="zoo").parse_args()
     if options.render:
         (options.out / "zoo.md").write_text(table(_written(options.out)))
         return
@@ -109,19 +108,6 @@ def _written(folder: Path) -> list[Row]:
     lines = [line for path in sorted(folder.glob("zoo*.jsonl")) for line in path.read_text().splitlines()]
     rows = [Row(**json.loads(line)) for line in lines]
     return list({(r.network, r.preset, r.row, r.seed): r for r in rows}.values())
-
-
-def _options() -> argparse.Namespace:
-    parser = networks.parser(__doc__)
-    parser.add_argument("--presets", nargs="+", default=list(PRESETS))
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--images", type=int, help="evaluate on fewer")
-    parser.add_argument("--set", nargs="*", default=[], help="recipe settings for every row, as key=value")
-    parser.add_argument("--cache", type=Path, help="folder that keeps images made by `inverted` and `matched`")
-    parser.add_argument("--name", default="zoo", help="name of the JSON lines file")
-    parser.add_argument("--render", action="store_true", help="only rebuild zoo.md from the JSON lines on file")
-    return parser.parse_args()
 
 
 def measure(network, model, preset, name, settings, seed, data, real, options) -> Row:
