@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-from pathlib import Path
 
 import networks
 import zoo as quantization
 from networks import NETWORKS, open_zoo
-from zoo import Row
 
 PRESETS = (
     "prune30", "prune50", "prune70", "prune80", "prune90", "nm24", "channels10", "channels20", "prune50-w8a8",
@@ -50,7 +47,9 @@ def main() -> None:
     options = networks.table_parser(__doc__, presets=PRESETS, rows=ROWS, name="prune").parse_args()
     if not options.render:
         _run(options)
-    (options.out / "prune.md").write_text(table(_written(options.out)))
+    (options.out / "prune.md").write_text(
+        quantization.table(quantization.written(options.out, "prune"), NOTE, ROWS, PRESETS)
+    )
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -76,28 +75,6 @@ def _means_something(preset: str, name: str) -> bool:
     if preset.startswith("channels"):
         return name in ("ours", "real", "propagated")
     return not preset.startswith("nm") or name not in ("magnitude, one threshold", "each layer alike")
-
-
-def _written(folder: Path) -> list[Row]:
-    lines = [text for path in sorted(folder.glob("prune*.jsonl")) for text in path.read_text().splitlines()]
-    rows = [Row(**json.loads(text)) for text in lines]
-    return list({(r.network, r.preset, r.row, r.seed): r for r in rows}.values())
-
-
-def table(rows: list[Row]) -> str:
-    """Markdown: one table a network, presets down, methods across."""
-    seeds = ", ".join(str(s) for s in sorted({r.seed for r in rows}))
-    text = [f"Seeds {seeds}. {NOTE}"]
-    for network in [n for n in NETWORKS if any(r.network == n for r in rows)]:
-        here = [r for r in rows if r.network == network]
-        names = [n for n in ROWS if any(r.row == n for r in here)]
-        text.append(f"\n### {network}: float top-1 {here[0].float_top1:.1f} % on {here[0].num_images} images\n")
-        text.append("| | " + " | ".join(names) + " | seconds (ours) |\n|---|" + "---|" * (len(names) + 1))
-        for preset in [p for p in PRESETS if any(r.preset == p for r in here)]:
-            cells = [quantization.cell([r for r in here if (r.preset, r.row) == (preset, n)]) for n in names]
-            own = [r.seconds for r in here if r.preset == preset and r.row == "ours"]
-            text.append(f"| {preset} | " + " | ".join([*cells, f"{statistics.mean(own):.0f}" if own else ""]) + " |")
-    return "\n".join(text) + "\n"
 
 
 if __name__ == "__main__":

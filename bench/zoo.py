@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +86,7 @@ class Row:
 def main() -> None:
     options = networks.table_parser(__doc__, presets=PRESETS, rows=ROWS, name="zoo").parse_args()
     if options.render:
-        (options.out / "zoo.md").write_text(table(_written(options.out)))
+        (options.out / "zoo.md").write_text(table(written(options.out, "zoo"), NOTE, ROWS, PRESETS))
         return
     zoo = open_zoo(options)
     for network in options.networks if zoo else ():
@@ -100,12 +101,12 @@ def main() -> None:
                     with (options.out / f"{options.name}.jsonl").open("a") as file:
                         file.write(json.dumps(vars(row)) + "\n")
                     print(line(row), flush=True)
-    (options.out / "zoo.md").write_text(table(_written(options.out)))
+    (options.out / "zoo.md").write_text(table(written(options.out, "zoo"), NOTE, ROWS, PRESETS))
 
 
-def _written(folder: Path) -> list[Row]:
-    """All rows on file, the last one of each network, preset, method and seed."""
-    lines = [line for path in sorted(folder.glob("zoo*.jsonl")) for line in path.read_text().splitlines()]
+def written(folder: Path, name: str) -> list[Row]:
+    """All rows on file under names that begin so, the last one of each network, preset, method and seed."""
+    lines = [line for path in sorted(folder.glob(f"{name}*.jsonl")) for line in path.read_text().splitlines()]
     rows = [Row(**json.loads(line)) for line in lines]
     return list({(r.network, r.preset, r.row, r.seed): r for r in rows}.values())
 
@@ -169,24 +170,24 @@ def line(r: Row) -> str:
     )
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[Row], note: str, methods: Iterable[str], presets: Iterable[str]) -> str:
     """Markdown: one table a network, presets down, methods across; points of top-1 lost, mean over seeds."""
     seeds = ", ".join(str(s) for s in sorted({r.seed for r in rows}))
-    text = [f"Seeds {seeds}, torch {torch.__version__.split('+')[0]}. {NOTE}"]
+    text = [f"Seeds {seeds}, torch {torch.__version__.split('+')[0]}. {note}"]
     for network in [n for n in NETWORKS if any(r.network == n for r in rows)]:
         here = [r for r in rows if r.network == network]
-        names = [n for n in ROWS if any(r.row == n for r in here)]
+        names = [n for n in methods if any(r.row == n for r in here)]
         text.append(f"\n### {network}: float top-1 {here[0].float_top1:.1f} % on {here[0].num_images} images\n")
         text.append("| | " + " | ".join(names) + " | seconds (ours) |\n|---|" + "---|" * (len(names) + 1))
-        for preset in [p for p in PRESETS if any(r.preset == p for r in here)]:
-            cells = [cell([r for r in here if r.preset == preset and r.row == n]) for n in names]
+        for preset in [p for p in presets if any(r.preset == p for r in here)]:
+            cells = [_cell([r for r in here if r.preset == preset and r.row == n]) for n in names]
             own = [r.seconds for r in here if r.preset == preset and r.row == "ours"]
             cells.append(f"{statistics.mean(own):.0f}" if own else "")
             text.append(f"| {preset} | " + " | ".join(cells) + " |")
     return "\n".join(text) + "\n"
 
 
-def cell(rows: list[Row]) -> str:
+def _cell(rows: list[Row]) -> str:
     if not rows:
         return ""
     lost, agreement = (statistics.mean(getattr(r, k) for r in rows) for k in ("lost", "agreement"))

@@ -7,6 +7,7 @@
 Module names such as `0.conv` are the user's names, so tests may ask for them.
 """
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -14,6 +15,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+
+from datafree import Recipe, compress
 
 Make = Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]
 NETS: dict[str, Make] = {}
@@ -498,3 +501,10 @@ FEW_FAST = [
     for name in NETS
     if name != "in place through a view"
 ]
+
+
+@functools.cache
+def compressed(name, text):
+    """A net of `NETS` and its inputs, compressed by a recipe in YAML; once for all tests of a process."""
+    model, inputs = NETS[name]()
+    return compress(model, Recipe.parse(text), inputs)

@@ -22,7 +22,7 @@ from datafree.pools import processes, serial
 from datafree.recipe import Closed, Nearest
 from datafree.signals import make_signal
 from datafree.solvers.grids import output_power
-from nets import NETS, block, conv, head
+from nets import NETS, block, compressed, conv, head
 from test_pipeline import same
 from test_solvers import make_job
 
@@ -38,14 +38,8 @@ def recipe(sparsity=0.6, **fields):
     return Recipe(**{**FLOAT, "prune": prune if sparsity is not None else fields.pop("pattern"), **fields})
 
 
-@functools.cache
-def made(name, text):
-    model, inputs = NETS[name]()
-    return compress(model, Recipe.parse(text), inputs)
-
-
 def run_of(name, **fields):
-    return made(name, recipe(**fields).dump())
+    return compressed(name, recipe(**fields).dump())
 
 
 def zeros(run):

@@ -14,7 +14,7 @@ from datafree import Recipe, Run, compress
 from datafree import graph as g
 from datafree.evaluate import evaluate_models, layer_macs
 from datafree.structured import PruneError, _Reader
-from nets import NETS, block, calibrate_batchnorm_, conv, head, randomise_batchnorm_
+from nets import NETS, block, calibrate_batchnorm_, compressed, conv, head, randomise_batchnorm_
 
 torch.set_num_threads(1)
 
@@ -31,14 +31,8 @@ def recipe(sparsity=0.2, **fields):
     return Recipe(**{**FLOAT, "prune": {"pattern": "channels", "sparsity": sparsity}, **fields})
 
 
-@functools.cache
-def made(name, text):
-    model, inputs = NETS[name]()
-    return compress(model, Recipe.parse(text), inputs)
-
-
 def run_of(name, **fields):
-    return made(name, recipe(**fields).dump())
+    return compressed(name, recipe(**fields).dump())
 
 
 def outputs(net, inputs):

@@ -30,10 +30,10 @@ Curve = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True)
 class Trial:
-    """One layer pruned by itself, further and further."""
+    """One layer by itself, pruned further and further or rounded at every width."""
 
     name: str
-    points: tuple[tuple[int, float], ...]  # weights gone, error of the layer's output
+    points: tuple[tuple[int, float], ...]  # weights gone, or bits; error of the layer's output
     probes: tuple[Probe, ...]
 
 
@@ -41,7 +41,7 @@ def allocate(teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Recipe
     """Move the recipe's count of zeros between the layers; their sum stays (ours).
 
     Every layer is pruned by itself, once, further and further. What an error of its output does to the network's is
-    measured at one point of that curve, on the images of the signal; both together give the error at the network's
+    measured at a few points of that curve, on the images of the signal; both together give the error at the network's
     output as a function of its zeros. Errors of layers add up nearly, so the best counts have one slope. By magnitude,
     all layers share one threshold (the paper's way).
     """
@@ -93,28 +93,30 @@ def at_output(found: Trial, moved: Iterable[float]) -> Iterator[tuple[int, float
 
 
 def trial(job: LayerJob) -> Trial:
-    """Prune one layer further and further, each time from one half of the images, and measure its error on the other.
-
-    A pure function of the job.
+    """Prune one layer further and further; a pure function of the job.
 
     Raises:
         LayerError: H has no inverse; names layer, method and shapes.
     """
-    with alone(job):
-        return _trial(job)
-
-
-def _trial(job: LayerJob) -> Trial:
-    first, second = job.folds or (job.moments, job.moments)
-    power = max(output_power(job.weight, second), 1e-30)
-    points, weights = [(0, 0.0)], []
     size, asked = job.weight.numel(), job.spec.prune.count if job.spec.prune else 0
     most = max(min(round(SPARSEST * size), size - 1), asked)  # at least `asked`, so that the counts add up to the sum
     counts = schedule(PruneSpec(most, "output", STEPS), size)
-    for weight in _pruned_more_and_more(replace(job, moments=shrunk(first)), counts):
-        points.append((int((weight == 0).sum()), output_power(job.weight - weight, second) / power))
-        weights.append(weight)
-    return Trial(job.name, tuple(points), nearest_probes(job, [error for _, error in points[1:]], weights))
+    found = measured(job, lambda half: ((int((w == 0).sum()), w) for w in _pruned_more_and_more(half, counts)))
+    return replace(found, points=((0, 0.0), *found.points))
+
+
+def measured(job: LayerJob, attempts: Callable[[LayerJob], Iterable[tuple[int, Tensor]]]) -> Trial:
+    """Try weights made from one half of the images, and measure their errors on the other.
+
+    Args:
+        attempts: function(job of the first half) -> (what was done, as a number; the weights that gave).
+    """
+    first, second = job.folds or (job.moments, job.moments)
+    with alone(job):
+        power = max(output_power(job.weight, second), 1e-30)
+        done, weights = zip(*attempts(replace(job, moments=shrunk(first), folds=None)), strict=True)
+        errors = [output_power(job.weight - weight, second) / power for weight in weights]
+        return Trial(job.name, tuple(zip(done, errors, strict=True)), nearest_probes(job, errors, weights))
 
 
 def _pruned_more_and_more(job: LayerJob, counts: list[int]) -> Iterator[Tensor]:

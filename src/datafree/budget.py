@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 
 import numpy as np
-from torch import fx
+from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.affine import dequantize
-from datafree.allocate import Trial, at_output, trial
+from datafree.allocate import Trial, at_output, measured, trial
 from datafree.layer import layer_jobs
-from datafree.moments import shrunk
+from datafree.masks import stored_size
 from datafree.plan import Plan
 from datafree.recipe import LayerRule, Prune, Recipe
 from datafree.records import LayerJob, WeightSpec
-from datafree.sensitivity import Reference, nearest_probes
+from datafree.sensitivity import Reference
 from datafree.signals.source import Source
 from datafree.solvers import SOLVERS
-from datafree.solvers.grids import output_power, solve_on_best_grid
+from datafree.solvers.grids import solve_on_best_grid
 from datafree.structured import sizes_of
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
@@ -168,8 +168,9 @@ def layer_options(
         shares = SPARSITIES
         if widths.name in fixed or not _may_thin(recipe):
             shares = (spec.prune.count / size if spec.prune and not spec.prune.free else 0.0,)
+        lost = zeros.get(widths.name, {0: 0.0})
         found[widths.name] = [
-            Option(b, s, _size(size, b, s, unit), errors[b] + _between(zeros.get(widths.name, {0: 0.0}), s * size))
+            Option(b, s, stored_size(size, b, round(s * size), unit), errors[b] + _between(lost, s * size))
             for b in bits
             for s in shares
         ]
@@ -180,28 +181,20 @@ def _between(curve: dict[int, float], count: float) -> float:
     return float(np.interp(count, list(curve), list(curve.values())))
 
 
-def _size(num_weights: int, bits: int, sparsity: float, unit: int) -> int:
-    """Of a layer's weights, in units of so many bits; of sparse ones a bit mask and what stays, if that is less."""
-    kept = num_weights - round(sparsity * num_weights)
-    dense, sparse = math.ceil(num_weights * bits / unit), math.ceil(num_weights / unit) + math.ceil(kept * bits / unit)
-    return min(dense, sparse)
-
-
 def trial_of_widths(job: LayerJob) -> Trial:
-    """Round one layer at every width, from one half of the images, and measure its error on the other.
+    """Round one layer at every width; a pure function of the job.
 
-    A pure function of the job.
+    Raises:
+        LayerError: the solver failed; names layer, method and shapes.
     """
-    first, second = job.folds or (job.moments, job.moments)
-    power = max(output_power(job.weight, second), 1e-30)
-    points, weights = [], []
+    return measured(job, _rounded)
+
+
+def _rounded(job: LayerJob) -> Iterator[tuple[int, Tensor]]:
     for bits in WIDTHS:
         spec = WeightSpec(bits, job.spec.per_channel, job.spec.symmetric or bits == 8)
-        own = replace(job, spec=spec, moments=shrunk(first), folds=None)
-        q, qparams = solve_on_best_grid(own, SOLVERS[type(job.method)])
-        weights.append(dequantize(q.flatten(0, 1), qparams).view_as(job.weight))
-        points.append((bits, output_power(job.weight - weights[-1], second) / power))
-    return Trial(job.name, tuple(points), nearest_probes(job, [error for _, error in points], weights))
+        q, qparams = solve_on_best_grid(replace(job, spec=spec), SOLVERS[type(job.method)])
+        yield bits, dequantize(q.flatten(0, 1), qparams).view_as(job.weight)
 
 
 def choose(options: dict[str, list[Option]], limit: float) -> dict[str, Option]:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 
 from datafree import graph as g
+from datafree.masks import stored_size
 from datafree.plan import Plan
 from datafree.records import LayerResult, decibel
 
@@ -117,6 +118,29 @@ def _values(graph: fx.GraphModule, x: Tensor, names: dict[str, str]) -> dict[str
 # ---- cost
 
 
+def costs(
+    plan: Plan, teacher: fx.GraphModule, smaller: fx.GraphModule, results: dict[str, LayerResult]
+) -> dict[str, int | float]:
+    """The fields of a summary that count: bytes, multiply-adds, bit operations, of the student and of the teacher.
+
+    Args:
+        smaller: the teacher without the channels that were removed.
+    """
+    macs, float_macs = layer_macs(smaller), sum(layer_macs(teacher).values())
+    weights = {n: r.weight.numel() for n, r in results.items()}
+    return {
+        "bytes": num_bytes(plan, smaller, results),
+        "float_bytes": num_bytes(plan, teacher, {}),
+        "macs": sum(macs.values()),
+        "float_macs": float_macs,
+        "bit_operations": bit_operations(plan, macs, results),
+        "float_bit_operations": 32 * 32 * float_macs,
+        "num_layers": len(plan.layers),
+        "num_quantized": len(results),
+        "sparsity": sum(r.sparsity * weights[n] for n, r in results.items()) / max(1, sum(weights.values())),
+    }
+
+
 def num_bytes(plan: Plan, teacher: fx.GraphModule, results: dict[str, LayerResult]) -> int:
     """Bytes of all layers' parameters: weights at their real width, scales, 32-bit biases; float where not solved."""
     wide = {n.meta["v_o"] for n in teacher.graph.nodes if n.meta.get("v_o")}  # one multiplier a channel, not a layer
@@ -130,12 +154,10 @@ def num_bytes(plan: Plan, teacher: fx.GraphModule, results: dict[str, LayerResul
 
 
 def _weight_bytes(result: LayerResult, num_multipliers: int | None) -> int:
-    """Weights at their real width and their scales; of sparse ones a bit mask and what stays, if that is less."""
+    """Weights at their real width and their scales."""
     size, grid = result.weight.numel(), result.weight_qparams
-    kept = round((1 - result.sparsity) * size)
-    dense, sparse = math.ceil(size * result.bits / 8), math.ceil(size / 8) + math.ceil(kept * result.bits / 8)
     scales = 0 if grid is None else num_multipliers or len(grid.scale)
-    return min(dense, sparse) + 4 * scales
+    return stored_size(size, result.bits, round(result.sparsity * size)) + 4 * scales
 
 
 def layer_macs(teacher: fx.GraphModule) -> dict[str, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Num
 from torch import Tensor
@@ -30,3 +32,9 @@ def in_cells(x: Num[Tensor, "g o n"], pattern: Pattern) -> Num[Tensor, "g o c m 
 def from_cells(x: Num[Tensor, "g o c m k"], pattern: Pattern) -> Num[Tensor, "g o n"]:
     """The inverse of `in_cells`."""
     return x.flatten(2)
+
+
+def stored_size(num_weights: int, bits: int, num_zeros: int, unit: int = 8) -> int:
+    """Units of so many bits that weights take; of sparse ones a bit mask and what stays, if that is less."""
+    dense = math.ceil(num_weights * bits / unit)
+    return min(dense, math.ceil(num_weights / unit) + math.ceil((num_weights - num_zeros) * bits / unit))

@@ -18,7 +18,7 @@ from datafree.capture import trace
 from datafree.channels import described
 from datafree.equalize import equalize_
 from datafree.estimate import with_estimate
-from datafree.evaluate import bit_operations, layer_macs, num_bytes
+from datafree.evaluate import costs
 from datafree.models import check_weights, input_range
 from datafree.plan import plan_layers
 from datafree.pools import serial
@@ -94,30 +94,21 @@ def compress(
     results, grids = solve_layers(teacher, plan, source, recipe, pool, on_done)
     smaller, results = without_channels(teacher, results, channels)
     student = assemble(smaller, plan, results, grids)
-    macs, float_macs = layer_macs(smaller), layer_macs(teacher)
     summary = Summary(
         model=type(model).__name__,
         seed=seed,
         signal=f"{recipe.signal.kind}, {source.num_images} images",
         input_range=str(chosen),
-        bytes=num_bytes(plan, smaller, results),
-        float_bytes=num_bytes(plan, teacher, {}),
-        macs=sum(macs.values()),
-        float_macs=sum(float_macs.values()),
-        bit_operations=bit_operations(plan, macs, results),
-        float_bit_operations=32 * 32 * sum(float_macs.values()),
         seconds=time.perf_counter() - start,
         peak_memory_bytes=_peak_memory(),
-        num_layers=len(plan.layers),
-        num_quantized=len(results),
         equalization=str(equalization),
         activations=_activations(recipe, plan.sites),
         skipped=plan.skipped + kept,
         warnings=warnings_of(model, stats, chosen),
         fingerprint=fingerprint,
-        sparsity=_sparsity(results),
         removed=tuple(described(channels)),
         pareto=pareto,
+        **costs(plan, teacher, smaller, results),
     )
     made = source.inputs if isinstance(recipe.signal, Moved) else ()
     known = chosen if chosen.mean else None
@@ -143,11 +134,6 @@ def warnings_of(model: nn.Module, stats: dict, chosen: InputRange) -> tuple[str,
     if "assumed" in chosen.source:
         found.append(f"the scale of the network's input is {chosen}; set it if your images look otherwise")
     return tuple(found)
-
-
-def _sparsity(results: dict[str, LayerResult]) -> float:
-    sizes = [r.weight.numel() for r in results.values()]
-    return sum(r.sparsity * size for r, size in zip(results.values(), sizes, strict=True)) / max(1, sum(sizes))
 
 
 def _peak_memory() -> int:

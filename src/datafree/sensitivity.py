@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ class Probe:
     shift: Tensor  # of the bias
 
 
-def nearest_probes(job: LayerJob, errors: list[float], weights: list[Tensor]) -> tuple[Probe, ...]:
+def nearest_probes(job: LayerJob, errors: Sequence[float], weights: Sequence[Tensor]) -> tuple[Probe, ...]:
     """Those of the weights tried whose errors lie nearest to the errors to look at; means are made up for."""
     chosen = {min(range(len(errors)), key=lambda i, wanted=wanted: abs(errors[i] - wanted)) for wanted in PROBED}
     shift = lambda w: torch.einsum("gon,gn->go", job.weight - w, job.moments.mean).flatten()  # noqa: E731

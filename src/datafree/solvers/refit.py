@@ -67,7 +67,7 @@ def schedule(spec: PruneSpec, size: int) -> list[int]:
 def thinned(
     weight: Float[Tensor, "g o n"], h: Tensor, inverted: Tensor, counts: Iterable[int], pattern: Pattern | None
 ) -> Iterator[tuple[Float[Tensor, "g o n"], Bool[Tensor, "g o n"]]]:
-    """Remove the weights that cost least and refit the others, again and again (ours; METHOD of OBC, arXiv 2208.11580).
+    """Remove the weights that cost least and refit the others, again and again (ours, after OBC, arXiv 2208.11580).
 
     What removing w_j costs lies between w_j^2 H_jj, nothing making up for it, and w_j^2 / (H^-1)_jj, everything that
     was there at first making up for it; the score is the geometric mean.
