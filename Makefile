@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all check format bench clean
+.PHONY: demo test test-all check format bench bench-paper clean
 
 demo: $(STAMP)
 	$(BIN)/datafree demo
@@ -26,6 +26,10 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python bench/zoo.py
+
+# The paper's comparisons, on networks trained here; NETWORKS=resnet20_cifar10 with the folder of trained networks
+bench-paper: $(STAMP)
+	$(BIN)/python bench/paper.py $(if $(NETWORKS),--networks $(NETWORKS))
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -17,7 +17,7 @@ import torch
 
 import networks
 from datafree import Recipe, compress, evaluate
-from datafree.recipe import Moved
+from datafree.recipe import Made
 from networks import NETWORKS, open_zoo
 
 SIGNALS = ("gaussian", "propagated", "matched", "inverted", "loader")
@@ -41,7 +41,7 @@ def main() -> None:
                 for name, settings in SOLVERS.items():
                     base = ["equalize=off", "solve.sequential=false", f"signal.kind={signal}"]
                     recipe = Recipe.preset(preset).updated([*base, *settings])
-                    if isinstance(recipe.signal, Moved) and signal not in kept:
+                    if isinstance(recipe.signal, Made) and signal not in kept:
                         kept[signal] = _made(model, recipe, x[:1])
                     images, image_seconds = kept.get(signal, (None, 0.0))
                     start = time.perf_counter()

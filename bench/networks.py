@@ -7,21 +7,28 @@ import importlib.util
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+
+import digits
 
 HERE = Path(__file__).parent
-NETWORKS = {  # name -> images evaluated on
+ZOO = {  # name -> images evaluated on
     "resnet20_cifar10": 3872, "mobilenetv1_025_imagenet": 872, "mobilenetv2_tiny200": 1000, "resnet8_cifar10": 3872,
 }  # fmt: skip
+DIGITS = {"resnet_digits": 468, "mobilenet_digits": 468}  # trained here in seconds, see digits.py
+NETWORKS = {**ZOO, **DIGITS}
 
 
 def parser(description: str | None) -> ArgumentParser:
     made = ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--zoo", type=Path, default=HERE.parents[1] / "shared" / "zoo")
-    made.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    made.add_argument("--networks", nargs="+", default=list(ZOO), choices=list(NETWORKS))
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--out", type=Path, default=HERE / "results")
     return made
@@ -39,6 +46,29 @@ def table_parser(description: str | None, *, presets: Iterable[str], rows: Itera
     made.add_argument("--name", default=name, help="name of the JSON lines file")
     made.add_argument("--render", action="store_true", help="only rebuild the table from the JSON lines on file")
     return made
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Where every network asked for comes from."""
+
+    sources: dict[str, Any]
+
+    def load(self, name: str) -> nn.Module:
+        return self.sources[name].load(name)
+
+    def images(self, name: str) -> tuple[Tensor, Tensor]:
+        return self.sources[name].images(name)
+
+
+def open_networks(options: argparse.Namespace) -> Networks | None:
+    """The networks asked for: digits trained here, others from the zoo; None where that is absent."""
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    zoo = None if set(options.networks) <= set(DIGITS) else open_zoo(options)
+    if zoo is None and not set(options.networks) <= set(DIGITS):
+        return None
+    return Networks({name: digits if name in DIGITS else zoo for name in options.networks})
 
 
 def open_zoo(options: argparse.Namespace) -> ModuleType | None:

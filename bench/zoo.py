@@ -25,7 +25,7 @@ from torch import nn
 
 import networks
 from datafree import Recipe, compress, evaluate
-from datafree.recipe import Moved
+from datafree.recipe import Made
 from networks import NETWORKS, open_zoo
 
 PRESETS = ("w8a8", "w8a8-tensor", "w6a6", "w5a5", "w4a8", "w4a8-tensor", "w4a4", "w3a8", "w3a3")
@@ -115,7 +115,7 @@ def measure(network, model, preset, name, settings, seed, data, real, options) -
     """Compress once with a preset and settings, and evaluate."""
     recipe = Recipe.preset(preset).updated([*settings, *options.set])
     images, image_seconds = (real,) if name == "real" else None, 0.0
-    if isinstance(recipe.signal, Moved):
+    if isinstance(recipe.signal, Made):
         images, image_seconds = _images(network, model, recipe, seed, data[0][0][:1], options.cache)
     start = time.perf_counter()
     given = _without_relu6(model) if name == "DFQ" else model

@@ -15,11 +15,11 @@ ROOT = Path(datafree.__file__).parent
 FLOORS = (
     "recipe",
     "records",
-    "affine masks graph capture pools models images weights demo",
+    "affine masks graph capture pools models images weights demo counting checkpoints contact",
     "batchnorm spaces channels depthwise equalize moments",
     "signals solvers",
-    "plan ranges layer sensitivity allocate structured budget solve assemble",
-    "serialize evaluate run estimate",
+    "plan ranges layer sensitivity allocate structured budget solve assemble trainable distill_images distill",
+    "serialize evaluate run estimate export",
     "pipeline inspect tables",
     "cli __init__ __main__",
 )

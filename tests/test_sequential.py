@@ -14,7 +14,7 @@ from datafree.layer import compress_layer
 from datafree.recipe import Closed, Inverted, Matched
 from datafree.records import ChannelStats, InputRange, LayerJob, Moments, WeightSpec
 from datafree.run import RunError
-from datafree.signals.matching import PIXEL_REACH, MatchingError, _mismatch, match
+from datafree.signals.matching import SHORT, MatchingError, match
 from datafree.solvers.compensation import DAMPINGS, best_share, compensated, least_squares
 from nets import FEW_FAST, NETS, calibrate_batchnorm_
 
@@ -136,11 +136,11 @@ def test_matching_brings_statistics_closer(method):
         match(graph, stats, start, method, input_range=UNIT, generator=torch.Generator().manual_seed(5))
         for _ in range(2)
     ]
-    with torch.no_grad():
-        before, after = (float(_mismatch(graph, stats, images)[0]) for images in (start, made[0]))
+    before, after = made[0].distance
     assert after < 0.5 * before
-    assert torch.equal(*made), "the same seed gives other images"
-    assert not made[0].requires_grad and made[0].shape == start.shape
+    assert torch.equal(made[0].images, made[1].images), "the same seed gives other images"
+    assert not made[0].images.requires_grad and made[0].images.shape == start.shape
+    assert (made[0].asked is None) == isinstance(method, Matched)
 
 
 def test_classes_asked_for_are_given():
@@ -149,13 +149,15 @@ def test_classes_asked_for_are_given():
     stats, _ = fold_batchnorm_(graph)
     asked = Inverted(steps=60, class_weight=5.0, smoothness=0.0)
     start = torch.randn(32, *x.shape[1:], generator=torch.Generator().manual_seed(1))
-    made = match(graph, stats, start, asked, input_range=UNIT, generator=torch.Generator().manual_seed(5))
+    found = match(graph, stats, start, asked, input_range=UNIT, generator=torch.Generator().manual_seed(5))
+    made = found.images
     num_classes = g.shape(g.outputs(graph)[0])[1]
     wanted = torch.randint(num_classes, (32,), generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         hit = (graph(made).argmax(1) == wanted).float().mean()
         base = (graph(start).argmax(1) == wanted).float().mean()
     assert hit > base + 0.4
+    assert found.asked == pytest.approx(100 * float(hit))
 
 
 def test_loss_that_is_not_a_number_stops_with_its_step():
@@ -163,7 +165,9 @@ def test_loss_that_is_not_a_number_stops_with_its_step():
     graph = trace(model, x[:1])
     stats, _ = fold_batchnorm_(graph)
     broken = {n: ChannelStats(torch.full_like(s.mean, torch.nan), s.std) for n, s in stats.items()}
-    with pytest.raises(MatchingError, match=r"the loss is nan at step 0; use signal.kind propagated"):
+    with pytest.raises(
+        MatchingError, match=r"the loss is nan at step 0; take signal.setting=short, .* or signal.kind=propag"
+    ):
         match(graph, broken, x[:4], Matched(steps=2), input_range=UNIT, generator=torch.Generator())
 
 
@@ -172,7 +176,8 @@ def test_matched_and_inverted_signals_run_through_compress():
     for kind in ("matched", "inverted"):
         recipe = Recipe.preset("w8a8").updated([f"signal.kind={kind}", "signal.steps=3", "signal.images=4"])
         run = compress(model, recipe, x[:1])
-        assert run.summary.signal == f"{kind}, 4 images"
+        assert run.summary.signal.startswith(f"{kind}, 4 images; distance from BatchNorm ")
+        assert ("show the class asked for" in run.summary.signal) == (kind == "inverted")
 
 
 @pytest.mark.parametrize("name", FEW_FAST)
@@ -229,5 +234,5 @@ def test_images_stay_within_what_pixels_reach():
     graph = trace(model, x[:1])
     stats, _ = fold_batchnorm_(graph)
     start = 3 * torch.randn(8, *x.shape[1:], generator=torch.Generator().manual_seed(1))
-    made = match(graph, stats, start, Matched(steps=2), input_range=UNIT, generator=torch.Generator())
-    assert float(start.abs().max()) > PIXEL_REACH + 1e-6 >= float(made.abs().max())
+    made = match(graph, stats, start, Matched(steps=2), input_range=UNIT, generator=torch.Generator()).images
+    assert float(start.abs().max()) > SHORT.reach + 1e-6 >= float(made.abs().max())

@@ -38,7 +38,7 @@ def fold_batchnorm_(teacher: fx.GraphModule) -> tuple[Stats, tuple[Skipped, ...]
             mean, var = (g.get_tensor(teacher, a.target) for a in node.args[3:5])
             _fold_forward(teacher, consumer, scale, shift)
             node.replace_all_uses_with(source)
-            stats[source.name] = ChannelStats(mean.clone(), var.sqrt())
+            stats[source.name] = ChannelStats(mean.clone(), var.sqrt(), torch.ones_like(mean))
         else:
             stats[_keep_affine(teacher, node, name, scale, shift)] = out
             kept.append(Skipped(name, f"BatchNorm kept as a per-channel affine op: {_reason(source)}"))
@@ -57,7 +57,7 @@ def _affine(teacher: fx.GraphModule, node: fx.Node) -> tuple[Float[Tensor, " c"]
     eps = node.args[7]
     scale = gamma / torch.sqrt(var + eps)
     std = scale.abs() * var.sqrt()
-    return scale.float(), (beta - scale * mean).float(), ChannelStats(beta.float(), std.float())
+    return scale.float(), (beta - scale * mean).float(), ChannelStats(beta.float(), std.float(), scale.float())
 
 
 def _sole_user(source: fx.Node, node: fx.Node) -> bool:

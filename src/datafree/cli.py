@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -35,7 +37,7 @@ from datafree.inspect import inspect as inspect_model
 from datafree.layer import LayerError
 from datafree.models import Normalization, load_model, normalization, provenance
 from datafree.pools import processes, serial
-from datafree.recipe import Moved, Recipe, presets
+from datafree.recipe import Recipe, presets
 from datafree.records import LayerResult
 from datafree.run import Run, RunError
 
@@ -170,10 +172,13 @@ def compress(
         bool, typer.Option("--estimate/--no-estimate", help="Predict the agreement with the float network.")
     ] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace the run that DIR holds.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the same command where it was stopped, from DIR.part.")
+    ] = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Compress MODEL and write a run directory."""
+    """Compress MODEL and write a run directory; until it is whole, its work is kept in DIR.part."""
     _set_threads(threads)
     chosen = _read_recipe(recipe, settings)
     _check_out(out, force=force)
@@ -181,8 +186,13 @@ def compress(
     network, example = load_model(model, weights=weights, pretrained=pretrained)
     origin = provenance(model, weights, pretrained=pretrained)
     kept = Run.load(images) if images else None
-    done = _compress(network, chosen, example, seed=seed, workers=workers, images=kept, device=device, predict=predict)
+    unfinished = _unfinished(out, resume=resume)
+    done = _compress(
+        network, chosen, example, seed=seed, workers=workers, images=kept, device=device, predict=predict,
+        resume=unfinished,
+    )  # fmt: skip
     done.save(out, force=force)
+    shutil.rmtree(unfinished, ignore_errors=True)
     _write_pixels(out, normalization(network))
     if verbose:
         _show(tables.layers_table(done.layers))
@@ -266,6 +276,18 @@ def _check_out(out: Path, *, force: bool) -> None:
         raise RunError(f"nothing can be written into {place}; choose another --out")
 
 
+def _unfinished(out: Path, *, resume: bool) -> Path:
+    """The folder of work under way: there already with --resume, else a new one."""
+    folder = out.with_name(f"{out.name}.part")
+    if resume and not folder.is_dir():
+        raise RunError(f"there is nothing to resume: {folder} does not exist; leave --resume out")
+    if not resume and folder.is_dir():
+        if not (folder / "job.json").is_file():
+            raise RunError(f"{folder} is in the way and holds no unfinished work; choose another --out")
+        shutil.rmtree(folder)
+    return folder
+
+
 def _set_threads(threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
@@ -322,20 +344,25 @@ def _compress(
     images: Run | None = None,
     device: str = "cpu",
     predict: bool = False,
+    resume: Path | None = None,
 ) -> Run:
     """Compress, with a bar on the terminal that is gone afterwards."""
     pool = serial if workers == 1 else processes(workers)
     num_layers = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules())
     with _progress() as progress:
-        first = "making images" if isinstance(recipe.signal, Moved) and not images else "reading the network"
-        task = progress.add_task(f"{label}{first}", total=None)
+        task = progress.add_task(f"{label}reading the network", total=None)
+        solved = itertools.count(1)
 
         def on_done(result: LayerResult) -> None:
-            progress.update(task, description=f"{label}solving layers", total=num_layers, advance=1)
+            progress.update(task, description=f"{label}solving layers", total=num_layers, completed=next(solved))
+
+        def on_step(what: str, done: int, total: int) -> None:
+            progress.update(task, description=f"{label}{what}", total=total, completed=done)
 
         done = pipeline.compress(
-            model, recipe, example, seed=seed, pool=pool, on_done=on_done, images=images, device=device
-        )
+            model, recipe, example, seed=seed, pool=pool, on_done=on_done, images=images, device=device,
+            resume=resume, on_step=on_step,
+        )  # fmt: skip
         if predict:
             progress.update(task, description=f"{label}estimating what was lost", total=None)
             done = with_estimate(done)

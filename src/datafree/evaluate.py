@@ -119,12 +119,13 @@ def _values(graph: fx.GraphModule, x: Tensor, names: dict[str, str]) -> dict[str
 
 
 def costs(
-    plan: Plan, teacher: fx.GraphModule, smaller: fx.GraphModule, results: dict[str, LayerResult]
+    plan: Plan, teacher: fx.GraphModule, smaller: fx.GraphModule, results: dict[str, LayerResult], *, spent: int
 ) -> dict[str, int | float]:
     """The fields of a summary that count: bytes, multiply-adds, bit operations, of the student and of the teacher.
 
     Args:
         smaller: the teacher without the channels that were removed.
+        spent: multiply-adds of the compression itself.
     """
     macs, float_macs = layer_macs(smaller), sum(layer_macs(teacher).values())
     weights = {n: r.weight.numel() for n, r in results.items()}
@@ -133,6 +134,8 @@ def costs(
         "float_bytes": num_bytes(plan, teacher, {}),
         "macs": sum(macs.values()),
         "float_macs": float_macs,
+        "spent_macs": spent,
+        "forward_equivalents": spent / max(1, float_macs),
         "bit_operations": bit_operations(plan, macs, results),
         "float_bit_operations": 32 * 32 * float_macs,
         "num_layers": len(plan.layers),

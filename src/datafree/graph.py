@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from datafree.counting import spend_on_layer
 from datafree.records import Layer
 
 aten = torch.ops.aten
@@ -200,7 +201,10 @@ def execute(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     """Run one call on the values of its inputs."""
     args = fx.node.map_arg(node.args, values.__getitem__)
     kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    value = node.target(*args, **kwargs)  # type: ignore[operator]
+    if node.target in (CONV, LINEAR):
+        spend_on_layer(args[0], args[1], value)
+    return value
 
 
 def outputs(graph: fx.GraphModule) -> list[fx.Node]:

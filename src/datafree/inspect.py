@@ -14,7 +14,7 @@ from datafree.equalize import Equalization, equalize_
 from datafree.models import check_weights, input_range
 from datafree.pipeline import warnings_of
 from datafree.plan import LayerPlan, plan_layers
-from datafree.recipe import Moved, Propagated, Recipe
+from datafree.recipe import Made, Propagated, Recipe
 from datafree.records import InputRange, Skipped, Stats
 from datafree.signals import make_signal
 
@@ -127,6 +127,6 @@ def _chosen_range(teacher: fx.GraphModule, stats: Stats, recipe: Recipe, known: 
     if recipe.signal.kind == "loader":
         return InputRange((), (), "the images given")
     signal = recipe.signal
-    if isinstance(signal, Moved):  # the range is that of their probes, known before any step is taken
+    if isinstance(signal, Made):  # the range is that of their probes, known before any step is taken
         signal = Propagated(probes=signal.probes, images=signal.images)
     return make_signal(teacher, stats, signal, seed=0, input_range=known)[1]

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from datafree.affine import fake_quantize
+from datafree.counting import spend
 from datafree.records import Layer, Moments, QParams
 
 CHUNK = 2**24  # elements of unfolded input held at once
@@ -109,6 +110,7 @@ def gather_moments(
         mean += u.sum(0)
         rest += centred.sum(1)
         cov += centred.transpose(1, 2) @ centred if full else square.sum(1)
+        spend(centred.numel() * (size * (1 + (cross is not None)) if full else 1))
         if cross is not None:
             cross += grouped(u).transpose(1, 2) @ centred
         if full:

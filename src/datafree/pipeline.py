@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -13,16 +14,19 @@ from datafree import graph as g
 from datafree.allocate import allocate
 from datafree.assemble import assemble
 from datafree.batchnorm import fold_batchnorm_
-from datafree.budget import spend
+from datafree.budget import spend as share_out
 from datafree.capture import trace
 from datafree.channels import described
+from datafree.checkpoints import OnStep, ignore_steps, open_checkpoints
+from datafree.counting import counted, counting, spend
+from datafree.distill import distill
 from datafree.equalize import equalize_
 from datafree.estimate import with_estimate
 from datafree.evaluate import costs
 from datafree.models import check_weights, input_range
 from datafree.plan import plan_layers
 from datafree.pools import serial
-from datafree.recipe import Moved, Recipe
+from datafree.recipe import Made, Recipe
 from datafree.records import InputRange, LayerResult, Summary
 from datafree.run import Run, images_of
 from datafree.signals import make_signal
@@ -46,6 +50,8 @@ def compress(
     on_range: InputRange | None = None,
     images: Run | tuple[Tensor, ...] | None = None,
     predict: bool = False,
+    resume: str | Path | None = None,
+    on_step: OnStep = ignore_steps,
 ) -> Run:
     """Compress a trained convolutional network with no data.
 
@@ -64,6 +70,9 @@ def compress(
             BatchNorm.
         images: inputs to use instead of making them, one tensor for each of the model's inputs: real ones for
             `signal.kind` "loader"; or another run of the same network, whose images are used again.
+        resume: a folder where unfinished work is kept: images and layers as they are done, and states of what takes
+            long. Found there, work on the same model, recipe and seed goes on to the same bits. Delete it afterwards.
+        on_step: called while images are made and while the student is distilled: what, steps done, steps in all.
         predict: also estimate the agreement with the float network, see `estimate`; about 120 forward passes of 64
             images.
 
@@ -71,33 +80,44 @@ def compress(
         The student, the teacher it is measured against, every layer's result and a summary.
 
     Raises:
-        CaptureError, RecipeError, ModelError, LayerError, MatchingError, RunError: all ValueErrors with one clear line.
+        CaptureError, RecipeError, ModelError, LayerError, MatchingError, DistillError, CheckpointError, RunError: all
+            ValueErrors with one clear line.
     """
-    start = time.perf_counter()
+    start, pool = time.perf_counter(), counting(pool)
     check_weights(model)
-    teacher = trace(model, example)
-    fingerprint = g.fingerprint(teacher)
-    stats, kept = fold_batchnorm_(teacher)
-    stats, equalization = equalize_(teacher, stats, mode=recipe.equalize, rows=recipe.weights.per == "tensor")
-    source, chosen = make_signal(
-        teacher,
-        stats,
-        recipe.signal,
-        seed=seed,
-        input_range=on_range or input_range(model),
-        images=images_of(images, fingerprint) if isinstance(images, Run) else images,
-        device=device,
-    )
-    recipe, pareto = spend(teacher, plan_layers(teacher, recipe), source, recipe, pool)
-    plan = allocate(teacher, plan_layers(teacher, recipe), source, recipe, pool)
-    plan, channels = choose_channels(teacher, plan, source, recipe)
-    results, grids = solve_layers(teacher, plan, source, recipe, pool, on_done)
-    smaller, results = without_channels(teacher, results, channels)
-    student = assemble(smaller, plan, results, grids)
+    with counted() as spent:
+        teacher = trace(model, example)
+        fingerprint = g.fingerprint(teacher)
+        kept_work = open_checkpoints(resume, {"model": fingerprint, "recipe": recipe.dump(), "seed": str(seed)})
+        stats, kept = fold_batchnorm_(teacher)
+        stats, equalization = equalize_(teacher, stats, mode=recipe.equalize, rows=recipe.weights.per == "tensor")
+        plan = plan_layers(teacher, recipe)  # refuses a wrong recipe before anything takes long
+        source, chosen = make_signal(
+            teacher,
+            stats,
+            recipe.signal,
+            seed=seed,
+            input_range=on_range or input_range(model),
+            images=images_of(images, fingerprint) if isinstance(images, Run) else images,
+            device=device,
+            on_step=on_step,
+            checkpoints=kept_work,
+        )
+        recipe, pareto = share_out(teacher, plan, source, recipe, pool)
+        plan = allocate(teacher, plan_layers(teacher, recipe), source, recipe, pool)
+        plan, channels = choose_channels(teacher, plan, source, recipe)
+        results, grids = solve_layers(teacher, plan, source, recipe, pool, on_done, kept_work)
+        smaller, results = without_channels(teacher, results, channels)
+        results, distilled = distill(
+            teacher, smaller, plan, results, grids, source, chosen, recipe,
+            device=device, on_step=on_step, checkpoints=kept_work,
+        )  # fmt: skip
+        student = assemble(smaller, plan, results, grids)
+    spend(spent.macs)  # for whoever counts around this
     summary = Summary(
         model=type(model).__name__,
         seed=seed,
-        signal=f"{recipe.signal.kind}, {source.num_images} images",
+        signal=f"{recipe.signal.kind}, {source.num_images} images{source.note}",
         input_range=str(chosen),
         seconds=time.perf_counter() - start,
         peak_memory_bytes=_peak_memory(),
@@ -108,11 +128,12 @@ def compress(
         fingerprint=fingerprint,
         removed=tuple(described(channels)),
         pareto=pareto,
-        **costs(plan, teacher, smaller, results),
+        distilled=distilled,
+        **costs(plan, teacher, smaller, results, spent=spent.macs),
     )
-    made = source.inputs if isinstance(recipe.signal, Moved) else ()
+    made = source.inputs if isinstance(recipe.signal, Made) else ()
     known = chosen if chosen.mean else None
-    run = Run(student, teacher, recipe, tuple(results.values()), summary, stats, made, known)
+    run = Run(student, teacher, recipe, tuple(results.values()), summary, stats, made, known, source.generator)
     return with_estimate(run) if predict else run
 
 

@@ -60,13 +60,30 @@ class Inverted(_Images):
     """`matched` with class targets, for about two hundred steps; not re-standardised."""
 
     kind: Literal["inverted"] = "inverted"
-    steps: int = Field(default=200, ge=1)
+    setting: Literal["short", "cifar10", "imagenet"] = "short"  # others: Deep Inversion as published, its own numbers
+    steps: int | None = Field(default=None, ge=1)  # None: the setting's, 200, 2000, 20000
     smoothness: float = Field(default=1.0, ge=0)
     class_weight: float = Field(default=0.3, ge=0)
 
 
+class Adversarial(_Images):
+    """Images of a generator trained on what BatchNorm remembers, against a rounded network."""
+
+    kind: Literal["adversarial"] = "adversarial"
+    steps: int = Field(default=1000, ge=1)
+    warmup: int = Field(default=200, ge=0)  # steps before the student counts
+    batch: int = Field(default=64, ge=2)
+    lr: float = Field(default=1e-3, gt=0)
+    statistics: float = Field(default=1.0, ge=0)
+    rivalry: float = Field(default=1.0, ge=0)
+    rival_bits: Bits = 4  # of the student it is trained against, where there is none yet
+
+
 Moved = Matched | Inverted
-"""Signals whose images are moved until the network remembers them: dear, so they are kept and used again."""
+"""Signals whose images are moved until the network remembers them."""
+
+Made = Matched | Inverted | Adversarial
+"""Signals whose images are dear, so they are kept and used again."""
 
 
 class Loader(_Images):
@@ -76,7 +93,7 @@ class Loader(_Images):
 
 
 Signal = Annotated[
-    Gaussian | Propagated | Matched | Inverted | Loader,
+    Gaussian | Propagated | Matched | Inverted | Adversarial | Loader,
     Field(discriminator="kind"),
     BeforeValidator(lambda value: {"kind": "propagated", **value} if isinstance(value, dict) else value),
 ]
@@ -203,6 +220,19 @@ Solve = Annotated[
 ]
 
 
+class Distill(_Part):
+    """Training of the whole student against the teacher, after all layers are solved; null = none."""
+
+    images: Literal["inverted", "adversarial", "matched", "loader"] = "inverted"
+    steps: int = Field(default=200, ge=1)
+    lr: float = Field(default=1e-3, gt=0)  # a step of Adam, as a share of a layer's largest weight
+    loss: Literal["mse", "kl"] = "mse"  # of the logits, of the classes' probabilities
+    batch: int = Field(default=64, ge=2)
+    compete: float = Field(
+        default=0.0, ge=0
+    )  # weight of Deep Inversion's competition: images on which the student errs
+
+
 class LayerPrune(_Part):
     """The share of one pattern's layers, where it is not the recipe's."""
 
@@ -248,6 +278,7 @@ class Recipe(_Part):
     activations: Activations = Activations()
     prune: Prune | None = None
     solve: Solve = Closed()
+    distill: Distill | None = None
     budget: Budget | None = None
     ends: Literal["eight", "alike"] = "eight"  # first and last layer: at least 8 bits, or like the others
     layers: dict[str, _Rule] = {}  # shell wildcards, last match wins
@@ -378,7 +409,14 @@ def _user_path(loc: tuple[int | str, ...]) -> list[str]:
 
 def _allowed(loc: tuple[int | str, ...]) -> str:
     prune = LayerPrune if loc[0] == "layers" else Prune
-    parts = {"weights": Weights, "activations": Activations, "prune": prune, "budget": Budget, "layers": LayerRule}
+    parts = {
+        "weights": Weights,
+        "activations": Activations,
+        "prune": prune,
+        "distill": Distill,
+        "budget": Budget,
+        "layers": LayerRule,
+    }
     parts |= {**_tagged(Signal), **_tagged(Solve)}
     owner = next((parts[str(p)] for p in reversed(loc[:-1]) if str(p) in parts), Recipe)
     return f"allowed here are {', '.join(owner.model_fields)}"

@@ -16,14 +16,24 @@ class MomentsError(ValueError):
 
 @dataclass(frozen=True)
 class ChannelStats:
-    """Mean and standard deviation of every channel of one tensor, in units of that tensor."""
+    """Mean and standard deviation of every channel of one tensor, in units of that tensor.
+
+    `gain`: what one unit of the BatchNorm's own input is here, signed; 0 where a channel is dead, None = not known.
+    """
 
     mean: Float[Tensor, " c"]
     std: Float[Tensor, " c"]
+    gain: Float[Tensor, " c"] | None = None
 
     def scaled(self, factor: Float[Tensor, " c"]) -> ChannelStats:
         """The statistics of `factor * x`, factor > 0."""
-        return ChannelStats(self.mean * factor, self.std * factor)
+        gain = None if self.gain is None else self.gain * factor
+        return ChannelStats(self.mean * factor, self.std * factor, gain)
+
+    def to(self, device: str) -> ChannelStats:
+        """The same statistics on another device."""
+        gain = None if self.gain is None else self.gain.to(device)
+        return ChannelStats(self.mean.to(device), self.std.to(device), gain)
 
 
 Stats = dict[str, ChannelStats]
@@ -241,6 +251,9 @@ class Summary:
     float_macs: int = 0  # of the float network
     removed: tuple[str, ...] = ()  # whole channels, a line for each set of layers
     pareto: tuple[tuple[float, float], ...] = ()  # budgets and the errors at the network's output predicted for them
+    spent_macs: int = 0  # multiply-adds of the compression itself, all images
+    forward_equivalents: float = 0.0  # the same in forward passes of one image through the float network
+    distilled: str = ""  # what distillation did, where it was asked for
 
 
 def decibel(signal: float, noise: float) -> float:

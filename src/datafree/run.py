@@ -13,12 +13,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx
 
+from datafree.checkpoints import layer_from_tensors, layer_to_tensors
+from datafree.contact import contact_sheet
 from datafree.evaluate import Evaluation, evaluate_models
 from datafree.recipe import Recipe
-from datafree.records import ChannelStats, Estimate, InputRange, LayerResult, QParams, Skipped, Stats, Summary
+from datafree.records import ChannelStats, Estimate, InputRange, LayerResult, Skipped, Stats, Summary
 from datafree.serialize import FormatError, graph_from_json, graph_to_json, tensors_of
+from datafree.signals.adversarial import Generator
 
 GRAPHS = ("teacher", "student")
+GENERATOR = "generator.safetensors"
 
 
 _DAMAGE = (
@@ -47,6 +51,7 @@ class Run:
     images: those that `matched` or `inverted` made (N, C, H, W), for other recipes of the same network:
         `compress(..., images=run.images)`; empty where they are made in a second, or were given.
     input_range: mean and std that images were made in; None = the images were given.
+    generator: of `adversarial` images; noise (N, 128) to unit-variance images.
     """
 
     student: fx.GraphModule
@@ -57,6 +62,7 @@ class Run:
     stats: Stats = field(default_factory=dict)
     images: tuple[Tensor, ...] = ()
     input_range: InputRange | None = None
+    generator: Generator | None = None
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the run directory at once: into a temporary neighbour, then renamed.
@@ -84,8 +90,12 @@ class Run:
             save_file(tensors_of(graph), path / f"{name}.safetensors")
         known = {"input_range": json.dumps(self.input_range and asdict(self.input_range))}
         save_file(_signal_to_file(self.stats, self.images), path / "signal.safetensors", known)
+        if self.generator is not None:
+            self.generator.save(path / GENERATOR)
+        if self.images:
+            (path / "images.png").write_bytes(contact_sheet(self.images[0]))
         for number, result in enumerate(self.layers):
-            tensors, record = _layer_to_file(result)
+            tensors, record = layer_to_tensors(result)
             save_file(tensors, path / "layers" / f"{number:04d}.safetensors", {"layer": json.dumps(record)})
 
     @classmethod
@@ -109,14 +119,16 @@ class Run:
                 graph_from_json(json.loads((path / f"{n}.json").read_text()), load_file(path / f"{n}.safetensors"))
                 for n in GRAPHS
             )
-            layers = tuple(_layer_from_file(p) for p in sorted((path / "layers").glob("*.safetensors")))
+            files = sorted((path / "layers").glob("*.safetensors"))
+            layers = tuple(layer_from_tensors(load_file(p), json.loads(_metadata(p)["layer"])) for p in files)
             if not (path / "recipe.yaml").read_text().strip():
                 raise FormatError("recipe.yaml is empty")
             summary = Summary(**fields)
             if len(layers) != summary.num_quantized:
                 raise FormatError(f"{len(layers)} of {summary.num_quantized} layers are in layers/")
             signal = _signal_from_file(path / "signal.safetensors")
-            return cls(student, teacher, Recipe.load(path / "recipe.yaml"), layers, summary, *signal)
+            generator = Generator.load(path / GENERATOR) if (path / GENERATOR).exists() else None
+            return cls(student, teacher, Recipe.load(path / "recipe.yaml"), layers, summary, *signal, generator)
         except _DAMAGE as error:
             reason = " ".join(str(error).split())
             raise RunError(f"{path} is damaged: {type(error).__name__}: {reason}; compress again") from None
@@ -178,22 +190,3 @@ def _signal_from_file(path: Path) -> tuple[Stats, tuple[Tensor, ...], InputRange
 def _metadata(path: Path) -> dict[str, str]:
     with safe_open(path, "pt") as file:
         return file.metadata()
-
-
-def _layer_to_file(result: LayerResult) -> tuple[dict[str, Tensor], dict]:
-    grid = result.weight_qparams
-    tensors = {"weight": result.weight, "bias": result.bias}
-    plain = {k: v for k, v in vars(result).items() if k not in ("weight", "bias", "weight_qparams")}
-    if grid is not None:
-        tensors |= {"scale": grid.scale, "zero_point": grid.zero_point}
-        plain |= {"qmin": grid.qmin, "qmax": grid.qmax}
-    return {k: v.contiguous() for k, v in tensors.items()}, plain
-
-
-def _layer_from_file(path: Path) -> LayerResult:
-    tensors, record = load_file(path), json.loads(_metadata(path)["layer"])
-    record["dropped"] = tuple(record["dropped"])
-    grid = None
-    if "scale" in tensors:
-        grid = QParams(tensors["scale"], tensors["zero_point"], record.pop("qmin"), record.pop("qmax"))
-    return LayerResult(weight=tensors["weight"], bias=tensors["bias"], weight_qparams=grid, **record)

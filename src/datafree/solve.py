@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 
 from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.affine import dequantize, fake_quantize
+from datafree.checkpoints import NOTHING_KEPT, Checkpoints
+from datafree.counting import spend_on_layer
 from datafree.layer import Grids, compress_layer, layer_jobs, make_job
 from datafree.plan import WIDE, LayerPlan, Plan, root
 from datafree.ranges import tensor_grid
@@ -25,31 +28,43 @@ def solve_layers(
     recipe: Recipe,
     pool: Pool,
     on_done: Callable[[LayerResult], None],
+    checkpoints: Checkpoints = NOTHING_KEPT,
 ) -> tuple[dict[str, LayerResult], Grids]:
     """Solve every planned layer: one walk of the signal, one job a layer, anywhere the pool puts it.
+
+    Each result goes to `checkpoints` as it comes; layers found there are not solved again.
 
     Returns:
         Results by layer name, and the grids of all quantized tensors.
     """
     grids: Grids = {}
     results = {}
+    known = {name: result for name in plan.layers if (result := checkpoints.read_layer(name)) is not None}
     if recipe.solve.sequential:
-        solved = in_sequence(teacher, plan, source, recipe, grids)
+        solved = in_sequence(teacher, plan, source, recipe, grids, known)
     else:
-        solved = pool(compress_layer, layer_jobs(teacher, plan, source, recipe, grids))
+        jobs = layer_jobs(teacher, plan, source, recipe, grids)
+        solved = chain(pool(compress_layer, (job for job in jobs if job.name not in known)), known.values())
     for result in solved:
         results[result.name] = result
+        if result.name not in known:
+            checkpoints.write_layer(result)
         on_done(result)
-    return results, grids
+    return {name: results[name] for name in plan.layers if name in results}, grids
 
 
 def in_sequence(
-    teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Recipe, grids: Grids
+    teacher: fx.GraphModule,
+    plan: Plan,
+    source: Source,
+    recipe: Recipe,
+    grids: Grids,
+    known: Mapping[str, LayerResult],
 ) -> Iterator[LayerResult]:
     """Solve layer after layer on what reaches it in the student so far; its target stays the teacher's output.
 
     Gives up the independence of layers (the paper's) so that each layer makes up for the errors before it. Layers
-    are solved one at a time, in this process.
+    are solved one at a time, in this process; those `known` are taken as they are.
     """
     roots = {node: root(node).name for node in teacher.graph.nodes}
     by_name = g.nodes_by_name(teacher)
@@ -75,10 +90,14 @@ def in_sequence(
         if widths and widths[0] >= WIDE:  # what everything but a narrower layer input and a kept layer reads
             own[node] = fake_quantize(own[node], grids[node.name, widths[0]])
         for reader in readers.get(node, ()):
-            if items[reader].weights is not None:
-                job = make_job(teacher, items[reader], node, value, source, recipe, grids, student_x=own[node])
-                solved[reader] = compress_layer(job)
-                yield solved[reader]
+            item = items[reader]
+            if item.weights is not None:
+                result = known.get(item.layer.name)
+                if result is None:
+                    job = make_job(teacher, item, node, value, source, recipe, grids, student_x=own[node])
+                    result = compress_layer(job)
+                solved[reader] = result
+                yield result
 
 
 def _output(
@@ -98,4 +117,6 @@ def _output(
         weight = result.weight.float().view(weight.shape)
         weight = weight if result.weight_qparams is None else dequantize(weight, result.weight_qparams)
         bias = result.bias
-    return node.target(x, weight, bias, *node.args[3:])
+    y = node.target(x, weight, bias, *node.args[3:])
+    spend_on_layer(x, weight, y)
+    return y

@@ -53,7 +53,9 @@ def run_facts(done: Run) -> dict[str, str]:
         "bit operations": f"{work} of {count(s.float_bit_operations)} in float32",
         "predicted SQNR": f"{_worst(errors)}; its weights alone, on the signal",
         "agreement": _estimate_text(s.estimate),
+        "distillation": s.distilled or "none",
         "time": f"{s.seconds:.1f} s",
+        "spent": f"{count(s.spent_macs)} multiply-adds, as {s.forward_equivalents:.0f} forward passes of one image",
         "peak memory": f"{num_bytes(s.peak_memory_bytes)}, whole process",
     }
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from datafree import graph as g
-from datafree.recipe import Gaussian, Loader, Moved, Propagated
+from datafree.checkpoints import NOTHING_KEPT, Checkpoints, OnStep, ignore_steps
+from datafree.recipe import Adversarial, Gaussian, Loader, Made, Propagated
 from datafree.records import InputRange, Stats
-from datafree.signals.matching import in_range, match
+from datafree.signals.adversarial import train
+from datafree.signals.matching import SHORT, Rival, in_range, match, motion_of
 from datafree.signals.probes import dead_leaves, pink_noise
 from datafree.signals.scale import infer_input_range
 from datafree.signals.source import Source, flow
@@ -20,6 +24,7 @@ AT_BATCHNORM = {
     "propagated": "restandardise",
     "matched": "restandardise",
     "inverted": "restandardise",
+    "adversarial": "restandardise",
 }
 INPUT_REACH = 3.5  # deviations: real inputs reach further than those made here, above all where std is inferred
 PROBES = {"leaves": dead_leaves, "pink": pink_noise}
@@ -28,12 +33,15 @@ PROBES = {"leaves": dead_leaves, "pink": pink_noise}
 def make_signal(
     teacher: fx.GraphModule,
     stats: Stats,
-    signal: Gaussian | Propagated | Moved | Loader,
+    signal: Gaussian | Propagated | Made | Loader,
     *,
     seed: int,
     input_range: InputRange | None = None,
     images: tuple[Tensor, ...] | None = None,
     device: str = "cpu",
+    rival: Rival | None = None,
+    on_step: OnStep = ignore_steps,
+    checkpoints: Checkpoints = NOTHING_KEPT,
 ) -> tuple[Source, InputRange]:
     """Make the inputs every layer will be solved on.
 
@@ -43,7 +51,9 @@ def make_signal(
         signal: the recipe's part.
         input_range: mean and standard deviation of the network's first input; None = inferred from the first BatchNorm.
         images: inputs made before or real ones, as the network sees them; kind "loader" needs them.
-        device: where images are moved by `matched` and `inverted`.
+        device: where images are moved by `matched` and `inverted`, and the generator of `adversarial` is trained.
+        rival: a student that images moved here shall be hard for.
+        on_step, checkpoints: see `match`.
 
     Returns:
         The signal, and the range the images of the first input were made in.
@@ -59,19 +69,46 @@ def make_signal(
     if isinstance(signal, Loader):
         return Source(signal.kind, images, stats, at_batchnorm, seed), InputRange((), (), "the images given")
     shapes = [g.shape(node)[1:] for node in g.placeholders(teacher)]
-    moved = isinstance(signal, Moved)
-    count = signal.images or num_images(shapes[0], most=128 if moved else 512)
+    dear = isinstance(signal, Made)
+    count = signal.images or num_images(shapes[0], most=128 if dear else 512)
     shapes = [(count, *shape) for shape in shapes]
     unit = tuple(_unit_images(shape, signal, generator) for shape in shapes)
     first = input_range or infer_input_range(teacher, 0, unit[0], stats)
     ranges = [first, *(infer_input_range(teacher, i, unit[i], stats) for i in range(1, len(unit)))]
-    if moved and stats and images is None and len(unit) == 1 and unit[0].dim() == 4:
-        unit = (match(teacher, stats, unit[0], signal, input_range=first, generator=generator, device=device),)
+    note, network = "", None
+    if dear and stats and images is None and len(unit) == 1 and unit[0].dim() == 4:
+        means = _Means(input_range=first, generator=generator, device=device, on_step=on_step, checkpoints=checkpoints)
+        image, note, network = _dear_images(teacher, stats, signal, unit[0], means, rival)
+        images = (image,)
     inputs = images or tuple(in_range(x, r) for x, r in zip(unit, ranges, strict=True))
-    if moved:
+    if dear:
         inputs = tuple(x.half().float() for x in inputs)  # as a run directory keeps them
     reach = tuple((min(r.mean) - INPUT_REACH * max(r.std), max(r.mean) + INPUT_REACH * max(r.std)) for r in ranges)
-    return Source(signal.kind, inputs, stats, at_batchnorm, seed, reach), first
+    return Source(signal.kind, inputs, stats, at_batchnorm, seed, reach, note, network), first
+
+
+class _Means(TypedDict):
+    """With what images are made."""
+
+    input_range: InputRange
+    generator: torch.Generator
+    device: str
+    on_step: OnStep
+    checkpoints: Checkpoints
+
+
+def _dear_images(
+    teacher: fx.GraphModule, stats: Stats, signal: Made, probes: Tensor, means: _Means, rival: Rival | None
+) -> tuple[Tensor, str, nn.Module | None]:
+    """Images as the network sees them, how well they came out, and the generator that made them."""
+    if isinstance(signal, Adversarial):
+        network = train(teacher, stats, signal, **means)
+        noise = network.noise(len(probes), means["generator"])
+        with torch.no_grad():
+            return in_range(network(noise), means["input_range"]), "", network
+    start = probes if motion_of(signal) is SHORT else torch.randn(probes.shape, generator=means["generator"])
+    made = match(teacher, stats, start, signal, rival=rival, **means)
+    return in_range(made.images, means["input_range"]), f"; {made}", None
 
 
 def num_images(shape: tuple[int, ...], *, most: int) -> int:
@@ -81,7 +118,7 @@ def num_images(shape: tuple[int, ...], *, most: int) -> int:
 
 
 def _unit_images(
-    shape: tuple[int, ...], signal: Gaussian | Propagated | Moved | Loader, generator: torch.Generator
+    shape: tuple[int, ...], signal: Gaussian | Propagated | Made | Loader, generator: torch.Generator
 ) -> Tensor:
     """Zero mean, unit standard deviation: N(0, 1) for the paper's signal, procedural images for ours."""
     if signal.kind == "gaussian" or len(shape) != 4:

@@ -1,24 +1,78 @@
-"""Images that make the network remember: probes moved until BatchNorm outputs have the statistics it keeps."""
+"""Images that make the network remember: moved by Adam until BatchNorm outputs have the statistics it keeps."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, fx
 
 from datafree import graph as g
+from datafree.checkpoints import EVERY, NOTHING_KEPT, Checkpoints, OnStep, adam_state, ignore_steps, restore_adam
 from datafree.recipe import Inverted, Moved
 from datafree.records import ChannelStats, InputRange, Stats
+from datafree.signals.inversion import (
+    PUBLISHED,
+    Motion,
+    competition,
+    size,
+    statistics_distance,
+    total_variation,
+)
 from datafree.signals.source import batch_statistics
 
-LEARNING_RATE = 0.1  # of unit-variance images, Adam
-BATCH = 64  # images moved together; their joint statistics are what is matched
-PIXEL_REACH = 2.2  # largest unit-variance pixel: 8-bit pixels end about two standard deviations from their mean (ours)
+# ours; 8-bit pixels end about two standard deviations from their mean
+SHORT = Motion(lr=0.1, betas=(0.9, 0.99), annealed=True, batch=64, jitter=None, flips=True, reach=2.2)
+SHORT_STEPS = 200  # ours
+PATIENCE = 50  # steps after which the loss has to be below its start
 
 
 class MatchingError(ValueError):
-    """The loss is no longer a number."""
+    """The loss is no longer a number, or rises; the device is not there."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A student whose answers the images shall not share (Deep Inversion's adaptive form)."""
+
+    logits: Callable[[Tensor], Tensor]  # differentiable
+    weight: float
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Images, and how well the network remembers them.
+
+    distance: of BatchNorm outputs from what it remembers, before and after; the mean over batches.
+    asked: percent of the images that get the class they were asked to show; None = no class was asked for.
+    """
+
+    images: Float[Tensor, "n c h w"]
+    distance: tuple[float, float]
+    asked: float | None = None
+
+    def __str__(self) -> str:
+        before, after = self.distance
+        asked = "" if self.asked is None else f", {self.asked:.0f} % show the class asked for"
+        return f"distance from BatchNorm {before:.3g} -> {after:.3g}{asked}"
+
+
+def motion_of(method: Moved) -> Motion:
+    """How images of this kind and setting move."""
+    published = isinstance(method, Inverted) and method.setting != "short"
+    return PUBLISHED[method.setting].motion if published else SHORT  # type: ignore[union-attr]
+
+
+def steps_of(method: Moved) -> int:
+    """Steps of the recipe, or those of the setting."""
+    if method.steps is not None:
+        return method.steps
+    assert isinstance(method, Inverted), "only its settings bring steps"
+    return SHORT_STEPS if method.setting == "short" else PUBLISHED[method.setting].steps
 
 
 def match(
@@ -30,7 +84,10 @@ def match(
     input_range: InputRange,
     generator: torch.Generator,
     device: str = "cpu",
-) -> Float[Tensor, "n c h w"]:
+    rival: Rival | None = None,
+    on_step: OnStep = ignore_steps,
+    checkpoints: Checkpoints = NOTHING_KEPT,
+) -> Matched:
     """Move images by Adam until the outputs of BatchNorm have the mean and standard deviation it remembers.
 
     Minimise, over images x seen through a random shift and flip at every step,
@@ -38,29 +95,44 @@ def match(
         sum over BatchNorms of mean_c [(m_c - mean_c)^2 + (d_c - std_c)^2] / std_c^2  +  a CE(logits, class)  +  b TV(x)
 
     with m, d the batch's mean and standard deviation. The first term is DeepInversion's (arXiv 1912.08795, eq. 4),
-    normalised per channel (ours); random classes are asked for by `inverted` alone; the start from dead leaves and
-    the step counts are ours. Pixels stay within what 8-bit images reach.
+    normalised per channel (ours); classes are asked for by `inverted` alone; the start from dead leaves and the step
+    counts are ours. With another `setting` losses, start and steps are Deep Inversion's own, see `inversion.py`.
 
     Args:
         unit: starting images, zero mean and unit variance; the network sees `unit * std + mean` of `input_range`.
         device: where the steps are taken, "cpu" or "cuda"; the images come back to the CPU.
+        rival: a student to compete with.
+        checkpoints: where batches, and states of the one under way, are kept; found there, work goes on from them.
 
     Raises:
-        MatchingError: the loss is not finite; names the step. The device is not there.
+        MatchingError: the loss is not finite, or has not fallen below its start; names the step and what to change.
+            The device is not there.
     """
     if device != "cpu":
-        teacher, stats = _on_device(teacher, stats, device)
-    parts = [
-        _match_batch(teacher, stats, part.to(device), method, input_range=input_range, generator=generator)
-        for part in unit.split(BATCH)
-    ]
-    return torch.cat(parts).cpu()
+        teacher, stats = on_device(teacher, stats, device)
+    motion, total = motion_of(method), steps_of(method)
+    parts = unit.split(motion.batch)
+    made = []
+    for number, part in enumerate(parts):
+        targets = _targets(teacher, len(part), generator) if isinstance(method, Inverted) else None
+        targets = None if targets is None else targets.to(device)
+        objective = _Objective(teacher, stats, method, input_range, targets, rival)
+        done, all_steps = number * total, len(parts) * total
+        watch = lambda step, done=done: on_step("making images", done + step, all_steps)  # noqa: E731, B023
+        kept = checkpoints.part(f"images.{number}")
+        made.append(_move(part.to(device), objective, motion, total, generator, watch, kept))
+    weights = torch.tensor([len(part) for part in parts]) / len(unit)
+    distance = tuple(float(sum(w * m.distance[i] for w, m in zip(weights, made, strict=True))) for i in (0, 1))
+    asked = [m.asked for m in made if m.asked is not None]
+    mean = float(sum(w * a for w, a in zip(weights, asked, strict=True))) if asked else None
+    return Matched(torch.cat([m.images for m in made]).cpu(), (distance[0], distance[1]), mean)
 
 
-def _on_device(teacher: fx.GraphModule, stats: Stats, device: str) -> tuple[fx.GraphModule, Stats]:
+def on_device(teacher: fx.GraphModule, stats: Stats, device: str) -> tuple[fx.GraphModule, Stats]:
+    """Copies on another device; MatchingError where it is not there."""
     try:
         moved = g.duplicate(teacher).to(device)
-        return moved, {n: ChannelStats(s.mean.to(device), s.std.to(device)) for n, s in stats.items()}
+        return moved, {n: s.to(device) for n, s in stats.items()}
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise MatchingError(
@@ -68,41 +140,100 @@ def _on_device(teacher: fx.GraphModule, stats: Stats, device: str) -> tuple[fx.G
         ) from None
 
 
-def _match_batch(
-    teacher: fx.GraphModule,
-    stats: Stats,
+@dataclass(frozen=True)
+class _Objective:
+    """The loss of one view of a batch: (loss, distance from BatchNorm's statistics, logits)."""
+
+    teacher: fx.GraphModule
+    stats: Stats
+    method: Moved
+    input_range: InputRange
+    targets: Int[Tensor, " n"] | None
+    rival: Rival | None
+
+    def __call__(self, view: Float[Tensor, "n c h w"]) -> tuple[Tensor, Tensor, Tensor | None]:
+        method, x = self.method, in_range(view, self.input_range)
+        published = PUBLISHED.get(method.setting) if isinstance(method, Inverted) else None
+        if published is None:
+            distance, logits = mismatch(self.teacher, self.stats, x, _relative_distance)
+            loss = distance + method.smoothness * _roughness(view)
+            class_weight = method.class_weight if isinstance(method, Inverted) else 0.0
+        else:
+            distance, logits = mismatch(self.teacher, self.stats, x, statistics_distance, first=published.first)
+            loss = published.statistics * distance + published.tv * total_variation(view) + published.l2 * size(view)
+            class_weight = published.class_weight
+        if self.targets is not None and logits is not None:
+            loss = loss + class_weight * F.cross_entropy(logits, self.targets)
+        if self.rival is not None and logits is not None:
+            loss = loss + self.rival.weight * competition(logits, self.rival.logits(x))
+        return loss, distance, logits
+
+
+def _move(
     unit: Tensor,
-    method: Moved,
-    *,
-    input_range: InputRange,
+    objective: _Objective,
+    motion: Motion,
+    steps: int,
     generator: torch.Generator,
-) -> Tensor:
-    targets = _targets(teacher, len(unit), generator) if isinstance(method, Inverted) else None
-    targets = None if targets is None else targets.to(unit.device)
+    watch: Callable[[int], None],
+    checkpoints: Checkpoints,
+) -> Matched:
+    """One batch, all steps."""
     images = unit.clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([images], lr=LEARNING_RATE, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, method.steps)
-    reach = max(1, min(unit.shape[2:]) // 12)
-    for step in range(method.steps):
-        shift = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
+    optimizer = torch.optim.Adam([images], lr=motion.lr, betas=motion.betas)
+    jitter = max(1, min(unit.shape[2:]) // 12) if motion.jitter is None else min(motion.jitter, min(unit.shape[2:]) - 1)
+    record = {"start": 0, "losses": [], "distances": []}
+    kept = checkpoints.read("state")
+    if kept is not None:
+        record = checkpoints.record("state")
+        images.data.copy_(kept["images"])
+        restore_adam(optimizer, kept)
+        generator.set_state(kept["generator"])
+    losses, distances = record["losses"], record["distances"]
+    for step in range(record["start"], steps):
+        for group in optimizer.param_groups:
+            group["lr"] = motion.lr * (_cosine(step / steps) if motion.annealed else 1.0)
+        shift = torch.randint(-jitter, jitter + 1, (2,), generator=generator).tolist()
         with torch.enable_grad():
             view = torch.roll(images, shift, (2, 3))
-            view = view.flip(3) if step % 2 else view
-            mismatch, logits = _mismatch(teacher, stats, in_range(view, input_range))
-            loss = mismatch + method.smoothness * _total_variation(view)
-            if targets is not None and logits is not None:
-                loss = loss + method.class_weight * F.cross_entropy(logits, targets)
+            view = view.flip(3) if motion.flips and step % 2 else view
+            loss, distance, _ = objective(view)
             optimizer.zero_grad()
             loss.backward()
-        if not bool(torch.isfinite(loss)):
-            raise MatchingError(
-                f"making images: the loss is {float(loss.detach())} at step {step}; use signal.kind propagated"
-            )
+        losses, distances = [*losses, float(loss.detach())], [*distances, float(distance.detach())]
+        check_loss(losses, step)
         optimizer.step()
-        schedule.step()
         with torch.no_grad():
-            images.clamp_(-PIXEL_REACH, PIXEL_REACH)
-    return images.detach()
+            images.clamp_(-motion.reach, motion.reach)
+        watch(step + 1)
+        if (step + 1) % EVERY == 0 or step + 1 == steps:
+            state = {"images": images, "generator": generator.get_state(), **adam_state(optimizer)}
+            checkpoints.write("state", state, {"start": step + 1, "losses": losses, "distances": distances})
+    with torch.no_grad():
+        _, last, logits = objective(images.detach())
+    targets = objective.targets
+    asked = None if targets is None or logits is None else 100 * float((logits.argmax(1) == targets).float().mean())
+    return Matched(images.detach(), (distances[0], float(last)), asked)
+
+
+def _cosine(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def check_loss(losses: list[float], step: int) -> None:
+    """Stop where going on is a waste.
+
+    Raises:
+        MatchingError: the last loss is no number, or all of the last ones are above the first.
+    """
+    change = "take signal.setting=short, a larger signal.smoothness, or signal.kind=propagated"
+    if not torch.isfinite(torch.tensor(losses[-1])):
+        raise MatchingError(f"making images: the loss is {losses[-1]} at step {step}; {change}")
+    if len(losses) > PATIENCE and min(losses[-PATIENCE // 2 :]) > losses[0]:
+        raise MatchingError(
+            f"making images: the loss is {losses[-1]:.4g} at step {step}, above the {losses[0]:.4g} it started from; "
+            f"{change}"
+        )
 
 
 def in_range(x: Float[Tensor, "n c ..."], chosen: InputRange) -> Float[Tensor, "n c ..."]:
@@ -112,29 +243,42 @@ def in_range(x: Float[Tensor, "n c ..."], chosen: InputRange) -> Float[Tensor, "
     return x * std + mean
 
 
-def _mismatch(teacher: fx.GraphModule, stats: Stats, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Distance of all BatchNorm outputs from what BatchNorm remembers, and the logits where there are any."""
-    total, value = x.new_zeros(()), None
+def mismatch(
+    teacher: fx.GraphModule,
+    stats: Stats,
+    x: Tensor,
+    distance: Callable[[Tensor, Tensor, ChannelStats], Tensor],
+    *,
+    first: float = 1.0,
+) -> tuple[Tensor, Tensor | None]:
+    """Distance of all BatchNorm outputs from what BatchNorm remembers, and the logits where there are any.
+
+    Args:
+        distance: of one BatchNorm: (mean (C,), std (C,), what it remembers) -> scalar.
+        first: weight of the first BatchNorm; the others weigh 1.
+    """
+    total, value, weight = x.new_zeros(()), None, first
     for node, values in g.walk(teacher, (x,)):
         if node not in values:
             value = values[node] = g.execute(node, values)
         if node.name in stats:
-            total = total + _distance(*batch_statistics(values[node]), stats[node.name])
+            total = total + weight * distance(*batch_statistics(values[node]), stats[node.name])
+            weight = 1.0
     logits = value if isinstance(value, Tensor) and value.dim() == 2 else None
     return total, logits
 
 
-def _distance(mean: Tensor, std: Tensor, wanted: ChannelStats) -> Tensor:
+def _relative_distance(mean: Tensor, std: Tensor, wanted: ChannelStats) -> Tensor:
     floor = 1e-2 * wanted.std.square().mean()
     return (((mean - wanted.mean) ** 2 + (std - wanted.std) ** 2) / (wanted.std.square() + floor)).mean()
 
 
-def _total_variation(x: Float[Tensor, "n c h w"]) -> Tensor:
+def _roughness(x: Float[Tensor, "n c h w"]) -> Tensor:
     """Mean square difference of neighbouring pixels, unit-variance images."""
     return (x[:, :, 1:] - x[:, :, :-1]).square().mean() + (x[:, :, :, 1:] - x[:, :, :, :-1]).square().mean()
 
 
-def _targets(teacher: fx.GraphModule, count: int, generator: torch.Generator) -> Tensor | None:
+def _targets(teacher: fx.GraphModule, count: int, generator: torch.Generator) -> Int[Tensor, " n"] | None:
     """A random class for every image, where the network returns logits (N, classes)."""
     returned = g.outputs(teacher)
     if len(returned) != 1 or len(g.shape(returned[0])) != 2:

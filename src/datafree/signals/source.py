@@ -34,6 +34,8 @@ class Source:
     at_batchnorm: str = "keep"
     seed: int = 0
     reach: tuple[tuple[float, float], ...] | None = None
+    note: str = ""  # how well the images came out
+    generator: torch.nn.Module | None = None  # that made them
 
     @property
     def draws(self) -> bool:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from datafree.affine import dequantize, quantize
+from datafree.counting import spend
 from datafree.records import LayerJob, QParams
 
 BLOCK = 64  # columns rounded between two matrix products
@@ -49,6 +50,7 @@ def polished(q: Float[Tensor, "g o n"], job: LayerJob, qparams: QParams, *, pass
         parts = zip(q.split(job.moments.cov.shape[-1], 2), job.blocks(), strict=True)
         return torch.cat([polished(part, block, qparams, passes=passes) for part, block in parts], 2)
     groups, rows, taps = q.shape
+    spend((1 + passes) * q.numel() * taps)
     scale = qparams.scale.double().expand(groups * rows).view(groups, rows)
     h = job.moments.cov.double()
     slope = (job.weight - dequantize(q.flatten(0, 1), qparams).view_as(q)).double() @ h
@@ -77,11 +79,13 @@ def damped(h: Float[Tensor, "g n n"], share: float) -> Float[Tensor, "g n n"]:
 
 def _upper_factor(h: Float[Tensor, "g n n"]) -> Float[Tensor, "g n n"]:
     """R with H = R R^T, R upper triangular: the Cholesky factor of H read backwards."""
+    spend(h.numel() * h.shape[2] // 6)
     return torch.linalg.cholesky(h.flip(1, 2)).flip(1, 2)
 
 
 def _round_columns(w: Tensor, factor: Tensor, qparams: QParams, keep: Tensor | None) -> Float[Tensor, "g o n"]:
     groups, rows, taps = w.shape
+    spend(w.numel() * taps // 2)
     q = torch.empty(groups, rows, taps)
     error = torch.zeros_like(w)
     for start in range(0, taps, BLOCK):

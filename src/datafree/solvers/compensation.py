@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from datafree.counting import spend
 from datafree.moments import shrunk
 from datafree.records import LayerJob, Moments
 from datafree.solvers.closed import damped
@@ -48,6 +49,7 @@ def _least_squares(weight: Float[Tensor, "g o n"], moments: Moments, damping: fl
     assert moments.cross is not None, "least squares needs Cov[u, u']"
     h = damped(moments.cov, damping)
     extra = (h - moments.cov.double()).diagonal(dim1=1, dim2=2)[:, None, :]
+    spend(h.numel() * h.shape[2] // 6 + 2 * weight.numel() * h.shape[2])
     right = weight @ moments.cross.double() + extra * weight
     return torch.cholesky_solve(right.transpose(1, 2), torch.linalg.cholesky(h)).transpose(1, 2)
 
@@ -69,6 +71,7 @@ def best_share(weight: Float[Tensor, "g o n"], first: Moments, second: Moments) 
             for w, step, other in zip(parts, steps, others, strict=True):
                 assert other.cross is not None, "both halves know Cov[u, u']"
                 h = other.cov.double()
+                spend(2 * w.numel() * h.shape[2])
                 gain += float((step * (w @ (other.cross.double() - h))).sum())
                 power += float(((step @ h) * step).sum())
         share = max(0.0, min(1.0, gain / power)) if power > 0 else 0.0

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from datafree.affine import dequantize, quantize
+from datafree.counting import spend
 from datafree.records import LayerJob, QParams
 
 HELD_OUT = (32, 4096)  # rows, at least and at most; fewer would say nothing, more nothing new
@@ -65,6 +66,7 @@ def _train(job: LayerJob, form: Callable[[Tensor], Tensor]) -> Float[Tensor, "g 
 
 def _moved(difference: Tensor, rows: Tensor) -> Float[Tensor, "g r o"]:
     """Square of what a change of the weights does to each output, less its mean, which goes into the bias."""
+    spend((1 + difference.requires_grad) * rows.numel() * difference.shape[1])
     moved = rows.permute(1, 0, 2) @ difference.transpose(1, 2)
     return (moved - moved.mean(1, keepdim=True)).square()
 

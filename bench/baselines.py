@@ -1,0 +1,148 @@
+"""Published methods by name, put together from this package's parts, for benches to stand beside.
+
+    student = BASELINES["DFQ"](model, example, bits_w=8, bits_a=8, per="tensor", ends="alike", seed=0)
+    student = PRUNING["magnitude, one threshold"](model, example, sparsity=0.5)
+
+All return a student of the same form as `compress` does: what differs is how integers, ranges and biases were chosen.
+Deviations from the papers: weights of 8 bits are symmetric, as this form stores them, and tensors that are summed,
+concatenated or pooled have 8 bits. GDFQ (arXiv 2003.03603) is not here: its conditional generator and fine-tuning are
+more code than all of this; `signal: adversarial` with `distill` is the nearest thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, fx, nn
+
+import dfq
+import zeroq
+from datafree import Recipe, compress
+from datafree import graph as g
+from datafree.affine import grid
+from datafree.assemble import assemble
+from datafree.batchnorm import fold_batchnorm_
+from datafree.capture import trace
+from datafree.layer import Grids, compress_layer
+from datafree.plan import LayerPlan, plan_layers, root
+from datafree.records import LayerJob, LayerResult, Moments
+
+PLAIN = [
+    "signal.kind=propagated", "equalize=off", "solve.sequential=false", "solve.method=nearest", "solve.clip=false",
+    "solve.bias_correction=false",
+]  # fmt: skip
+SQUANT = ["signal.kind=propagated", "equalize=off", "solve.sequential=false", "solve.method=squant"]
+
+
+def by_settings(
+    settings: list[str], model: nn.Module, example: Tensor, *, bits_w: int, bits_a: int, per: str = "channel",
+    ends: str = "eight", seed: int = 0,
+) -> nn.Module:  # fmt: skip
+    """A baseline that is a recipe of this package: plain rounding, SQuant (arXiv 2202.07471)."""
+    recipe = _recipe(bits_w, bits_a, per, ends).updated(settings)
+    return compress(model, recipe, example, seed=seed).student
+
+
+def by_dfq(
+    model: nn.Module, example: Tensor, *, bits_w: int, bits_a: int, per: str = "channel", ends: str = "eight",
+    seed: int = 0, replace_relu6: bool = True,
+) -> nn.Module:  # fmt: skip
+    """Data-free quantization as published (arXiv 1906.04721), see `dfq`."""
+    made = dfq.prepare(model, example, replace_relu6=replace_relu6, seed=seed)
+    recipe = _recipe(bits_w, bits_a, per, ends).updated([*PLAIN, "solve.bias_correction=true"])
+    return rounded(made.teacher, recipe, made.ranges, made.means)
+
+
+def by_zeroq(
+    model: nn.Module, example: Tensor, *, bits_w: int, bits_a: int, per: str = "channel", ends: str = "eight",
+    seed: int = 0, images: Tensor | None = None,
+) -> nn.Module:  # fmt: skip
+    """ZeroQ with one width for all layers (arXiv 2001.00281): rounded to nearest, ranges from distilled images.
+
+    Args:
+        images: from `zeroq.distill_images`, which takes minutes, for other widths of the same network; None = made.
+    """
+    images = zeroq.distill_images(model, example, seed=seed) if images is None else images
+    teacher = trace(model, example)
+    fold_batchnorm_(teacher)
+    recipe = _recipe(bits_w, bits_a, per, ends).updated(PLAIN)
+    return rounded(teacher, recipe, zeroq.extremes(teacher, images), {})
+
+
+def by_magnitude(scope: str, model: nn.Module, example: Tensor, *, sparsity: float, seed: int = 0) -> nn.Module:
+    """The smallest weights become zero, the same share of every layer or below one threshold; nothing is rounded."""
+    prune = {"sparsity": sparsity, "scope": scope, "score": "magnitude"}
+    recipe = Recipe(weights={"bits": None}, activations={"bits": None}, prune=prune).updated(PLAIN)
+    return compress(model, recipe, example, seed=seed).student
+
+
+BASELINES: dict[str, Callable[..., nn.Module]] = {
+    "plain rounding": partial(by_settings, PLAIN),
+    "DFQ": by_dfq,
+    "DFQ, ReLU6 kept": partial(by_dfq, replace_relu6=False),
+    "ZeroQ": by_zeroq,
+    "SQuant": partial(by_settings, SQUANT),
+}
+PRUNING: dict[str, Callable[..., nn.Module]] = {
+    "magnitude, each layer": partial(by_magnitude, "layer"),
+    "magnitude, one threshold": partial(by_magnitude, "global"),
+}
+
+
+def with_bits_of(recipe: Recipe, name: str, model: nn.Module, example: Tensor, *, seed: int = 0) -> nn.Module:
+    """A quantization baseline with the widths, granularity and ends of a recipe.
+
+    Raises:
+        ValueError: no such baseline, or the recipe leaves weights or activations in float.
+    """
+    if name not in BASELINES:
+        raise ValueError(f"there is no baseline {name!r}; there are {'; '.join(BASELINES)}")
+    bits_w, bits_a, per = recipe.weights.bits, recipe.activations.bits, recipe.weights.per
+    if bits_w is None or bits_a is None:
+        raise ValueError(
+            f"{name} needs bits of weights and activations, the recipe has {bits_w} and {bits_a}; give 2..8"
+        )
+    return BASELINES[name](model, example, bits_w=bits_w, bits_a=bits_a, per=per, ends=recipe.ends, seed=seed)
+
+
+def _recipe(bits_w: int, bits_a: int, per: str, ends: str) -> Recipe:
+    return Recipe(weights={"bits": bits_w, "per": per}, activations={"bits": bits_a}, ends=ends)
+
+
+def rounded(
+    teacher: fx.GraphModule, recipe: Recipe, ranges: dict[str, dfq.Range], means: dict[str, Tensor]
+) -> fx.GraphModule:
+    """The student with weights rounded to nearest, tensors on given ranges, and biases corrected with given means.
+
+    Args:
+        ranges: ends of every tensor by node name.
+        means: of every tensor's channels (C,), by node name; left out = zero, which corrects nothing.
+    """
+    plan = plan_layers(teacher, recipe)
+    grids: Grids = {}
+    for name, widths in plan.sites.items():
+        low, high = (torch.tensor([end]) for end in ranges[name])
+        grids |= {(name, bits): grid(low, high, bits=bits, symmetric=False) for bits in widths}
+    results = {name: _rounded_layer(teacher, item, recipe, grids, means) for name, item in plan.layers.items()}
+    return assemble(teacher, plan, results, grids)
+
+
+def _rounded_layer(
+    teacher: fx.GraphModule, item: LayerPlan, recipe: Recipe, grids: Grids, means: dict[str, Tensor]
+) -> LayerResult:
+    layer, weight = item.layer, g.weight(teacher, item.layer)
+    source = g.node_of(teacher, layer.node).args[0]
+    mean = dfq.taps(means.get(source.name, torch.zeros(layer.groups * weight.shape[1])), layer, weight)
+    job = LayerJob(
+        name=layer.name,
+        weight=g.grouped(weight, layer.groups),
+        bias=g.bias(teacher, layer),
+        moments=Moments(mean, mean, torch.ones_like(mean), num_rows=2**31),  # a mean known exactly has no noise
+        spec=item.weights,
+        method=recipe.solve,
+        seed=0,
+        input_scale=float(grids[root(source).name, item.input_bits].scale),
+    )
+    return compress_layer(job)

@@ -1,0 +1,126 @@
+"""The images a student is distilled on: as they are, or made on the way by a generator trained against it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, fx
+
+from datafree.checkpoints import NOTHING_KEPT, Checkpoints, OnStep, ignore_steps
+from datafree.recipe import Adversarial, Inverted, Matched, Recipe
+from datafree.records import InputRange
+from datafree.signals import make_signal
+from datafree.signals.adversarial import Adversary, new_adversary
+from datafree.signals.matching import Rival
+from datafree.signals.source import Source
+
+HELD_OUT = 4  # one image in so many is never trained on
+JITTER = 8  # the side over this is the reach of the random shift
+
+Student = Callable[[Tensor], Tensor]
+
+
+class DistillError(ValueError):
+    """A loss that is no number or grows, or images the student cannot be trained on."""
+
+
+class Given:
+    """Images that stay as they are, drawn at random, blended in pairs and seen through a random shift and flip."""
+
+    def __init__(self, images: Float[Tensor, "n c h w"], *, size: int, rng: torch.Generator) -> None:
+        order = torch.randperm(len(images), generator=rng)
+        cut = max(1, len(images) // HELD_OUT)
+        self.held_out, self._seen = images[order[:cut]], images[order[cut:]] if len(images) > 1 else images
+        self._size, self._rng = size, rng
+
+    def batch(self, student: Student, step: int) -> Float[Tensor, "n c h w"]:
+        chosen = torch.randint(len(self._seen), (min(self._size, len(self._seen)),), generator=self._rng)
+        reach = max(1, min(self._seen.shape[2:]) // JITTER)
+        shift = torch.randint(-reach, reach + 1, (2,), generator=self._rng).tolist()
+        x = torch.roll(self._seen[chosen], shift, (2, 3))
+        share = torch.rand(len(x), 1, 1, 1, generator=self._rng)
+        mixed = torch.lerp(x, x[torch.randperm(len(x), generator=self._rng)], share)
+        return mixed.flip(3) if step % 2 else mixed
+
+    def state(self) -> dict[str, Tensor]:
+        return {"rng": self._rng.get_state()}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        self._rng.set_state(tensors["rng"])
+
+
+class Generated:
+    """Images of a generator that moves at every step to where the student is wrong (AKD, arXiv 2005.04136)."""
+
+    def __init__(self, adversary: Adversary, on_step: OnStep) -> None:
+        self._adversary = adversary
+        warmup = adversary.method.warmup
+        for step in range(warmup):
+            adversary.step(None)
+            on_step("warming up the generator", step + 1, warmup)
+        with torch.no_grad():
+            self.held_out = adversary.images(4 * adversary.method.batch)
+
+    def batch(self, student: Student, step: int) -> Float[Tensor, "n c h w"]:
+        return self._adversary.step(student)[1]
+
+    def state(self) -> dict[str, Tensor]:
+        return {**self._adversary.state(), "held_out": self.held_out}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        self._adversary.restore(tensors)
+        self.held_out = tensors["held_out"]
+
+
+Images = Given | Generated
+"""`held_out` (m, C, H, W); `batch(student, step)`; `state()` and `restore(tensors)`, for checkpoints."""
+
+
+def images_for(
+    teacher: fx.GraphModule,
+    source: Source,
+    known_range: InputRange,
+    recipe: Recipe,
+    student: Student,
+    *,
+    device: str = "cpu",
+    on_step: OnStep = ignore_steps,
+    checkpoints: Checkpoints = NOTHING_KEPT,
+) -> Images:
+    """The images that `recipe.distill` asks for; those of the signal where it is of that kind.
+
+    Raises:
+        DistillError: a network of several inputs, or of one that is no image; "loader" without given images.
+    """
+    method = recipe.distill
+    assert method is not None, "there is something to distill"
+    shapes = [tuple(x.shape[1:]) for x in source.inputs]
+    if len(shapes) != 1 or len(shapes[0]) != 3:
+        raise DistillError(f"distillation needs one image input (C, H, W), this network takes {shapes}; leave it out")
+    rng = torch.Generator().manual_seed(source.seed + 1)
+    if method.images == "adversarial":
+        signal = recipe.signal if isinstance(recipe.signal, Adversarial) else Adversarial(batch=method.batch)
+        adversary = new_adversary(teacher, source.stats, signal, input_range=known_range, rng=rng, device=device)
+        return Generated(adversary, on_step)
+    if method.images == "loader" and source.kind != "loader":
+        raise DistillError("distill.images is 'loader' but no images were given; set signal.kind=loader too")
+    images = source.inputs[0]
+    if source.kind != method.images or method.compete:
+        signal = Inverted() if method.images == "inverted" else Matched()
+        signal = recipe.signal if recipe.signal.kind == method.images else signal
+        rival = Rival(student, method.compete) if method.compete else None
+        made, _ = make_signal(
+            teacher,
+            source.stats,
+            signal,
+            seed=source.seed + 1,
+            input_range=known_range,
+            device=device,
+            rival=rival,
+            on_step=on_step,
+            checkpoints=checkpoints.part("distill"),
+        )
+        images = made.inputs[0] if source.kind != method.images else torch.cat([images, made.inputs[0]])
+    return Given(images, size=method.batch, rng=rng)

@@ -1,0 +1,84 @@
+"""Multiply-adds counted while they are spent: by hand on a tiny net, and against torch's own counter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from datafree import Recipe, compress
+from datafree import graph as g
+from datafree.capture import trace
+from datafree.counting import counted, counting, spend
+from datafree.pools import processes, serial
+from nets import FEW_FAST, NETS
+
+TINY = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4), nn.Flatten())
+TINY_MACS = 4 * 27 * 64 + 4 * 9 * 36  # 8x8 positions of the first, 6x6 of the second
+
+
+def run(graph, inputs):
+    for node, values in g.walk(graph, inputs):
+        if node not in values:
+            values[node] = g.execute(node, values)
+
+
+def test_forward_passes_are_counted_as_by_hand():
+    graph = trace(TINY.eval(), torch.zeros(2, 3, 8, 8))
+    with counted() as spent, torch.no_grad():
+        run(graph, (torch.zeros(5, 3, 8, 8),))
+    assert spent.macs == 5 * TINY_MACS
+
+
+def test_a_backward_pass_counts_each_operand_that_wants_a_gradient():
+    graph = trace(TINY.eval(), torch.zeros(2, 3, 8, 8))
+    for parameter in graph.parameters():
+        parameter.requires_grad_(False)
+    x = torch.zeros(1, 3, 8, 8, requires_grad=True)
+    with counted() as spent, torch.enable_grad():
+        run(graph, (x,))
+    assert spent.macs == 2 * TINY_MACS  # forward, and the gradient of x
+
+
+@pytest.mark.parametrize("name", FEW_FAST)
+def test_counts_are_those_of_torch(name):
+    model, inputs = NETS[name]()
+    graph = trace(model, inputs)
+    with torch.no_grad(), FlopCounterMode(display=False) as torch_counter, counted() as spent:
+        run(graph, inputs)
+    assert spent.macs > 0
+    assert 2 * spent.macs == torch_counter.get_total_flops()
+
+
+def _spend_seven(item):
+    spend(7)
+    return item
+
+
+@pytest.mark.parametrize("pool", [serial, processes(2)], ids=["serial", "processes"])
+def test_what_a_pool_spends_is_counted_here(pool):
+    with counted() as spent:
+        assert list(counting(pool)(_spend_seven, [1, 2, 3])) == [1, 2, 3]
+    assert spent.macs == 21
+
+
+def test_an_inner_count_is_not_the_outer_ones():
+    with counted() as outer:
+        with counted() as inner:
+            spend(3)
+        spend(1)
+    assert (outer.macs, inner.macs) == (1, 3)
+    spend(5)  # no counter: nowhere to go
+    assert (outer.macs, inner.macs) == (1, 3)
+
+
+def test_a_summary_says_what_the_compression_spent():
+    model, inputs = NETS["residual"]()
+    cheap = compress(model, Recipe.preset("w8a8").updated(["signal.images=2"]), inputs).summary
+    dear = compress(model, Recipe.preset("w8a8").updated(["signal.images=4"]), inputs).summary
+    assert cheap.forward_equivalents == pytest.approx(cheap.spent_macs / cheap.float_macs)
+    assert 2 <= cheap.forward_equivalents < dear.forward_equivalents
+    moved = ["signal.kind=inverted", "signal.steps=3", "signal.images=2"]
+    inverted = compress(model, Recipe.preset("w8a8").updated(moved), inputs).summary
+    assert inverted.forward_equivalents - cheap.forward_equivalents == pytest.approx(2 * 3 * 2 + 2, rel=0.35)
