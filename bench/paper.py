@@ -13,7 +13,9 @@ What the paper claims and what came out: docs/paper.md.
 from __future__ import annotations
 
 import json
+import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +73,7 @@ class Row:
 
 @dataclass
 class Bench:
-    """One network under measurement; `images` fills up as kinds of images are made once."""
+    """One network under measurement; images of each kind are made once and kept in `cache`."""
 
     name: str
     model: nn.Module
@@ -79,7 +81,7 @@ class Bench:
     data: list[tuple[torch.Tensor, torch.Tensor]]
     seed: int
     float_macs: int
-    images: dict[str, tuple[tuple[torch.Tensor, ...], int, float]]  # signal -> images, multiply-adds, seconds
+    cache: Path
 
     def run(self, part: str, method: str, preset: str, settings: Iterable[str]) -> Row:
         """Compress with a preset and settings, images made once and charged every time."""
@@ -100,14 +102,18 @@ class Bench:
         return self._row(part, method, preset, student, spent.macs, time.perf_counter() - start, 0.0, "")
 
     def _made(self, recipe: Recipe) -> tuple[tuple[torch.Tensor, ...], int, float]:
-        key = recipe.signal.model_dump_json()
-        if key not in self.images:
+        digest = zlib.crc32(recipe.signal.model_dump_json().encode())
+        path = self.cache / f"{self.name}-{self.seed}-{digest:08x}.pt"
+        if not path.exists():
             cheapest = Recipe.preset("w8a8").model_copy(update={"signal": recipe.signal})
             start = time.perf_counter()
             done = compress(self.model, cheapest, self.example, seed=self.seed, on_step=_say)
-            self.images[key] = (done.images, done.summary.spent_macs, time.perf_counter() - start)
-            print(f"  images: {done.summary.signal}, {self.images[key][2]:.0f} s", flush=True)
-        return self.images[key]
+            seconds = time.perf_counter() - start
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"images": done.images, "macs": done.summary.spent_macs, "seconds": seconds}, path)
+            print(f"  images: {done.summary.signal}, {seconds:.0f} s", flush=True)
+        kept = torch.load(path)
+        return kept["images"], kept["macs"], kept["seconds"]
 
     def _row(self, part, method, preset, student, macs, seconds, peak, note) -> Row:
         found = evaluate_models(student, self.model, self.data, layers=False)
@@ -202,6 +208,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=1000, help="evaluate on so many at most")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "datafree-paper")
     parser.add_argument("--render", action="store_true", help="only tables and plots of the rows on file")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -213,7 +220,7 @@ def main() -> None:
         data = list(zip(x[:count].split(100), y[:count].split(100), strict=True))
         model = zoo.load(name)
         macs = sum(layer_macs(trace(model, x[:1])).values())
-        bench = Bench(name, model, x[:1], data, options.seed, macs, {})
+        bench = Bench(name, model, x[:1], data, options.seed, macs, options.cache)
         for part in options.parts:
             _measure(part, bench, path)
     rows = written(path)

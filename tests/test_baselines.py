@@ -1,5 +1,6 @@
 """Published methods in `bench/`: each does what its paper says, on nets where the answer is known."""
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import sys

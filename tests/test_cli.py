@@ -310,7 +310,14 @@ def test_numbers_have_three_digits(number, text):
 def test_help_lists_every_command(capsys):
     code, out, err = call(capsys, "--help")
     assert (code, err) == (0, "")
-    assert re.findall(r"^  (\w+)  +[A-Z]", out, re.MULTILINE) == ["demo", "compress", "inspect", "evaluate"]
+    assert re.findall(r"^  (\w+)  +[A-Z]", out, re.MULTILINE) == [
+        "demo",
+        "compress",
+        "inspect",
+        "evaluate",
+        "export",
+        "bench",
+    ]
     assert call(capsys)[1] == out
 
 

@@ -1,5 +1,6 @@
 """The networks benches train for themselves: the same bits each time, kept between runs, of the kinds promised."""
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import sys

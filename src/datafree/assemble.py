@@ -92,7 +92,8 @@ def _put_weight(student: fx.GraphModule, node: fx.Node, result: LayerResult, inp
     shape = g.get_tensor(student, f"{name}.weight").shape
     if grid is None:
         with student.graph.inserting_before(node):
-            weight = g.attribute(student, f"{name}.weight", result.weight.view(shape))
+            # + 0.0: a pruned weight is no -0.0, which a packed file would have to store
+            weight = g.attribute(student, f"{name}.weight", result.weight.view(shape) + 0.0)
             node.args = (node.args[0], weight, g.attribute(student, f"{name}.bias", result.bias), *node.args[3:])
         return
     scale, bias = grid.scale, result.bias

@@ -1,4 +1,4 @@
-"""The command line, `datafree demo | compress | inspect | evaluate`; the only file that prints."""
+"""The command line, `datafree demo | compress | inspect | evaluate | export | bench`; the only file that prints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +32,8 @@ from datafree import graph as g
 from datafree import pipeline, run, tables
 from datafree.estimate import with_estimate
 from datafree.evaluate import evaluate_models
+from datafree.export.onnx import export_onnx
+from datafree.export.packed import save
 from datafree.images import BATCH_SIZE, load_images
 from datafree.inspect import inspect as inspect_model
 from datafree.layer import LayerError
@@ -258,6 +260,58 @@ def evaluate(
         found = run.evaluate(done, progress.track(images, total=num_batches, description="evaluating"))
     facts = {"images": str(data), "pixels": tables.pixels_text(used), **tables.evaluation_facts(found)}
     _show(tables.facts_table(f"{done.summary.model} of {directory}, on {found.num_images} images", facts))
+
+
+@app.command()
+def export(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory, --out of compress.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="NAME.onnx, or NAME.safetensors for a packed checkpoint.")
+    ],
+    opset: Annotated[int, typer.Option(metavar="13|21", help="Of ONNX.")] = 21,
+    int4: Annotated[bool, typer.Option("--int4", help="ONNX: 4-bit weights in 4 bits; smaller, slower.")] = False,
+    squeeze: Annotated[bool, typer.Option("--compress", help="Packed: squeeze the file with zlib, too.")] = False,
+    float32: Annotated[
+        bool, typer.Option("--float", help="ONNX: write the float network instead, to compare with.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Write the student as one file, run what was written, and say how near it is."""
+    _set_threads(threads)
+    done = Run.load(directory)
+    if file.suffix == ".onnx":
+        shown = replace(done, student=done.teacher) if float32 else done
+        check = export_onnx(shown, file, opset=opset, int4=int4, force=force)
+        facts, said = tables.export_facts(check), check.notes
+    elif file.suffix == ".safetensors":
+        save(done, file, compress=squeeze, force=force)
+        facts, said = tables.packed_facts(done, file), ()
+    else:
+        raise ValueError(f"{file} ends in {file.suffix or 'nothing'}; write a .onnx or a .safetensors file")
+    _show(tables.facts_table(f"{done.summary.model} of {directory}, written to {file}", facts), *tables.notes(said, ()))
+
+
+@app.command()
+def bench(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=".onnx or packed .safetensors files.")],
+    threads: Annotated[int, typer.Option(min=1, metavar="N", help="Of each runtime.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images in a run.")] = 1,
+    turns: Annotated[int, typer.Option(min=1, metavar="N", help="Rounds in which every file runs.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Time files side by side; the first is what the others are compared with."""
+    from datafree.export.latency import bench as timed
+
+    with _progress() as progress:
+        progress.add_task("taking turns", total=None)
+        found = timed(files, threads=threads, batch=batch, turns=turns)
+    if as_json:
+        print(json.dumps([asdict(item) for item in found], indent=2))
+    else:
+        _show(tables.latency_table(found))
 
 
 # ---- what the commands share

@@ -15,10 +15,13 @@ from datafree.layer import Grids
 from datafree.plan import Plan
 from datafree.recipe import Distill, Recipe
 from datafree.records import InputRange, LayerResult
+from datafree.signals.matching import in_range
+from datafree.signals.probes import dead_leaves
 from datafree.signals.source import Source
 from datafree.trainable import Trainable
 
 LOOKS = 10  # at images held out, while training
+NUM_PROBES = 64
 RISE = 3.0  # times the loss at the start: from there on it is diverging
 SMALL = 0.1  # a start below this share of the answers' variance, or nats, counts as so much
 
@@ -41,8 +44,9 @@ def distill(
 
         minimise  KL(teacher || student) of their classes, or the mean square of the logits' difference
 
-    by Adam with a falling rate, from the student as solved layer by layer. Grids and zeros stay as they are. Now and
-    then the loss is looked at on images held out; what was best there is kept, and that may be the start.
+    by Adam with a falling rate, from the student as solved layer by layer. Zeros stay as they are. Now and then the
+    loss is looked at on images held out and on procedural ones; the students that lowered it on both are kept, the
+    best of them in the end, and the start where there is none (ours).
 
     Args:
         teacher: whose answers are wanted.
@@ -68,15 +72,16 @@ def distill(
     groups = [{"params": [v], "lr": method.lr * max(float(v.detach().abs().max()), 1e-8)} for v in leaves.values()]
     optimizer = torch.optim.Adam(groups)
     rates = [group["lr"] for group in groups]
-    with torch.no_grad():
-        answers = _first(teacher(images.held_out))
-    start_loss = _look(model, images.held_out, answers, method)
+    guards = _guards(teacher, images.held_out, known_range, source.seed)
+    start_loss, start_probes = _look(model, guards, method)
+    answers = guards[0][1]
     limit = RISE * max(start_loss, SMALL * (float(answers.var()) if method.loss == "mse" else 1.0))
-    best, best_loss, best_step, first = _copies(leaves), start_loss, 0, 0
+    best, best_gain, best_loss, best_step, first = _copies(leaves), 1.0, start_loss, 0, 0
     kept = checkpoints.read("distill")
     if kept is not None:
         record = checkpoints.record("distill")
-        first, best_loss, best_step = record["step"], record["best_loss"], record["best_step"]
+        first, best_step = record["step"], record["best_step"]
+        best_gain, best_loss = record["best_gain"], record["best_loss"]
         _put(leaves, {n: kept[f"leaf.{n}"] for n in leaves})
         best = {n: kept[f"best.{n}"] for n in leaves}
         restore_adam(optimizer, kept)
@@ -95,14 +100,15 @@ def distill(
         optimizer.step()
         on_step("distilling", step + 1, method.steps)
         if (step + 1) % max(1, method.steps // LOOKS) == 0:
-            now = _look(model, images.held_out, answers, method)
+            now, on_probes = _look(model, guards, method)
             _check(now, step, limit, method)
-            if now < best_loss:
-                best, best_loss, best_step = _copies(leaves), now, step + 1
+            gain = max(now / max(start_loss, 1e-12), on_probes / max(start_probes, 1e-12))
+            if gain < best_gain:
+                best, best_gain, best_loss, best_step = _copies(leaves), gain, now, step + 1
         if (step + 1) % EVERY == 0:
             state = {f"leaf.{n}": v for n, v in leaves.items()} | {f"best.{n}": v for n, v in best.items()}
             state |= {f"images.{n}": v for n, v in images.state().items()}
-            record = {"step": step + 1, "best_loss": best_loss, "best_step": best_step}
+            record = {"step": step + 1, "best_gain": best_gain, "best_loss": best_loss, "best_step": best_step}
             checkpoints.write("distill", {**state, **adam_state(optimizer)}, record)
     _put(leaves, best)
     fell = f"{start_loss:.3g} -> {best_loss:.3g}"
@@ -116,9 +122,22 @@ def _loss(student: Tensor, teacher: Tensor, method: Distill) -> Tensor:
     return (student - teacher).square().mean()
 
 
-def _look(model: Trainable, x: Tensor, answers: Tensor, method: Distill) -> float:
+def _guards(
+    teacher: fx.GraphModule, held_out: Tensor, known_range: InputRange, seed: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Images held out, and procedural ones nothing was made from; each with the teacher's answers."""
+    _, channels, height, width = held_out.shape
+    generator = torch.Generator().manual_seed(seed + 2)
+    probes = dead_leaves(NUM_PROBES, height=height, width=width, channels=channels, generator=generator)
+    kinds = [held_out, in_range(probes, known_range) if known_range.mean else held_out]
     with torch.no_grad():
-        return float(_loss(model(x), answers, method))
+        return [(x, _first(teacher(x))) for x in kinds]
+
+
+def _look(model: Trainable, guards: list[tuple[Tensor, Tensor]], method: Distill) -> list[float]:
+    """The loss on each kind of guard."""
+    with torch.no_grad():
+        return [float(_loss(model(x), answers, method)) for x, answers in guards]
 
 
 def _check(loss: float, step: int, limit: float, method: Distill) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
 
 from rich import box
@@ -14,6 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from datafree.evaluate import Evaluation
+from datafree.export.latency import Latency
+from datafree.export.onnx import ExportCheck
 from datafree.images import BATCH_SIZE
 from datafree.inspect import Inspection
 from datafree.models import Normalization
@@ -140,6 +143,55 @@ def facts_table(title: str, facts: dict[str, str]) -> Group:
     for row in facts.items():
         table.add_row(*row)
     return Group(Text(), Text(title, "bold"), Text(), table, Text())
+
+
+def export_facts(check: ExportCheck) -> dict[str, str]:
+    """An ONNX file, as it ran."""
+    same = "no logits to compare" if check.agreement is None else f"{check.agreement:.1f} % equal classes"
+    names = [name.split(" ")[0] for name in check.float_nodes]
+    kinds = ", ".join(f"{n} {name}" for name, n in Counter(names).items())
+    return {
+        "size": f"{num_bytes(check.bytes)}, {share(check.bytes, check.float_bytes)} of the float network's weights",
+        "file against student": f"{check.sqnr_db:.1f} dB, {same}, largest difference {check.largest_difference:.3g}",
+        "student against float": f"{check.quantization_db:.1f} dB",
+        "compared on": f"{check.num_probes} probe images, in ONNX Runtime",
+        "in float there": kinds or "nothing",
+    }
+
+
+def packed_facts(done: Run, file: Path) -> dict[str, str]:
+    """A packed checkpoint beside the float network's weights."""
+    size = file.stat().st_size
+    return {"size": f"{num_bytes(size)}, {share(size, done.summary.float_bytes)} of the float network's weights"}
+
+
+def latency_table(found: Sequence[Latency]) -> Group:
+    """One file a row."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("file")
+    for name in ("ms", "quartiles", "speed", "images/s", "size", "zlib", "peak memory"):
+        table.add_column(name, justify="right")
+    for item in found:
+        table.add_row(
+            Path(item.file).name,
+            f"{item.median_ms:.2f}",
+            f"{item.low_ms:.2f} to {item.high_ms:.2f}",
+            f"{item.speed:.2f}x",
+            f"{item.images_per_second:.1f}",
+            num_bytes(item.bytes),
+            num_bytes(item.compressed_bytes),
+            num_bytes(item.peak_memory_bytes),
+        )
+    first = found[0]
+    threads = "1 thread" if first.threads == 1 else f"{first.threads} threads"
+    said = (
+        f"ms: median of {first.turns} turns that the files took one after another, batch of {first.batch}, {threads}, "
+        "random images. speed: against the first file, within a turn. peak memory: of the whole process."
+    )
+    simulated = [Path(i.file).name for i in found if "simulated" in i.runtime]
+    if simulated:
+        said += f" {', '.join(simulated)}: simulated by PyTorch in float, so its speed says nothing."
+    return Group(table, Text(said, "dim"), Text())
 
 
 # ---- what the user should know beside the facts

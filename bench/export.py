@@ -1,0 +1,151 @@
+"""Exported ONNX files: speed beside float and ONNX Runtime's own quantizer, and fidelity to the student.
+
+    python bench/export.py speed                         # random weights at 224x224, w8a8; half of the channels too
+    python bench/export.py parity                        # trained networks, all their images
+
+Speed: one thread, batch 1, time of that thread alone, which other programs on the machine hardly change; rounds
+interleave the files, so that a machine whose speed drifts drifts for all of them; ratios are taken round by round and
+the median printed. Writes JSON lines to bench/results/export.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import onnx
+import torch
+from onnxruntime import quantization as ort_quantization
+
+import networks
+from datafree import Recipe, compress, load_model
+from datafree.export.onnx import export_onnx
+from datafree.export.ortcheck import agreement, run_file, run_module, session, sqnr
+from datafree.export.translate import translate
+from datafree.signals.probes import dead_leaves
+
+MODELS = ("timm:mobilenetv2_100", "torchvision:resnet18", "torchvision:resnet50")
+PRESETS = ("w8a8", "w8a8-tensor", "w6a6", "w4a8")
+CHEAP = ["signal.kind=propagated", "solve.sequential=false"]
+FEW = ["signal.kind=propagated", "solve.sequential=false", "signal.images=4"]
+
+
+def main() -> None:
+    parser = networks.parser(__doc__)
+    parser.add_argument("what", choices=["speed", "parity"])
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--presets", nargs="+", default=PRESETS)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--channels", type=float, help="speed: also remove channels until this share of MACs is gone")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for row in speeds(options) if options.what == "speed" else parities(options):
+        with (options.out / "export.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+
+
+# ---- speed
+
+
+def speeds(options):
+    for name in options.models:
+        with tempfile.TemporaryDirectory() as folder:
+            yield speed(name, Path(folder), options.rounds, options.channels)
+
+
+def speed(name: str, folder: Path, rounds: int, channels: float | None) -> dict[str, object]:
+    """Milliseconds of the float file, ONNX Runtime's own QDQ file and ours, and ratios."""
+    torch.manual_seed(0)
+    model, example = load_model(name)
+    images = dead_leaves(4, height=224, width=224, generator=torch.Generator().manual_seed(0))
+    run = compress(model, Recipe.preset("w8a8").updated(FEW), example)
+    files = {"float": folder / "float.onnx", "theirs": folder / "theirs.onnx", "ours": folder / "ours.onnx"}
+    onnx.save(translate(run.teacher, opset=21), files["float"])
+    quantize_as_onnxruntime_does(files["float"], files["theirs"], images)
+    start = time.perf_counter()
+    check = export_onnx(run, files["ours"])
+    seconds = time.perf_counter() - start
+    if channels:
+        settings = [f"prune.sparsity={channels}", "prune.pattern=channels", "signal.kind=loader"]
+        small = dead_leaves(64, height=64, width=64, generator=torch.Generator().manual_seed(0))
+        recipe = Recipe.preset("w8a8").updated([*CHEAP, *settings])
+        smaller = compress(model, recipe, example, images=(small,))
+        files["smaller"] = folder / "smaller.onnx"
+        export_onnx(smaller, files["smaller"], probes=images)
+    times = interleaved({k: session(path) for k, path in files.items()}, images[:1], rounds)
+    ratio = lambda a, b: statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))  # noqa: E731
+    row = {f"{k}_ms": 1e3 * statistics.median(v) for k, v in times.items()}
+    row |= {"float/ours": ratio("float", "ours"), "theirs/ours": ratio("theirs", "ours")}
+    if channels:
+        row["float/smaller"] = ratio("float", "smaller")
+    sizes = {f"{k}_bytes": path.stat().st_size for k, path in files.items()}
+    ours = {"in_float": len(check.float_nodes), "export_seconds": seconds, "sqnr_db": check.sqnr_db}
+    return {"model": name, "rounds": rounds, **row, **sizes, **ours}
+
+
+def quantize_as_onnxruntime_does(source: Path, target: Path, images: torch.Tensor) -> None:
+    """Its static quantizer: QDQ, unsigned activations, signed weights per channel."""
+
+    class Reader(ort_quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.rows = iter(images.split(1))
+
+        def get_next(self):
+            x = next(self.rows, None)
+            return None if x is None else {"x": x.numpy()}
+
+    ort_quantization.quantize_static(
+        source, target, Reader(), quant_format=ort_quantization.QuantFormat.QDQ, per_channel=True,
+        activation_type=ort_quantization.QuantType.QUInt8, weight_type=ort_quantization.QuantType.QInt8,
+    )  # fmt: skip
+
+
+def interleaved(sessions, image: torch.Tensor, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every session, round by round, after a warm-up."""
+    feeds = {k: {s.get_inputs()[0].name: image.numpy()} for k, s in sessions.items()}
+    times = {k: [] for k in sessions}
+    for number in range(rounds + 3):
+        for key, opened in sessions.items():
+            start = time.thread_time()
+            opened.run(None, feeds[key])
+            if number >= 3:
+                times[key].append(time.thread_time() - start)
+    return times
+
+
+# ---- fidelity
+
+
+def parities(options):
+    zoo = networks.open_zoo(options)
+    torch.set_num_threads(1)
+    for network in options.networks if zoo else ():
+        model, (x, y) = zoo.load(network), zoo.images(network)
+        count = networks.NETWORKS[network]
+        for preset in options.presets:
+            yield {"network": network, "preset": preset, **parity(model, preset, x[:count], y[:count])}
+
+
+def parity(model, preset: str, x: torch.Tensor, y: torch.Tensor) -> dict[str, object]:
+    """File against student and student against float, on labelled images."""
+    run = compress(model, Recipe.preset(preset).updated(CHEAP), x[:1])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.onnx"
+        check = export_onnx(run, path)
+        found = run_file(session(path), (x,))
+    student, teacher = run_module(run.student, (x,)), run_module(run.teacher, (x,))
+    top1 = [100 * float((v[0].argmax(1) == y).double().mean()) for v in (found, student)]
+    return {
+        "images": len(x), "file_db": sqnr(found, student), "student_db": sqnr(student, teacher),
+        "agreement": agreement(found, student), "top1": top1[0], "student_top1": top1[1],
+        "in_float": len(check.float_nodes), "bytes": check.bytes,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

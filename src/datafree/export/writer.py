@@ -1,0 +1,135 @@
+"""An ONNX graph while it is written: nodes, stored tensors, and a name of its own for every value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+import numpy as np
+from torch import fx
+
+from datafree import graph as g
+
+if TYPE_CHECKING:
+    import onnx
+
+IR_VERSIONS = {13: 7, 21: 10}  # opset -> version of the file format that came with it
+Attribute = int | float | str | list[int]
+
+
+class ExportError(ValueError):
+    """A network that cannot be written to a file, or a file that does not do what it should."""
+
+
+class Writer:
+    """Nodes in execution order and initializers by name, for one opset."""
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self.grids: dict[str, tuple[str, str]] = {}  # names of scale and zero_point, by the quantized value's name
+        self._taken: set[str] = set()
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+
+    def unique(self, name: str) -> str:
+        """`name`, or with a number behind it where another value has it."""
+        found, count = name, 0
+        while found in self._taken:
+            count += 1
+            found = f"{name}_{count}"
+        self._taken.add(found)
+        return found
+
+    def tensor(self, name: str, value: np.ndarray) -> str:
+        """Store a tensor under its own name."""
+        from onnx import numpy_helper
+
+        name = self.unique(name)
+        self.initializers[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
+        return name
+
+    def int4(self, name: str, value: np.ndarray) -> str:
+        """Store integers -8..7 in four bits each, the first one in the lower half of its byte."""
+        from onnx import TensorProto, helper
+
+        name, flat = self.unique(name), value.astype(np.int8).ravel() & 0xF
+        low, high = np.pad(flat, (0, flat.size % 2)).reshape(-1, 2).astype(np.uint8).T
+        packed = (low | high << 4).tobytes()
+        self.initializers[name] = helper.make_tensor(name, TensorProto.INT4, value.shape, packed, raw=True)
+        return name
+
+    def constant(self, value: np.ndarray) -> str:
+        """Store a tensor that has no name in the model; equal ones are stored once."""
+        key = (value.dtype.str, value.shape, value.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self.tensor(f"constant_{len(self._constants)}", value)
+        return self._constants[key]
+
+    def emit(
+        self, kind: str, inputs: list[str], name: str, attributes: dict[str, Attribute], num_outputs: int = 1
+    ) -> list[str]:
+        """Append a node; its first output has the node's name."""
+        from onnx import helper
+
+        name = self.unique(name)
+        outputs = [name, *(self.unique(f"{name}_output_{i}") for i in range(1, num_outputs))]
+        self.nodes.append(helper.make_node(kind, inputs, outputs, name=name, **attributes))
+        return outputs
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a node's output another name everywhere."""
+        for node in self.nodes:
+            for names in (node.input, node.output):
+                names[:] = [new if name == old else name for name in names]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the ATen graph that is being written; `name` is for the node that gives its value."""
+
+    writer: Writer
+    node: fx.Node
+    name: str
+
+    def emit(self, kind: str, *inputs: str | None, step: str = "", **attributes: Attribute) -> str:
+        """Append a node and return its output; None = an input left out. `step` sets inner nodes apart."""
+        given = ["" if x is None else x for x in inputs]
+        while given and not given[-1]:
+            given.pop()
+        return self.writer.emit(kind, given, f"{self.name}.{step}" if step else self.name, attributes)[0]
+
+    def floats(self, value: int | float | np.ndarray) -> str:
+        return self.writer.constant(np.asarray(value, np.float32))
+
+    def ints(self, value: int | list[int]) -> str:
+        return self.writer.constant(np.asarray(value, np.int64))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the value this call gives, for a batch of two."""
+        return g.shape(self.node)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of the call's first argument, for a batch of two."""
+        return g.shape(self.node.args[0])
+
+    def since(self, opset: int, operator: str) -> None:
+        """Refuse what this opset cannot say.
+
+        Raises:
+            ExportError: names layer, operator, opset, and the opset that has it.
+        """
+        if self.writer.opset < opset:
+            raise ExportError(
+                f"{self.name} ({self.node.target}) needs ONNX {operator}, which opset {self.writer.opset} lacks; "
+                f"it came with opset {opset}: export with opset=21"
+            )
+
+    def refuse(self, why: str) -> NoReturn:
+        """Raise the one error of operators that cannot be written."""
+        raise ExportError(
+            f"{self.name} ({self.node.target}) cannot be written to ONNX opset {self.writer.opset}: {why}; "
+            "replace it in the model's forward, or give run.student to torch.onnx.export"
+        )
