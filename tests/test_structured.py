@@ -358,3 +358,14 @@ def test_where_every_layer_is_kept_nothing_can_be_saved():
 def test_no_share_is_no_change():
     run = run_of("chain", sparsity=0.0)
     assert run.summary.macs == run.summary.float_macs and shapes(run.student) == shapes(run.teacher)
+
+
+def test_wide_sets_keep_a_multiple_of_sixteen_channels():
+    """16 channels at a time is what integer kernels take; narrow sets lose one after another."""
+    model = built(block(3, 112), block(112, 24), head(24))
+    run = compress(model, recipe(0.4), torch.randn(2, 3, 8, 8))
+    widths = {name: shape[0] for name, shape in shapes(run.student).items()}
+    wide, narrow = widths["0.conv"], widths["1.conv"]
+    assert wide % 16 == 0 and wide < 112
+    assert narrow <= 24
+    assert run.summary.macs <= 0.6 * run.summary.float_macs
