@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all check format bench bench-paper clean
+.PHONY: demo test test-all check format bench bench-paper peers clean
 
 demo: $(STAMP)
 	$(BIN)/datafree demo
@@ -31,10 +31,16 @@ bench: $(STAMP)
 bench-paper: $(STAMP)
 	$(BIN)/python bench/paper.py $(if $(NETWORKS),--networks $(NETWORKS))
 
+# Other packages on the same networks, in an environment of their own
+peers: $(STAMP)
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --requirement bench/peers/requirements.txt
+	$(BIN)/python bench/peers.py $(if $(NETWORKS),--networks $(NETWORKS))
+
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(STAMP)
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build
+	rm -rf .venv .venv-peers .pytest_cache .ruff_cache .hypothesis build
