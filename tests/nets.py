@@ -496,11 +496,15 @@ FEW = (
     "chain", "residual", "depthwise inverted residual", "grouped", "concat", "squeeze and excitation", "two inputs",
     "two outputs", "shared module", "pre-activation", "linear after flatten", "dead channels", "no batchnorm at all",
 )  # fmt: skip
-FEW_FAST = [
-    name if name in FEW else pytest.param(name, marks=pytest.mark.slow)
-    for name in NETS
-    if name != "in place through a view"
-]
+THREE = ("depthwise inverted residual", "squeeze and excitation", "two outputs")
+
+
+def _fast(names: tuple[str, ...]) -> list:
+    every = [name for name in NETS if name != "in place through a view"]
+    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in every]
+
+
+FEW_FAST, THREE_FAST = _fast(FEW), _fast(THREE)
 
 
 @functools.cache

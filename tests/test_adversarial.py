@@ -65,7 +65,7 @@ def test_divergence_is_that_of_gaussians():
 
 def test_training_brings_statistics_closer_and_is_the_same_for_a_seed():
     graph, stats = folded()
-    method = Adversarial(steps=60, warmup=60, batch=16, lr=3e-3)
+    method = Adversarial(steps=25, warmup=25, batch=16, lr=3e-3)
 
     def made(steps):
         rng = torch.Generator().manual_seed(0)
@@ -74,11 +74,12 @@ def test_training_brings_statistics_closer_and_is_the_same_for_a_seed():
             return generator(generator.noise(32, torch.Generator().manual_seed(9)))
 
     with torch.no_grad():
-        before, after = (float(mismatch(graph, stats, made(n), gaussian_divergence)[0]) for n in (1, 60))
-    assert after < 0.7 * before
+        before, after = (float(mismatch(graph, stats, made(n), gaussian_divergence)[0]) for n in (1, 25))
+    assert after < 0.8 * before
     assert torch.equal(made(3), made(3))
 
 
+@pytest.mark.slow
 def test_rivalry_raises_disagreement_with_the_student():
     graph, stats = folded()
     rival = rounded(graph, 2)

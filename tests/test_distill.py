@@ -11,7 +11,7 @@ from datafree import Recipe, compress
 from datafree.distill import DistillError
 from datafree.recipe import RecipeError
 from datafree.trainable import Trainable
-from nets import FEW_FAST, NETS, block, calibrate_batchnorm_, head
+from nets import NETS, THREE_FAST, block, calibrate_batchnorm_, head
 
 MOVED = ["signal.kind=inverted", "signal.steps=6", "signal.images=32"]
 CHEAP = ["signal.kind=propagated", "signal.images=4", "solve.sequential=false", "equalize=foldable"]
@@ -28,7 +28,7 @@ def network():
 @pytest.mark.parametrize(
     "preset", ["w4a8", *(pytest.param(p, marks=pytest.mark.slow) for p in ("w8a8-tensor", "prune50-w8a8", "prune50"))]
 )
-@pytest.mark.parametrize("name", FEW_FAST)
+@pytest.mark.parametrize("name", THREE_FAST)
 def test_untrained_it_is_the_student(name, preset):
     """Rounding passed through is rounding still; integers stay the same after the way there and back."""
     model, inputs = NETS[name]()

@@ -21,7 +21,7 @@ from datafree.export.onnx import ExportError, _judged, export_onnx
 from datafree.export.ortcheck import float_nodes, run_file, run_module, session
 from datafree.export.qdq import four_bit_offsets
 from datafree.export.translate import translate
-from nets import FEW_FAST, NETS, block, compressed, conv, head
+from nets import NETS, THREE_FAST, block, compressed, conv, head
 
 CHEAP = "signal: {kind: propagated, images: 2}\nsolve: {method: nearest, clip: false}\nequalize: off\n"
 EIGHT = CHEAP + "weights: {bits: 8}\nactivations: {bits: 8}\n"
@@ -31,7 +31,7 @@ FREE = EIGHT.replace("equalize: off", "equalize: free").replace("{bits: 8}", "{b
 SPARSE = CHEAP + "weights: {bits: null}\nactivations: {bits: null}\nprune: {sparsity: 0.5}\n"
 CHANNELS = CHEAP + "weights: {bits: 8}\nactivations: {bits: 8}\nprune: {sparsity: 0.4, pattern: channels}\n"
 
-EVERY_NET = pytest.mark.parametrize("name", FEW_FAST)
+EVERY_NET = pytest.mark.parametrize("name", THREE_FAST)
 
 
 def made(name, text=EIGHT):

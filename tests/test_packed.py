@@ -31,7 +31,7 @@ from datafree.export import packed
 from datafree.export.coding import Coding, decode, encode, num_bytes, pack, unpack
 from datafree.export.packed import PackedError, load, save
 from datafree.serialize import graph_to_json, tensors_of
-from nets import FEW_FAST, compressed
+from nets import THREE_FAST, compressed
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "read_packed.py"
 FORMAT = Path(__file__).parent.parent / "docs" / "format.md"
@@ -204,7 +204,7 @@ def test_the_example_of_the_format_is_right():
 # Round trip
 
 
-@pytest.mark.parametrize("name", FEW_FAST)
+@pytest.mark.parametrize("name", THREE_FAST)
 def test_every_network_comes_back_bit_for_bit(name, tmp_path):
     run = made(name, "weights.bits=4", "equalize=free")
     save(run, tmp_path / "net.safetensors")
