@@ -76,14 +76,18 @@ def plots(rows: list[Any], folder: Path) -> None:
 
 
 def _plot_cost(rows: list[Any], title: str, path: Path) -> None:
+    """Top-1, and agreement, which its error bars hide, against forward passes."""
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, (axes, other) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for method in dict.fromkeys(r.method.partition(",")[0] for r in rows):
         own = sorted((r for r in rows if r.method.partition(",")[0] == method), key=lambda r: r.forward_passes)
-        x, y = [r.forward_passes for r in own], [r.top1 for r in own]
-        error = [r.lost_error for r in own]
-        axes.errorbar(x, y, error, marker="o", capsize=2, label=method, color=COLOURS[method])
+        x, error = [r.forward_passes for r in own], [r.lost_error for r in own]
+        axes.errorbar(x, [r.top1 for r in own], error, marker="o", capsize=2, label=method, color=COLOURS[method])
+        other.plot(x, [r.agreement for r in own], marker="o", color=COLOURS[method])
+    other.set(xscale="log", xlabel="forward passes of one image (log)", ylabel="agreement with float32, %")
+    other.grid(alpha=0.3)
+    other.spines[["top", "right"]].set_visible(False)
     _finish(figure, axes, rows[0], f"{title}, {rows[0].preset}", "forward passes of one image (log)", path, log=True)
 
 
@@ -104,7 +108,7 @@ def _finish(figure: Any, axes: Any, row: Any, title: str, label: str, path: Path
     from matplotlib import pyplot as plt
 
     axes.axhline(row.float_top1, color="black", linewidth=0.8, linestyle="--")
-    axes.annotate("float32", (0.99, row.float_top1), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    axes.annotate("float32", (0.3, row.float_top1), xycoords=("axes fraction", "data"), va="bottom", fontsize=9)
     if log:
         axes.set_xscale("log")
     axes.set(title=title, xlabel=label, ylabel=f"top-1, % ({row.num_images} images)")

@@ -31,7 +31,7 @@ from datafree.capture import trace
 from datafree.models import input_range
 from datafree.recipe import Propagated
 from datafree.signals import make_signal
-from networks import NETWORKS, open_zoo
+from networks import NETWORKS, open_networks
 
 OWN = "datafree"
 PEERS = (OWN, "nncf", "aimet", "brevitas", "onnxruntime", "mct")
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=872, help="evaluate on so many at most")
     parser.add_argument("--render", action="store_true", help="only rebuild the table from the JSON lines on file")
     options = parser.parse_args()
-    zoo = None if options.render else open_zoo(options)
+    zoo = None if options.render else open_networks(options)
     for network in options.networks if zoo else ():
         with tempfile.TemporaryDirectory() as folder:
             case = _case(zoo, network, options.images)
