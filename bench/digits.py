@@ -11,11 +11,8 @@ on one thread, so that a machine and a PyTorch give the same bits each time.
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datafree.demo import MEAN, STD, digits
+from datafree.files import written_whole
+from datafree.pools import one_thread
 
 SEED = 1
 BATCH_SIZE = 64
@@ -124,10 +123,8 @@ def load(name: str, *, cache: Path | None = None) -> nn.Module:
     path = (cache or Path(tempfile.gettempdir()) / "datafree-digits") / f"{name}-{_version()}.safetensors"
     if not path.exists():
         trained = train(training, *digits("train"))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}")
-        safetensors.torch.save_file(trained.state_dict(), part)
-        part.replace(path)  # whole or not at all, whoever else writes it
+        with written_whole(path) as place:
+            safetensors.torch.save_file(trained.state_dict(), place)
     with torch.random.fork_rng(devices=[]):
         model = training.build()
     model.load_state_dict(safetensors.torch.load_file(path))
@@ -162,7 +159,7 @@ def _version() -> str:
 def train(training: Training, x: Tensor, y: Tensor) -> nn.Module:
     """Train a fresh network on augmented digits, on one thread; the global random state is left as found."""
     generator = torch.Generator().manual_seed(SEED)
-    with _one_thread(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = training.build()
         optimizer = torch.optim.Adam(model.parameters())
@@ -191,17 +188,6 @@ def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
     rows = torch.stack([cos, -sin, right * SHIFT], 1), torch.stack([sin, cos, down * SHIFT], 1)
     grid = F.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
     return F.grid_sample(x - BACKGROUND, grid, align_corners=False) + BACKGROUND
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums in one order, so the same bits."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 def main() -> None:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import sys
+import tempfile
+import time
+import zlib
 from argparse import ArgumentParser
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 import digits
+from datafree import Recipe, compress
+from datafree.checkpoints import OnStep, ignore_steps
+from datafree.files import written_whole
 
 HERE = Path(__file__).parent
 ZOO = {  # name -> images evaluated on
@@ -23,6 +30,8 @@ ZOO = {  # name -> images evaluated on
 }  # fmt: skip
 DIGITS = {"resnet_digits": 468, "mobilenet_digits": 468}  # trained here in seconds, see digits.py
 NETWORKS = {**ZOO, **DIGITS}
+CACHE = Path(tempfile.gettempdir()) / "datafree-bench"
+Row = TypeVar("Row")
 
 
 def parser(description: str | None) -> ArgumentParser:
@@ -42,7 +51,7 @@ def table_parser(description: str | None, *, presets: Iterable[str], rows: Itera
     made.add_argument("--seeds", nargs="+", type=int, default=[0])
     made.add_argument("--images", type=int, help="evaluate on fewer")
     made.add_argument("--set", nargs="*", default=[], help="recipe settings for every row, as key=value")
-    made.add_argument("--cache", type=Path, help="folder that keeps images made by `inverted` and `matched`")
+    made.add_argument("--cache", type=Path, default=CACHE, help="folder that keeps images made by `inverted`")
     made.add_argument("--name", default=name, help="name of the JSON lines file")
     made.add_argument("--render", action="store_true", help="only rebuild the table from the JSON lines on file")
     return made
@@ -84,3 +93,48 @@ def open_zoo(options: argparse.Namespace) -> ModuleType | None:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a recipe's signal made for one network and seed, and what that cost."""
+
+    images: tuple[Tensor, ...]
+    macs: int
+    seconds: float
+
+
+def images_made(
+    network: str,
+    model: nn.Module,
+    recipe: Recipe,
+    example: Tensor,
+    *,
+    seed: int,
+    cache: Path,
+    on_step: OnStep = ignore_steps,
+) -> Images:
+    """The images of one network, signal and seed: made once, then read from the cache."""
+    path = cache / f"{network}-{seed}-{zlib.crc32(recipe.signal.model_dump_json().encode()):08x}.pt"
+    if not path.exists():
+        cheapest = Recipe.preset("w8a8").model_copy(update={"signal": recipe.signal})
+        start = time.perf_counter()
+        run = compress(model, cheapest, example, seed=seed, on_step=on_step)
+        print(f"  images: {run.summary.signal}", flush=True)
+        made = Images(run.images, run.summary.spent_macs, time.perf_counter() - start)
+        with written_whole(path) as place:
+            torch.save(vars(made), place)
+    return Images(**torch.load(path))
+
+
+def append_row(path: Path, row: object) -> None:
+    """Add a dataclass to a JSON lines file, as soon as it is measured."""
+    with path.open("a") as file:
+        file.write(json.dumps(vars(row)) + "\n")
+
+
+def rows_on_file(paths: Iterable[Path], kind: Callable[..., Row], key: Callable[[Row], Hashable]) -> list[Row]:
+    """All rows of JSON lines files, the last one of each key."""
+    lines = [line for path in paths if path.exists() for line in path.read_text().splitlines()]
+    rows = [kind(**json.loads(line)) for line in lines]
+    return list({key(row): row for row in rows}.values())

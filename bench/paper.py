@@ -12,10 +12,7 @@ What the paper claims and what came out: docs/paper.md.
 
 from __future__ import annotations
 
-import json
-import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +28,7 @@ from datafree.capture import trace
 from datafree.counting import counted
 from datafree.evaluate import evaluate_models, layer_macs
 from datafree.recipe import Made
-from networks import NETWORKS, open_networks
+from networks import CACHE, NETWORKS, append_row, images_made, open_networks, rows_on_file
 from paper_plots import plots, tables
 
 PLAIN = ["equalize=off", "solve.method=nearest", "solve.sequential=false"]  # bias corrected, ranges clipped
@@ -86,7 +83,12 @@ class Bench:
     def run(self, part: str, method: str, preset: str, settings: Iterable[str]) -> Row:
         """Compress with a preset and settings, images made once and charged every time."""
         recipe = Recipe.preset(preset).updated(list(settings))
-        images, macs, seconds = self._made(recipe) if isinstance(recipe.signal, Made) else (None, 0, 0.0)
+        images, macs, seconds = None, 0, 0.0
+        if isinstance(recipe.signal, Made):
+            made = images_made(
+                self.name, self.model, recipe, self.example, seed=self.seed, cache=self.cache, on_step=_say
+            )
+            images, macs, seconds = made.images, made.macs, made.seconds
         start = time.perf_counter()
         done = compress(self.model, recipe, self.example, seed=self.seed, images=images)
         seconds += time.perf_counter() - start
@@ -100,20 +102,6 @@ class Bench:
         with counted() as spent:
             student = make()
         return self._row(part, method, preset, student, spent.macs, time.perf_counter() - start, 0.0, "")
-
-    def _made(self, recipe: Recipe) -> tuple[tuple[torch.Tensor, ...], int, float]:
-        digest = zlib.crc32(recipe.signal.model_dump_json().encode())
-        path = self.cache / f"{self.name}-{self.seed}-{digest:08x}.pt"
-        if not path.exists():
-            cheapest = Recipe.preset("w8a8").model_copy(update={"signal": recipe.signal})
-            start = time.perf_counter()
-            done = compress(self.model, cheapest, self.example, seed=self.seed, on_step=_say)
-            seconds = time.perf_counter() - start
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"images": done.images, "macs": done.summary.spent_macs, "seconds": seconds}, path)
-            print(f"  images: {done.summary.signal}, {seconds:.0f} s", flush=True)
-        kept = torch.load(path)
-        return kept["images"], kept["macs"], kept["seconds"]
 
     def _row(self, part, method, preset, student, macs, seconds, peak, note) -> Row:
         found = evaluate_models(student, self.model, self.data, layers=False)
@@ -208,7 +196,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=1000, help="evaluate on so many at most")
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "datafree-paper")
+    parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--render", action="store_true", help="only tables and plots of the rows on file")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -234,8 +222,7 @@ def _measure(part: str, bench: Bench, path: Path) -> None:
         if (part, bench.name, method, preset, bench.seed) in done:
             continue
         row = run()
-        with path.open("a") as file:
-            file.write(json.dumps(vars(row)) + "\n")
+        append_row(path, row)
         cost = f"{row.forward_passes:,.0f} forward passes, {row.seconds:.0f} s"
         print(
             f"{part} {bench.name} {preset} {method}: top-1 {row.top1:.1f} of {row.float_top1:.1f} % "
@@ -246,9 +233,7 @@ def _measure(part: str, bench: Bench, path: Path) -> None:
 
 def written(path: Path) -> list[Row]:
     """All rows on file, the last of each kind."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    rows = [Row(**json.loads(line)) for line in lines]
-    return list({row.key: row for row in rows}.values())
+    return rows_on_file([path], Row, lambda row: row.key)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from datafree.capture import trace
 from datafree.models import input_range
 from datafree.recipe import Propagated
 from datafree.signals import make_signal
-from networks import NETWORKS, open_networks
+from networks import NETWORKS, append_row, open_networks, rows_on_file
 
 OWN = "datafree"
 PEERS = (OWN, "nncf", "aimet", "brevitas", "onnxruntime", "mct")
@@ -96,8 +96,7 @@ def main() -> None:
                 for preset in options.presets:
                     for images in options.calibration:
                         row = measure(case, peer, preset, images, options.python, Path(folder))
-                        with (options.out / "peers.jsonl").open("a") as file:
-                            file.write(json.dumps(vars(row)) + "\n")
+                        append_row(options.out / "peers.jsonl", row)
                         print(line(row), flush=True)
     (options.out / "peers.md").write_text(table(written(options.out / "peers.jsonl")))
 
@@ -185,8 +184,7 @@ def _peer(peer: str, preset: str, images: str, python: Path, folder: Path) -> tu
 
 def written(path: Path) -> list[Row]:
     """All rows on file, the last one of each network, peer, preset and images."""
-    rows = [Row(**json.loads(text)) for text in path.read_text().splitlines()] if path.exists() else []
-    return list({(r.network, r.peer, r.preset, r.images): r for r in rows}.values())
+    return rows_on_file([path], Row, lambda r: (r.network, r.peer, r.preset, r.images))
 
 
 def line(r: Row) -> str:

@@ -9,11 +9,10 @@ evaluated on. Writes JSON lines (bench/results/prune.jsonl) and bench/results/pr
 from __future__ import annotations
 
 import argparse
-import json
 
 import networks
 import zoo as quantization
-from networks import NETWORKS, open_zoo
+from networks import NETWORKS, append_row, open_zoo
 
 PRESETS = (
     "prune30", "prune50", "prune70", "prune80", "prune90", "nm24", "channels10", "channels20", "prune50-w8a8",
@@ -65,8 +64,7 @@ def _run(options: argparse.Namespace) -> None:
                         row = quantization.measure(
                             network, model, preset, name, ROWS[name], seed, data, x[-128:], options
                         )
-                        with (options.out / f"{options.name}.jsonl").open("a") as file:
-                            file.write(json.dumps(vars(row)) + "\n")
+                        append_row(options.out / f"{options.name}.jsonl", row)
                         print(quantization.line(row), flush=True)
 
 

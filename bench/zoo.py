@@ -10,42 +10,23 @@ Writes JSON lines and a Markdown table to bench/results/.
 
 from __future__ import annotations
 
-import copy
-import json
 import statistics
-import tempfile
 import time
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 import networks
+from baselines import PLAIN
 from datafree import Recipe, compress, evaluate
 from datafree.recipe import Made
-from networks import NETWORKS, open_zoo
+from networks import NETWORKS, append_row, images_made, open_zoo, rows_on_file
 
 PRESETS = ("w8a8", "w8a8-tensor", "w6a6", "w5a5", "w4a8", "w4a8-tensor", "w4a4", "w3a8", "w3a3")
-PLAIN = [
-    "signal.kind=propagated",
-    "equalize=off",
-    "solve.sequential=false",
-    "solve.method=nearest",
-    "solve.clip=false",
-    "solve.bias_correction=false",
-]
 ROWS = {
     "plain rounding": PLAIN,
-    "DFQ": [
-        "signal.kind=gaussian",
-        "solve.sequential=false",
-        "equalize=foldable",
-        "solve.method=nearest",
-        "solve.clip=false",
-    ],
     "paper": ["signal.kind=gaussian", "solve.sequential=false", "equalize=free", "solve.method=sgd"],
     "gaussian": ["signal.kind=gaussian", "solve.sequential=false"],
     "propagated": ["signal.kind=propagated", "solve.sequential=false"],
@@ -56,8 +37,7 @@ ROWS = {
 
 NOTE = """Points of top-1 lost, ± standard error over images (paired), in brackets agreement with the float
 network in percent; mean over seeds. *real*: the same solver on 128 real images, the upper bound for anything
-data-free. *DFQ*: cross-layer equalization with ReLU6 replaced by ReLU, min-max rounding, bias correction from BatchNorm
-(its agreement is with that network). *paper*: gaussian signal, free AFCLE, layer-wise training. *gaussian*: our solver
+data-free. *paper*: gaussian signal, free AFCLE, layer-wise training. *gaussian*: our solver
 on the paper's signal. *propagated*: layers solved one by one on images sent once through the network; rows made before
 scales against H, polish and ranges by output error were added. Seconds are wall time of compress() on one thread of a
 busy machine, for orientation only.
@@ -98,69 +78,33 @@ def main() -> None:
             for name in options.rows:
                 for seed in options.seeds if name != "plain rounding" else options.seeds[:1]:
                     row = measure(network, model, preset, name, ROWS[name], seed, data, x[-128:], options)
-                    with (options.out / f"{options.name}.jsonl").open("a") as file:
-                        file.write(json.dumps(vars(row)) + "\n")
+                    append_row(options.out / f"{options.name}.jsonl", row)
                     print(line(row), flush=True)
     (options.out / "zoo.md").write_text(table(written(options.out, "zoo"), NOTE, ROWS, PRESETS))
 
 
 def written(folder: Path, name: str) -> list[Row]:
     """All rows on file under names that begin so, the last one of each network, preset, method and seed."""
-    lines = [line for path in sorted(folder.glob(f"{name}*.jsonl")) for line in path.read_text().splitlines()]
-    rows = [Row(**json.loads(line)) for line in lines]
-    return list({(r.network, r.preset, r.row, r.seed): r for r in rows}.values())
+    paths = sorted(folder.glob(f"{name}*.jsonl"))
+    return rows_on_file(paths, Row, lambda r: (r.network, r.preset, r.row, r.seed))
 
 
 def measure(network, model, preset, name, settings, seed, data, real, options) -> Row:
     """Compress once with a preset and settings, and evaluate."""
     recipe = Recipe.preset(preset).updated([*settings, *options.set])
-    images, image_seconds = (real,) if name == "real" else None, 0.0
+    example, images, image_seconds = data[0][0][:1], (real,) if name == "real" else None, 0.0
     if isinstance(recipe.signal, Made):
-        images, image_seconds = _images(network, model, recipe, seed, data[0][0][:1], options.cache)
+        made = images_made(network, model, recipe, example, seed=seed, cache=options.cache)
+        images, image_seconds = made.images, made.seconds
     start = time.perf_counter()
-    given = _without_relu6(model) if name == "DFQ" else model
-    run = compress(given, recipe, data[0][0][:1], seed=seed, images=images)
+    run = compress(model, recipe, example, seed=seed, images=images)
     seconds = time.perf_counter() - start
     result = evaluate(run, data)
-    reference = _top1(model, data) if name == "DFQ" else result.float_top1
     return Row(
-        network, preset, name, seed, result.num_images, reference, result.top1, reference - result.top1,
+        network, preset, name, seed, result.num_images, result.float_top1, result.top1, result.lost,
         result.lost_error, result.agreement, run.summary.bytes / run.summary.float_bytes, round(seconds, 1),
         round(image_seconds, 1),
     )  # fmt: skip
-
-
-def _images(network, model, recipe, seed, example, cache) -> tuple[tuple[torch.Tensor, ...], float]:
-    """The images of one network and seed, made once; and the seconds that took."""
-    path = (cache or Path(tempfile.gettempdir())) / f"{network}-{seed}-{_digest(recipe.signal)}.pt"
-    if not path.exists():
-        start = time.perf_counter()
-        cheapest = Recipe.preset("w8a8").model_copy(update={"signal": recipe.signal})
-        made = compress(model, cheapest, example, seed=seed).images
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"images": made, "seconds": time.perf_counter() - start}, path)
-    kept = torch.load(path)
-    return kept["images"], kept["seconds"]
-
-
-def _digest(signal) -> str:
-    return f"{zlib.crc32(signal.model_dump_json().encode()):08x}"
-
-
-def _without_relu6(model: nn.Module) -> nn.Module:
-    """DFQ needs positively homogeneous activations: ReLU6 becomes ReLU (arXiv 1906.04721, 5.1.1)."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.ReLU6):
-                setattr(module, name, nn.ReLU())
-    return model
-
-
-def _top1(model: nn.Module, data) -> float:
-    with torch.no_grad():
-        right = torch.cat([model(x).argmax(1) == y for x, y in data])
-    return 100 * float(right.double().mean())
 
 
 def line(r: Row) -> str:

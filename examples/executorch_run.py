@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from datafree import graph as g
-from torch_compile import compare, need, open_run
+from parity import compare, need, open_run
 
 qd, aten = torch.ops.quantized_decomposed, torch.ops.aten
 QUANTIZE, DEQUANTIZE = qd.quantize_per_tensor.default, qd.dequantize_per_tensor.default

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from datafree import Run, export_onnx
-from torch_compile import compare, need, open_run
+from parity import compare, need, open_run
 
 
 def compiled(run: Run):

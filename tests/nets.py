@@ -512,3 +512,12 @@ def compressed(name, text):
     """A net of `NETS` and its inputs, compressed by a recipe in YAML; once for all tests of a process."""
     model, inputs = NETS[name]()
     return compress(model, Recipe.parse(text), inputs)
+
+
+def small_network():
+    """Two blocks and a head, and 64 images BatchNorm remembers."""
+    torch.manual_seed(0)
+    model = nn.Sequential(block(3, 8), block(8, 8, stride=2), head(8))
+    x = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    calibrate_batchnorm_(model, x)
+    return model.eval(), x

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from datafree import Recipe, Run, compress
 from datafree.batchnorm import fold_batchnorm_
@@ -14,22 +13,14 @@ from datafree.recipe import Adversarial
 from datafree.records import ChannelStats, InputRange
 from datafree.signals.adversarial import NOISE, Generator, gaussian_divergence, new_adversary, rounded, train
 from datafree.signals.matching import MatchingError, mismatch
-from nets import block, calibrate_batchnorm_, head
+from nets import small_network
 
 UNIT = InputRange((0.0,), (1.0,), "given")
 SHORT = ["signal.kind=adversarial", "signal.steps=4", "signal.warmup=2", "signal.batch=4", "signal.images=6"]
 
 
-def network():
-    torch.manual_seed(0)
-    model = nn.Sequential(block(3, 8), block(8, 8, stride=2), head(8))
-    x = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    calibrate_batchnorm_(model, x)
-    return model.eval(), x
-
-
 def folded():
-    model, x = network()
+    model, x = small_network()
     graph = trace(model, x[:1])
     stats, _ = fold_batchnorm_(graph)
     return graph, stats
@@ -118,7 +109,7 @@ def test_the_generators_work_is_counted():
 
 
 def test_the_signal_runs_through_compress_and_is_kept(tmp_path):
-    model, x = network()
+    model, x = small_network()
     steps = []
     recipe = Recipe.preset("w4a8").updated(SHORT)
     run = compress(model, recipe, x[:1], on_step=lambda *seen: steps.append(seen))

@@ -20,7 +20,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 @pytest.fixture(scope="module")
 def shared():
     """The functions that all examples use."""
-    spec = spec_from_file_location("torch_compile", EXAMPLES / "torch_compile.py")
+    spec = spec_from_file_location("parity", EXAMPLES / "parity.py")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from datafree import Recipe, compress
 from datafree.distill import DistillError
 from datafree.recipe import RecipeError
 from datafree.trainable import Trainable
-from nets import NETS, THREE_FAST, block, calibrate_batchnorm_, head
+from nets import NETS, THREE_FAST, small_network
 
 MOVED = ["signal.kind=inverted", "signal.steps=6", "signal.images=32"]
 CHEAP = ["signal.kind=propagated", "signal.images=4", "solve.sequential=false", "equalize=foldable"]
-
-
-def network():
-    torch.manual_seed(0)
-    model = nn.Sequential(block(3, 8), block(8, 8, stride=2), head(8))
-    x = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    calibrate_batchnorm_(model, x)
-    return model.eval(), x
 
 
 @pytest.mark.parametrize(
@@ -50,7 +41,7 @@ def off(run, x):
 
 @pytest.mark.parametrize("loss", ["mse", "kl"])
 def test_plain_rounding_is_made_up_for(loss):
-    model, x = network()
+    model, x = small_network()
     plain = ["solve.method=nearest", "solve.clip=false", "solve.bias_correction=false", "equalize=off", *MOVED]
     recipe = Recipe.preset("w4a8").updated([*plain, "solve.sequential=false", "weights.bits=2"])
     before = compress(model, recipe, x[:1])
@@ -62,7 +53,7 @@ def test_plain_rounding_is_made_up_for(loss):
 
 
 def test_zeros_stay_zero_and_bits_stay_bits():
-    model, x = network()
+    model, x = small_network()
     for preset in ("prune50", "prune50-w4a8"):
         recipe = Recipe.preset(preset).updated([*MOVED, "distill.steps=8", "distill.batch=8", "prune.steps=2"])
         before = compress(model, recipe.model_copy(update={"distill": None}), x[:1])
@@ -77,7 +68,7 @@ def test_zeros_stay_zero_and_bits_stay_bits():
 
 @pytest.mark.parametrize("images", ["inverted", "matched", pytest.param("adversarial", marks=pytest.mark.slow)])
 def test_every_kind_of_image_runs(images):
-    model, x = network()
+    model, x = small_network()
     steps = []
     settings = [*MOVED, f"distill.images={images}", "distill.steps=4", "distill.batch=4", "signal.images=8"]
     run = compress(model, Recipe.preset("w4a8").updated(settings), x[:1], on_step=lambda what, *_: steps.append(what))
@@ -87,7 +78,7 @@ def test_every_kind_of_image_runs(images):
 
 
 def test_images_are_made_anew_where_the_student_errs():
-    model, x = network()
+    model, x = small_network()
     settings = [*MOVED, "distill.steps=4", "distill.batch=4", "signal.images=8", "distill.compete=10"]
     steps = []
     compress(model, Recipe.preset("w4a8").updated(settings), x[:1], on_step=lambda what, *_: steps.append(what))
@@ -95,13 +86,13 @@ def test_images_are_made_anew_where_the_student_errs():
 
 
 def test_real_images_are_used_where_they_are_given():
-    model, x = network()
+    model, x = small_network()
     settings = ["signal.kind=loader", "distill.images=loader", "distill.steps=4", "distill.batch=4"]
     assert compress(model, Recipe.preset("w4a8").updated(settings), x[:1], images=(x,)).summary.distilled
 
 
 def test_images_that_are_not_there_are_asked_for():
-    model, x = network()
+    model, x = small_network()
     settings = [*MOVED, "distill.images=loader"]
     with pytest.raises(DistillError, match=r"'loader' but no images were given; set signal.kind=loader too"):
         compress(model, Recipe.preset("w4a8").updated(settings), x[:1])
@@ -114,7 +105,7 @@ def test_a_network_of_two_inputs_is_refused():
 
 
 def test_a_rate_too_high_stops_with_the_step_and_what_to_change():
-    model, x = network()
+    model, x = small_network()
     settings = [*MOVED, "distill.steps=40", "distill.batch=8", "distill.lr=3"]
     with pytest.raises(
         DistillError,
@@ -124,7 +115,7 @@ def test_a_rate_too_high_stops_with_the_step_and_what_to_change():
 
 
 def test_where_nothing_is_gained_the_start_is_kept():
-    model, x = network()
+    model, x = small_network()
     recipe = Recipe.preset("w8a8").updated([*MOVED, "distill.steps=10", "distill.batch=8", "distill.lr=1e-9"])
     before = compress(model, recipe.model_copy(update={"distill": None}), x[:1])
     after = compress(model, recipe, x[:1])

@@ -15,7 +15,7 @@ ROOT = Path(datafree.__file__).parent
 FLOORS = (
     "recipe",
     "records",
-    "affine masks graph capture pools models images weights demo counting checkpoints contact",
+    "affine masks graph capture pools models images weights demo counting checkpoints contact files",
     "batchnorm spaces channels depthwise equalize moments",
     "signals solvers",
     "plan ranges layer sensitivity allocate structured budget solve assemble trainable distill_images distill",

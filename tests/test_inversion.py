@@ -16,17 +16,9 @@ from datafree.recipe import Inverted, Matched
 from datafree.records import ChannelStats, InputRange
 from datafree.signals.inversion import PUBLISHED, competition, size, statistics_distance, total_variation
 from datafree.signals.matching import MatchingError, Rival, check_loss, match, mismatch, motion_of, steps_of
-from nets import NETS, THREE_FAST, block, calibrate_batchnorm_, head
+from nets import NETS, THREE_FAST, small_network
 
 UNIT = InputRange((0.0,), (1.0,), "given")
-
-
-def network():
-    torch.manual_seed(0)
-    model = nn.Sequential(block(3, 8), block(8, 8, stride=2), head(8))
-    x = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    calibrate_batchnorm_(model, x)
-    return model.eval(), x
 
 
 def folded(model, x, *, equalized=False):
@@ -56,7 +48,7 @@ def published_distance(model, x):
 
 @pytest.mark.parametrize("equalized", [False, True])
 def test_the_distance_is_that_of_the_network_before_folding(equalized):
-    model, x = network()
+    model, x = small_network()
     graph, stats = folded(copy.deepcopy(model), x, equalized=equalized)
     other = 1.5 * x + 0.3
     with torch.no_grad():
@@ -104,7 +96,7 @@ def test_settings_bring_their_own_numbers():
 
 @pytest.mark.parametrize("setting", PUBLISHED)
 def test_the_published_settings_run_and_bring_statistics_closer(setting):
-    model, x = network()
+    model, x = small_network()
     settings = [f"signal.setting={setting}", "signal.steps=60", "signal.images=8", "signal.kind=inverted"]
     run = compress(model, Recipe.preset("w8a8").updated(settings), x[:1])
     assert run.images[0].shape == (8, 3, 16, 16)
@@ -125,7 +117,7 @@ def test_the_published_distance_is_finite_on_every_net(name):
 
 
 def test_a_rival_draws_images_to_where_it_errs():
-    model, x = network()
+    model, x = small_network()
     graph, stats = folded(model, x)
     torch.manual_seed(3)
     wrong = nn.Sequential(nn.Flatten(), nn.Linear(3 * 256, 5)).requires_grad_(False)

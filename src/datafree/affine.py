@@ -53,6 +53,11 @@ def fake_quantize(x: Float[Tensor, ...], qparams: QParams) -> Float[Tensor, ...]
     return dequantize(quantize(x, qparams), qparams)
 
 
+def rounded_rows(rows: Float[Tensor, "c n"], bits: int) -> Float[Tensor, "c n"]:
+    """Rows rounded to nearest, each on the grid from its least to its largest value."""
+    return fake_quantize(rows, grid(rows.amin(1), rows.amax(1), bits=bits, symmetric=False))
+
+
 def search_grid(
     rows: Float[Tensor, "c n"],
     *,

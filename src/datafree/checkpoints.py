@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from datafree.files import written_whole
 from datafree.records import LayerResult, QParams
 
 JOB = "job.json"
@@ -34,7 +34,7 @@ def ignore_steps(what: str, done: int, total: int) -> None:
 class Checkpoints:
     """Named sets of tensors in a folder; without a folder nothing is kept.
 
-    Every file is written beside its place, flushed and renamed, so a kill leaves the old one or the new one.
+    A kill leaves the old file or the new one.
     """
 
     folder: Path | None = None
@@ -52,11 +52,8 @@ class Checkpoints:
         if not self.folder.exists():
             self.folder.mkdir(parents=True)
             (self.folder / JOB).write_text(json.dumps(dict(self.job), indent=2))
-        scratch = path.with_suffix(".part")
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, scratch, _metadata(record))
-        with scratch.open("rb") as file:
-            os.fsync(file.fileno())
-        scratch.replace(path)
+        with written_whole(path) as place:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, place, _metadata(record))
 
     def read(self, name: str) -> dict[str, Tensor] | None:
         """What `write` was given, None where it was not.
@@ -86,17 +83,26 @@ class Checkpoints:
         tensors = self.read(f"layer.{name}")
         return None if tensors is None else layer_from_tensors(tensors, self.record(f"layer.{name}"))
 
-    def drop(self, name: str) -> None:
-        """Forget what is no longer needed."""
-        if self.folder is not None:
-            self._path(name).unlink(missing_ok=True)
-
     def _path(self, name: str) -> Path:
         assert self.folder is not None
         return self.folder / f"{self.prefix}{name}.safetensors".replace("/", "_")
 
 
+@dataclass(frozen=True)
+class Work:
+    """How something long is done: where ("cpu" or "cuda"), who is told of its steps, and what is kept of it."""
+
+    device: str = "cpu"
+    on_step: OnStep = ignore_steps
+    checkpoints: Checkpoints = Checkpoints()
+
+    def part(self, name: str) -> Work:
+        """One of several pieces of it."""
+        return replace(self, checkpoints=self.checkpoints.part(name))
+
+
 NOTHING_KEPT = Checkpoints()
+HERE = Work()
 
 
 def _metadata(record: dict | None) -> dict[str, str] | None:

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from datafree.assemble import assemble
-from datafree.checkpoints import EVERY, NOTHING_KEPT, Checkpoints, OnStep, adam_state, ignore_steps, restore_adam
-from datafree.distill_images import DistillError, images_for
+from datafree.checkpoints import EVERY, HERE, Work, adam_state, restore_adam
+from datafree.distill_images import DistillError, Images, images_for
 from datafree.layer import Grids
 from datafree.plan import Plan
 from datafree.recipe import Distill, Recipe
@@ -35,10 +35,7 @@ def distill(
     source: Source,
     known_range: InputRange,
     recipe: Recipe,
-    *,
-    device: str = "cpu",
-    on_step: OnStep = ignore_steps,
-    checkpoints: Checkpoints = NOTHING_KEPT,
+    work: Work = HERE,
 ) -> tuple[dict[str, LayerResult], str]:
     """Train all layers together so that the student's answer is the teacher's.
 
@@ -65,27 +62,76 @@ def distill(
     if method is None:
         return results, ""
     model = Trainable(assemble(smaller, plan, results, grids), results)
-    images = images_for(
-        teacher, source, known_range, recipe, model, device=device, on_step=on_step, checkpoints=checkpoints
+    images = images_for(teacher, source, known_range, recipe, model, work)
+    best = _Best(model, _guards(teacher, images.held_out, known_range, source.seed), method)
+    _train(model, teacher, images, best, method, work)
+    _put(model.parameters(), best.values)
+    said = (
+        f"{method.loss} on images held out {best.start[0]:.3g} -> {best.loss:.3g} after {best.step} of {method.steps}"
     )
-    leaves = model.parameters()
+    if not best.step:
+        return results, f"{said} steps: nothing gained, the start is kept"
+    return model.results(results), f"{said} steps"
+
+
+class _Best:
+    """The student that lowered the loss most on all guards so far; the start where there is none."""
+
+    def __init__(self, model: Trainable, guards: list[tuple[Tensor, Tensor]], method: Distill) -> None:
+        self._model, self._guards, self._method = model, guards, method
+        self.start = self._look()
+        answers = guards[0][1]
+        size = float(answers.var()) if method.loss == "mse" else 1.0
+        self._limit = RISE * max(self.start[0], SMALL * size)
+        self.values, self.gain, self.loss, self.step = _copies(model.parameters()), 1.0, self.start[0], 0
+
+    def look(self, step: int) -> None:
+        """Keep the model of this step if it is better."""
+        now = self._look()
+        self.check(now[0], step)
+        gain = max(n / max(s, 1e-12) for n, s in zip(now, self.start, strict=True))
+        if gain < self.gain:
+            self.values, self.gain, self.loss, self.step = _copies(self._model.parameters()), gain, now[0], step
+
+    def check(self, loss: float, step: int) -> None:
+        """Stop where training makes the student worse.
+
+        Raises:
+            DistillError: names the step, the loss and what to change.
+        """
+        if not loss <= self._limit:
+            raise DistillError(
+                f"distillation diverges: the loss is {loss:.4g} at step {step}, above {self._limit:.4g}, {RISE:g} "
+                f"times that of the start; lower distill.lr (now {self._method.lr:g}), or leave distill out"
+            )
+
+    def record(self) -> dict:
+        return {"best_gain": self.gain, "best_loss": self.loss, "best_step": self.step}
+
+    def restore(self, values: dict[str, Tensor], record: dict) -> None:
+        self.values = values
+        self.gain, self.loss, self.step = record["best_gain"], record["best_loss"], record["best_step"]
+
+    def _look(self) -> list[float]:
+        """The loss on each kind of guard."""
+        with torch.no_grad():
+            return [float(_loss(self._model(x), answers, self._method)) for x, answers in self._guards]
+
+
+def _train(model: Trainable, teacher: fx.GraphModule, images: Images, best: _Best, method: Distill, work: Work) -> None:
+    """All steps, from the state that was kept if there is one."""
+    leaves, checkpoints = model.parameters(), work.checkpoints
     groups = [{"params": [v], "lr": method.lr * max(float(v.detach().abs().max()), 1e-8)} for v in leaves.values()]
     optimizer = torch.optim.Adam(groups)
-    rates = [group["lr"] for group in groups]
-    guards = _guards(teacher, images.held_out, known_range, source.seed)
-    start_loss, start_probes = _look(model, guards, method)
-    answers = guards[0][1]
-    limit = RISE * max(start_loss, SMALL * (float(answers.var()) if method.loss == "mse" else 1.0))
-    best, best_gain, best_loss, best_step, first = _copies(leaves), 1.0, start_loss, 0, 0
+    rates, first = [group["lr"] for group in groups], 0
     kept = checkpoints.read("distill")
     if kept is not None:
         record = checkpoints.record("distill")
-        first, best_step = record["step"], record["best_step"]
-        best_gain, best_loss = record["best_gain"], record["best_loss"]
-        _put(leaves, {n: kept[f"leaf.{n}"] for n in leaves})
-        best = {n: kept[f"best.{n}"] for n in leaves}
+        first = record["step"]
+        _put(leaves, _under(kept, "leaf."))
+        best.restore(_under(kept, "best."), record)
         restore_adam(optimizer, kept)
-        images.restore({k.removeprefix("images."): v for k, v in kept.items() if k.startswith("images.")})
+        images.restore(_under(kept, "images."))
     for step in range(first, method.steps):
         x = images.batch(model, step)
         with torch.no_grad():
@@ -94,26 +140,21 @@ def distill(
             loss = _loss(model(x), wanted, method)
             optimizer.zero_grad()
             loss.backward()
-        _check(float(loss.detach()), step, limit, method)
+        best.check(float(loss.detach()), step + 1)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * (1 - step / method.steps)
         optimizer.step()
-        on_step("distilling", step + 1, method.steps)
+        work.on_step("distilling", step + 1, method.steps)
         if (step + 1) % max(1, method.steps // LOOKS) == 0:
-            now, on_probes = _look(model, guards, method)
-            _check(now, step, limit, method)
-            gain = max(now / max(start_loss, 1e-12), on_probes / max(start_probes, 1e-12))
-            if gain < best_gain:
-                best, best_gain, best_loss, best_step = _copies(leaves), gain, now, step + 1
+            best.look(step + 1)
         if (step + 1) % EVERY == 0:
-            state = {f"leaf.{n}": v for n, v in leaves.items()} | {f"best.{n}": v for n, v in best.items()}
-            state |= {f"images.{n}": v for n, v in images.state().items()}
-            record = {"step": step + 1, "best_gain": best_gain, "best_loss": best_loss, "best_step": best_step}
-            checkpoints.write("distill", {**state, **adam_state(optimizer)}, record)
-    _put(leaves, best)
-    fell = f"{start_loss:.3g} -> {best_loss:.3g}"
-    said = f"{method.loss} on images held out {fell} after {best_step} of {method.steps} steps"
-    return (model.results(results), said) if best_step else (results, f"{said}: nothing gained, the start is kept")
+            parts = {"leaf": leaves, "best": best.values, "images": images.state()}
+            state = {f"{part}.{name}": v for part, values in parts.items() for name, v in values.items()}
+            checkpoints.write("distill", {**state, **adam_state(optimizer)}, {"step": step + 1, **best.record()})
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
 
 
 def _loss(student: Tensor, teacher: Tensor, method: Distill) -> Tensor:
@@ -132,25 +173,6 @@ def _guards(
     kinds = [held_out, in_range(probes, known_range) if known_range.mean else held_out]
     with torch.no_grad():
         return [(x, _first(teacher(x))) for x in kinds]
-
-
-def _look(model: Trainable, guards: list[tuple[Tensor, Tensor]], method: Distill) -> list[float]:
-    """The loss on each kind of guard."""
-    with torch.no_grad():
-        return [float(_loss(model(x), answers, method)) for x, answers in guards]
-
-
-def _check(loss: float, step: int, limit: float, method: Distill) -> None:
-    """Stop where training makes the student worse.
-
-    Raises:
-        DistillError: names the step, the loss and what to change.
-    """
-    if not loss <= limit:
-        raise DistillError(
-            f"distillation diverges: the loss is {loss:.4g} at step {step + 1}, above {limit:.4g}, {RISE:g} times that "
-            f"of the start; lower distill.lr (now {method.lr:g}), or leave distill out"
-        )
 
 
 def _first(output: Any) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx
 
-from datafree.checkpoints import NOTHING_KEPT, Checkpoints, OnStep, ignore_steps
+from datafree.checkpoints import HERE, OnStep, Work
 from datafree.recipe import Adversarial, Inverted, Matched, Recipe
 from datafree.records import InputRange
 from datafree.signals import make_signal
@@ -84,10 +84,7 @@ def images_for(
     known_range: InputRange,
     recipe: Recipe,
     student: Student,
-    *,
-    device: str = "cpu",
-    on_step: OnStep = ignore_steps,
-    checkpoints: Checkpoints = NOTHING_KEPT,
+    work: Work = HERE,
 ) -> Images:
     """The images that `recipe.distill` asks for; those of the signal where it is of that kind.
 
@@ -102,8 +99,8 @@ def images_for(
     rng = torch.Generator().manual_seed(source.seed + 1)
     if method.images == "adversarial":
         signal = recipe.signal if isinstance(recipe.signal, Adversarial) else Adversarial(batch=method.batch)
-        adversary = new_adversary(teacher, source.stats, signal, input_range=known_range, rng=rng, device=device)
-        return Generated(adversary, on_step)
+        adversary = new_adversary(teacher, source.stats, signal, input_range=known_range, rng=rng, device=work.device)
+        return Generated(adversary, work.on_step)
     if method.images == "loader" and source.kind != "loader":
         raise DistillError("distill.images is 'loader' but no images were given; set signal.kind=loader too")
     images = source.inputs[0]
@@ -117,10 +114,8 @@ def images_for(
             signal,
             seed=source.seed + 1,
             input_range=known_range,
-            device=device,
             rival=rival,
-            on_step=on_step,
-            checkpoints=checkpoints.part("distill"),
+            work=work.part("distill"),
         )
         images = made.inputs[0] if source.kind != method.images else torch.cat([images, made.inputs[0]])
     return Given(images, size=method.batch, rng=rng)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 
 from datafree import graph as g
-from datafree.affine import fake_quantize, grid
+from datafree.affine import rounded_rows
 from datafree.recipe import Matched
 from datafree.records import Estimate
 from datafree.run import Run
@@ -108,10 +108,7 @@ def damaged(teacher: fx.GraphModule) -> Iterator[fx.GraphModule]:
             teacher, {n: w + noise * w.std(1, keepdim=True, correction=0) * draw[n] for n, w in weights.items()}
         )
     for bits in BITS:
-        yield g.with_weights(
-            teacher,
-            {n: fake_quantize(w, grid(w.amin(1), w.amax(1), bits=bits, symmetric=False)) for n, w in weights.items()},
-        )
+        yield g.with_weights(teacher, {n: rounded_rows(w, bits) for n, w in weights.items()})
     for share in MASKS:
         least = sizes.kthvalue(max(1, int(share * len(sizes)))).values
         yield g.with_weights(teacher, {n: torch.where(w.abs() > least, w, 0.0) for n, w in weights.items()})

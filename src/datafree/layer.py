@@ -16,6 +16,7 @@ from datafree import graph as g
 from datafree.affine import dequantize, fake_quantize
 from datafree.moments import chunks, gather_moments, merged, positions, shrunk
 from datafree.plan import LayerPlan, Plan, root
+from datafree.pools import one_thread
 from datafree.ranges import tensor_grid
 from datafree.recipe import Nearest, Recipe, Sgd
 from datafree.records import LayerJob, LayerResult, Moments, MomentsError, QParams, decibel
@@ -190,10 +191,8 @@ def compress_layer(job: LayerJob) -> LayerResult:
 @contextmanager
 def alone(job: LayerJob) -> Iterator[None]:
     """On one thread, so that every pool gives the same bits; what fails names the layer, the method and the shapes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
-        with torch.no_grad():
+        with one_thread(), torch.no_grad():
             yield
     except (torch.linalg.LinAlgError, RuntimeError) as error:
         shapes = f"weight {tuple(job.weight.shape)} (groups, rows, taps), {job.moments.num_rows} input rows"
@@ -201,8 +200,6 @@ def alone(job: LayerJob) -> Iterator[None]:
         raise LayerError(
             f"{job.name}: {type(job.method).__name__.lower()} failed on {shapes}: {error}; {advice}"
         ) from error
-    finally:
-        torch.set_num_threads(threads)
 
 
 def solved(job: LayerJob) -> tuple[Tensor, QParams | None, Tensor]:

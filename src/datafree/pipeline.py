@@ -17,7 +17,7 @@ from datafree.batchnorm import fold_batchnorm_
 from datafree.budget import spend as share_out
 from datafree.capture import trace
 from datafree.channels import described
-from datafree.checkpoints import OnStep, ignore_steps, open_checkpoints
+from datafree.checkpoints import OnStep, Work, ignore_steps, open_checkpoints
 from datafree.counting import counted, counting, spend
 from datafree.distill import distill
 from datafree.equalize import equalize_
@@ -88,7 +88,8 @@ def compress(
     with counted() as spent:
         teacher = trace(model, example)
         fingerprint = g.fingerprint(teacher)
-        kept_work = open_checkpoints(resume, {"model": fingerprint, "recipe": recipe.dump(), "seed": str(seed)})
+        job = {"model": fingerprint, "recipe": recipe.dump(), "seed": str(seed)}
+        work = Work(device, on_step, open_checkpoints(resume, job))
         stats, kept = fold_batchnorm_(teacher)
         stats, equalization = equalize_(teacher, stats, mode=recipe.equalize, rows=recipe.weights.per == "tensor")
         plan = plan_layers(teacher, recipe)  # refuses a wrong recipe before anything takes long
@@ -99,19 +100,14 @@ def compress(
             seed=seed,
             input_range=on_range or input_range(model),
             images=images_of(images, fingerprint) if isinstance(images, Run) else images,
-            device=device,
-            on_step=on_step,
-            checkpoints=kept_work,
+            work=work,
         )
         recipe, pareto = share_out(teacher, plan, source, recipe, pool)
         plan = allocate(teacher, plan_layers(teacher, recipe), source, recipe, pool)
         plan, channels = choose_channels(teacher, plan, source, recipe)
-        results, grids = solve_layers(teacher, plan, source, recipe, pool, on_done, kept_work)
+        results, grids = solve_layers(teacher, plan, source, recipe, pool, on_done, work.checkpoints)
         smaller, results = without_channels(teacher, results, channels)
-        results, distilled = distill(
-            teacher, smaller, plan, results, grids, source, chosen, recipe,
-            device=device, on_step=on_step, checkpoints=kept_work,
-        )  # fmt: skip
+        results, distilled = distill(teacher, smaller, plan, results, grids, source, chosen, recipe, work)
         student = assemble(smaller, plan, results, grids)
     spend(spent.macs)  # for whoever counts around this
     summary = Summary(

@@ -7,9 +7,23 @@ import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
+
 Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums split over threads may round differently (MKL promises nothing); inside, every machine adds in one order."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def serial(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

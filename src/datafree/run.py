@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import Tensor, fx
 from datafree.checkpoints import layer_from_tensors, layer_to_tensors
 from datafree.contact import contact_sheet
 from datafree.evaluate import Evaluation, evaluate_models
+from datafree.files import written_whole
 from datafree.recipe import Recipe
 from datafree.records import ChannelStats, Estimate, InputRange, LayerResult, Skipped, Stats, Summary
 from datafree.serialize import FormatError, graph_from_json, graph_to_json, tensors_of
@@ -72,14 +71,9 @@ class Run:
         """
         path = Path(path)
         check_free(path, force=force)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-            whole = Path(scratch) / "run"
-            (whole / "layers").mkdir(parents=True)
-            self._write(whole)
-            if path.exists():
-                shutil.rmtree(path)
-            whole.replace(path)
+        with written_whole(path) as place:
+            (place / "layers").mkdir(parents=True)
+            self._write(place)
 
     def _write(self, path: Path) -> None:
         (path / "recipe.yaml").write_text(self.recipe.dump())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import tempfile
 from collections import Counter
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -19,6 +17,7 @@ from datafree.export.fusion import QUANTIZE
 from datafree.export.ortcheck import agreement, open_and_read, repeatability, run_file, run_module, sqnr
 from datafree.export.translate import translate
 from datafree.export.writer import IR_VERSIONS, ExportError
+from datafree.files import written_whole
 from datafree.recipe import Propagated
 from datafree.run import Run
 from datafree.signals import make_signal
@@ -97,12 +96,9 @@ def export_onnx(
     _add_metadata(model, run)
     inputs = _probes(run, probes)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-            whole = Path(scratch) / path.name
-            _write(model, whole)
-            check = _check(run, whole, inputs, tuple(_notes(run, model)))
-            whole.replace(path)
+        with written_whole(path) as place:
+            place.write_bytes(model.SerializeToString())
+            check = _check(run, place, inputs, tuple(_notes(run, model)))
     except OSError as error:
         raise ExportError(
             f"{path} could not be written: {error.strerror or error}; free some space or choose another place"
@@ -124,13 +120,6 @@ def _check_arguments(path: Path, opset: int, *, int4: bool, force: bool) -> None
         raise ExportError(f"{path} exists; choose another name, or force=True to replace it")
     if path.is_dir():
         raise ExportError(f"{path} is a directory; give the name of a file in it")
-
-
-def _write(model: onnx.ModelProto, path: Path) -> None:
-    with path.open("wb") as file:
-        file.write(model.SerializeToString())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _add_metadata(model: onnx.ModelProto, run: Run) -> None:

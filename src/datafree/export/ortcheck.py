@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -64,8 +65,8 @@ def run_file(opened: onnxruntime.InferenceSession, inputs: tuple[Tensor, ...]) -
     return [torch.cat([torch.from_numpy(values) for values in column]) for column in zip(*parts, strict=True)]
 
 
-def run_module(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """The same of a module, its outputs flattened."""
+def run_module(module: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """The same of a module or function, its outputs flattened."""
     with torch.no_grad():
         parts = [pytree.tree_leaves(module(*batch)) for batch in zip(*(x.split(BATCH) for x in inputs), strict=True)]
     return [torch.cat(column) for column in zip(*parts, strict=True)]

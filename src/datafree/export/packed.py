@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 import zlib
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.export.coding import DTYPES, Coding, decode, encode
+from datafree.files import written_whole
 from datafree.run import Run
 from datafree.serialize import graph_from_json, graph_to_json, tensors_of
 
@@ -58,7 +57,8 @@ def save(run: Run, path: str | Path, *, compress: bool = False, force: bool = Fa
         raise PackedError(f"{path} exists; choose another name, or force=True (--force) to replace it")
     content = _pack(run.student, aligned=compress)
     try:
-        _write(path, _squeezed(content) if compress else content)
+        with written_whole(path) as place:
+            place.write_bytes(_squeezed(content) if compress else content)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise PackedError(
@@ -193,15 +193,3 @@ def _squeezed(content: bytes) -> bytes:
         squeezer = zlib.compressobj(9, memLevel=9, strategy=strategy)
         trials.append(squeezer.compress(content) + squeezer.flush())
     return _sealed({WHOLE: _as_tensor(min(trials, key=len))})
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write beside the place, flush to the disk, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".datafree-") as scratch:
-        whole = Path(scratch) / "whole"
-        with whole.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        whole.replace(path)

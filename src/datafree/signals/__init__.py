@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
-
 import torch
 from torch import Tensor, fx, nn
 
 from datafree import graph as g
-from datafree.checkpoints import NOTHING_KEPT, Checkpoints, OnStep, ignore_steps
+from datafree.checkpoints import HERE, Work
 from datafree.recipe import Adversarial, Gaussian, Loader, Made, Propagated
 from datafree.records import InputRange, Stats
 from datafree.signals.adversarial import train
@@ -38,10 +36,8 @@ def make_signal(
     seed: int,
     input_range: InputRange | None = None,
     images: tuple[Tensor, ...] | None = None,
-    device: str = "cpu",
     rival: Rival | None = None,
-    on_step: OnStep = ignore_steps,
-    checkpoints: Checkpoints = NOTHING_KEPT,
+    work: Work = HERE,
 ) -> tuple[Source, InputRange]:
     """Make the inputs every layer will be solved on.
 
@@ -51,9 +47,8 @@ def make_signal(
         signal: the recipe's part.
         input_range: mean and standard deviation of the network's first input; None = inferred from the first BatchNorm.
         images: inputs made before or real ones, as the network sees them; kind "loader" needs them.
-        device: where images are moved by `matched` and `inverted`, and the generator of `adversarial` is trained.
         rival: a student that images moved here shall be hard for.
-        on_step, checkpoints: see `match`.
+        work: where images are moved by `matched` and `inverted`, and the generator of `adversarial` is trained.
 
     Returns:
         The signal, and the range the images of the first input were made in.
@@ -77,8 +72,7 @@ def make_signal(
     ranges = [first, *(infer_input_range(teacher, i, unit[i], stats) for i in range(1, len(unit)))]
     note, network = "", None
     if dear and stats and images is None and len(unit) == 1 and unit[0].dim() == 4:
-        means = _Means(input_range=first, generator=generator, device=device, on_step=on_step, checkpoints=checkpoints)
-        image, note, network = _dear_images(teacher, stats, signal, unit[0], means, rival)
+        image, note, network = _dear_images(teacher, stats, signal, unit[0], first, generator, rival, work)
         images = (image,)
     inputs = images or tuple(in_range(x, r) for x, r in zip(unit, ranges, strict=True))
     if dear:
@@ -87,28 +81,24 @@ def make_signal(
     return Source(signal.kind, inputs, stats, at_batchnorm, seed, reach, note, network), first
 
 
-class _Means(TypedDict):
-    """With what images are made."""
-
-    input_range: InputRange
-    generator: torch.Generator
-    device: str
-    on_step: OnStep
-    checkpoints: Checkpoints
-
-
 def _dear_images(
-    teacher: fx.GraphModule, stats: Stats, signal: Made, probes: Tensor, means: _Means, rival: Rival | None
+    teacher: fx.GraphModule,
+    stats: Stats,
+    signal: Made,
+    probes: Tensor,
+    known: InputRange,
+    rng: torch.Generator,
+    rival: Rival | None,
+    work: Work,
 ) -> tuple[Tensor, str, nn.Module | None]:
     """Images as the network sees them, how well they came out, and the generator that made them."""
     if isinstance(signal, Adversarial):
-        network = train(teacher, stats, signal, **means)
-        noise = network.noise(len(probes), means["generator"])
+        network = train(teacher, stats, signal, input_range=known, generator=rng, work=work)
         with torch.no_grad():
-            return in_range(network(noise), means["input_range"]), "", network
-    start = probes if motion_of(signal) is SHORT else torch.randn(probes.shape, generator=means["generator"])
-    made = match(teacher, stats, start, signal, rival=rival, **means)
-    return in_range(made.images, means["input_range"]), f"; {made}", None
+            return in_range(network(network.noise(len(probes), rng)), known), "", network
+    start = probes if motion_of(signal) is SHORT else torch.randn(probes.shape, generator=rng)
+    made = match(teacher, stats, start, signal, input_range=known, generator=rng, rival=rival, work=work)
+    return in_range(made.images, known), f"; {made}", None
 
 
 def num_images(shape: tuple[int, ...], *, most: int) -> int:

@@ -17,8 +17,8 @@ from safetensors import safe_open
 from torch import Tensor, fx, nn
 
 from datafree import graph as g
-from datafree.affine import fake_quantize, grid
-from datafree.checkpoints import EVERY, NOTHING_KEPT, Checkpoints, OnStep, adam_state, ignore_steps, restore_adam
+from datafree.affine import rounded_rows
+from datafree.checkpoints import EVERY, HERE, Work, adam_state, restore_adam
 from datafree.counting import spend_on_layer
 from datafree.recipe import Adversarial
 from datafree.records import ChannelStats, InputRange, Stats
@@ -153,8 +153,7 @@ def new_adversary(
     device: str = "cpu",
 ) -> Adversary:
     """An untrained generator for a network of one image input (C, H, W)."""
-    if device != "cpu":
-        teacher, stats = on_device(teacher, stats, device)
+    teacher, stats = on_device(teacher, stats, device)
     _, channels, height, width = g.shape(g.placeholders(teacher)[0])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=rng)))
@@ -170,37 +169,32 @@ def train(
     *,
     input_range: InputRange,
     generator: torch.Generator,
-    device: str = "cpu",
-    on_step: OnStep = ignore_steps,
-    checkpoints: Checkpoints = NOTHING_KEPT,
+    work: Work = HERE,
 ) -> Generator:
     """Train a generator against the teacher rounded to nearest at `rival_bits`; returns it in eval mode, on the CPU.
 
     As a signal there is no student yet; in distillation (`distill.images: adversarial`) the real one takes its place.
     """
-    adversary = new_adversary(teacher, stats, method, input_range=input_range, rng=generator, device=device)
+    adversary = new_adversary(teacher, stats, method, input_range=input_range, rng=generator, device=work.device)
     rival = rounded(adversary.teacher, method.rival_bits)
-    kept = checkpoints.read("generator")
+    kept = work.checkpoints.read("generator")
     start = 0
     if kept is not None:
         adversary.restore(kept)
-        start = checkpoints.record("generator")["step"]
+        start = work.checkpoints.record("generator")["step"]
     for step in range(start, method.steps):
         adversary.step(rival if step >= method.warmup else None)
-        on_step("training the generator", step + 1, method.steps)
+        work.on_step("training the generator", step + 1, method.steps)
         if (step + 1) % EVERY == 0 or step + 1 == method.steps:
-            checkpoints.write("generator", adversary.state(), {"step": step + 1})
+            work.checkpoints.write("generator", adversary.state(), {"step": step + 1})
     return adversary.generator.eval().cpu()
 
 
 def rounded(teacher: fx.GraphModule, bits: int) -> fx.GraphModule:
     """The float graph with every layer's weights rounded to nearest, one scale an output channel."""
 
-    def nearest(weight: Tensor) -> Tensor:
-        rows = weight.flatten(1)
-        return fake_quantize(rows, grid(rows.amin(1), rows.amax(1), bits=bits, symmetric=False))
-
-    return g.with_weights(teacher, {n: nearest(g.weight(teacher, layer)) for n, layer in g.layers(teacher).items()})
+    weights = {name: g.weight(teacher, layer).flatten(1) for name, layer in g.layers(teacher).items()}
+    return g.with_weights(teacher, {name: rounded_rows(weight, bits) for name, weight in weights.items()})
 
 
 def gaussian_divergence(mean: Tensor, std: Tensor, wanted: ChannelStats) -> Tensor:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.checkpoints import EVERY, NOTHING_KEPT, Checkpoints, OnStep, adam_state, ignore_steps, restore_adam
+from datafree.checkpoints import EVERY, HERE, Checkpoints, Work, adam_state, restore_adam
 from datafree.recipe import Inverted, Moved
 from datafree.records import ChannelStats, InputRange, Stats
 from datafree.signals.inversion import (
@@ -83,10 +83,8 @@ def match(
     *,
     input_range: InputRange,
     generator: torch.Generator,
-    device: str = "cpu",
     rival: Rival | None = None,
-    on_step: OnStep = ignore_steps,
-    checkpoints: Checkpoints = NOTHING_KEPT,
+    work: Work = HERE,
 ) -> Matched:
     """Move images by Adam until the outputs of BatchNorm have the mean and standard deviation it remembers.
 
@@ -100,27 +98,26 @@ def match(
 
     Args:
         unit: starting images, zero mean and unit variance; the network sees `unit * std + mean` of `input_range`.
-        device: where the steps are taken, "cpu" or "cuda"; the images come back to the CPU.
         rival: a student to compete with.
-        checkpoints: where batches, and states of the one under way, are kept; found there, work goes on from them.
+        work: where the steps are taken, the images come back to the CPU; batches, and states of the one under way, are
+            kept, and where they are found, work goes on from them.
 
     Raises:
         MatchingError: the loss is not finite, or has not fallen below its start; names the step and what to change.
             The device is not there.
     """
-    if device != "cpu":
-        teacher, stats = on_device(teacher, stats, device)
+    teacher, stats = on_device(teacher, stats, work.device)
     motion, total = motion_of(method), steps_of(method)
     parts = unit.split(motion.batch)
     made = []
     for number, part in enumerate(parts):
         targets = _targets(teacher, len(part), generator) if isinstance(method, Inverted) else None
-        targets = None if targets is None else targets.to(device)
+        targets = None if targets is None else targets.to(work.device)
         objective = _Objective(teacher, stats, method, input_range, targets, rival)
         done, all_steps = number * total, len(parts) * total
-        watch = lambda step, done=done: on_step("making images", done + step, all_steps)  # noqa: E731, B023
-        kept = checkpoints.part(f"images.{number}")
-        made.append(_move(part.to(device), objective, motion, total, generator, watch, kept))
+        watch = lambda step, done=done: work.on_step("making images", done + step, all_steps)  # noqa: E731, B023
+        kept = work.checkpoints.part(f"images.{number}")
+        made.append(_move(part.to(work.device), objective, motion, total, generator, watch, kept))
     weights = torch.tensor([len(part) for part in parts]) / len(unit)
     distance = tuple(float(sum(w * m.distance[i] for w, m in zip(weights, made, strict=True))) for i in (0, 1))
     asked = [m.asked for m in made if m.asked is not None]
@@ -129,7 +126,9 @@ def match(
 
 
 def on_device(teacher: fx.GraphModule, stats: Stats, device: str) -> tuple[fx.GraphModule, Stats]:
-    """Copies on another device; MatchingError where it is not there."""
+    """Copies on another device than the CPU; MatchingError where it is not there."""
+    if device == "cpu":
+        return teacher, stats
     try:
         moved = g.duplicate(teacher).to(device)
         return moved, {n: s.to(device) for n, s in stats.items()}
@@ -182,15 +181,14 @@ def _move(
     images = unit.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([images], lr=motion.lr, betas=motion.betas)
     jitter = max(1, min(unit.shape[2:]) // 12) if motion.jitter is None else min(motion.jitter, min(unit.shape[2:]) - 1)
-    record = {"start": 0, "losses": [], "distances": []}
+    start, before, losses = 0, math.nan, []
     kept = checkpoints.read("state")
     if kept is not None:
-        record = checkpoints.record("state")
+        start, before, losses = (checkpoints.record("state")[k] for k in ("start", "before", "losses"))
         images.data.copy_(kept["images"])
         restore_adam(optimizer, kept)
         generator.set_state(kept["generator"])
-    losses, distances = record["losses"], record["distances"]
-    for step in range(record["start"], steps):
+    for step in range(start, steps):
         for group in optimizer.param_groups:
             group["lr"] = motion.lr * (_cosine(step / steps) if motion.annealed else 1.0)
         shift = torch.randint(-jitter, jitter + 1, (2,), generator=generator).tolist()
@@ -200,7 +198,8 @@ def _move(
             loss, distance, _ = objective(view)
             optimizer.zero_grad()
             loss.backward()
-        losses, distances = [*losses, float(loss.detach())], [*distances, float(distance.detach())]
+        losses.append(float(loss.detach()))
+        before = before if step else float(distance.detach())
         check_loss(losses, step)
         optimizer.step()
         with torch.no_grad():
@@ -208,12 +207,12 @@ def _move(
         watch(step + 1)
         if (step + 1) % EVERY == 0 or step + 1 == steps:
             state = {"images": images, "generator": generator.get_state(), **adam_state(optimizer)}
-            checkpoints.write("state", state, {"start": step + 1, "losses": losses, "distances": distances})
+            checkpoints.write("state", state, {"start": step + 1, "before": before, "losses": losses})
     with torch.no_grad():
         _, last, logits = objective(images.detach())
     targets = objective.targets
     asked = None if targets is None or logits is None else 100 * float((logits.argmax(1) == targets).float().mean())
-    return Matched(images.detach(), (distances[0], float(last)), asked)
+    return Matched(images.detach(), (before, float(last)), asked)
 
 
 def _cosine(progress: float) -> float:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from datafree.pools import one_thread
 
 NUM_LEAVES = 400  # an image; about a tenth of the pixels stay bare and show the noise alone
 RADIUS_MIN, RADIUS_MAX = 0.02, 0.5  # of the longer side
@@ -64,7 +64,7 @@ def dead_leaves(
         ValueError: a size below 1; names it.
     """
     _check_sizes(num_images=num_images, height=height, width=width, channels=channels)
-    with _one_thread():
+    with one_thread():
         leaves = _draw_leaves(num_images, height, width, channels, generator)
         batch = max(1, LEAF_ROWS // (NUM_LEAVES * height))
         batches = zip(*(field.split(batch) for field in leaves), strict=True)
@@ -82,7 +82,7 @@ def pink_noise(
     Args, Returns and Raises are those of `dead_leaves`.
     """
     _check_sizes(num_images=num_images, height=height, width=width, channels=channels)
-    with _one_thread():
+    with one_thread():
         return _standardise(_pink(num_images, height, width, channels, generator))
 
 
@@ -160,17 +160,6 @@ def _channel_mix(channels: int) -> Float[Tensor, "c c"]:
 def _standardise(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     std, mean = torch.std_mean(images, (0, 2, 3), correction=0, keepdim=True)
     return (images - mean) / std.clamp(min=1e-6)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums and FFTs may round differently when split over threads (MKL promises nothing); so: one thread."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 def _check_sizes(**sizes: int) -> None:

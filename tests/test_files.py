@@ -1,0 +1,37 @@
+"""Files and folders appear whole or not at all."""
+
+from __future__ import annotations
+
+import pytest
+
+from datafree.files import written_whole
+
+
+def test_folders_on_the_way_are_made_and_nothing_else_is_left(tmp_path):
+    path = tmp_path / "deep" / "net.bin"
+    with written_whole(path) as place:
+        place.write_bytes(b"new")
+        assert not path.exists()
+    assert path.read_bytes() == b"new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("before", [b"old", None])
+def test_an_error_leaves_what_was_there(tmp_path, before):
+    path = tmp_path / "net.bin"
+    if before:
+        path.write_bytes(before)
+    with pytest.raises(OSError, match="no space"), written_whole(path) as place:
+        place.write_bytes(b"half")
+        raise OSError("no space")
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == ([before] if before else [])
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path):
+    path = tmp_path / "run"
+    for name in ("first", "second"):
+        with written_whole(path) as place:
+            place.mkdir()
+            (place / name).write_text(name)
+    assert [p.name for p in path.iterdir()] == ["second"]
+    assert list(tmp_path.iterdir()) == [path]
