@@ -65,6 +65,7 @@ def test_a_run_directory_is_taken(script, saved):
     check(start(script, saved))
 
 
+@pytest.mark.slow
 def test_a_missing_compiler_is_a_skip():
     done = start("torch_compile.py", CXX="no-such-compiler")
     assert (done.returncode, done.stdout) == (

@@ -187,6 +187,7 @@ def test_more_bits_err_less():
     assert found[0] > 3 * found[1] > 0
 
 
+@SLOW
 def test_a_rule_of_the_users_stays_and_is_counted():
     rules = {"1.*": {"weights": {"bits": 8}}, "1.0.conv": {"weights": {"bits": 7}}}
     run = run_of("residual", budget={"mean_bits": 6}, layers=rules)
@@ -223,8 +224,8 @@ def test_in_sequence_and_on_draws():
     "fields",
     [
         pytest.param({}, marks=SLOW),
-        {"weights": {"per": "tensor"}, "equalize": "free"},
-        {"prune": {"sparsity": 0.5}},
+        pytest.param({"weights": {"per": "tensor"}, "equalize": "free"}, marks=SLOW),
+        pytest.param({"prune": {"sparsity": 0.5}}, marks=SLOW),
         pytest.param({"prune": {"pattern": "2:4"}}, marks=SLOW),
         pytest.param({"layers": {"1.conv": "keep"}}, marks=SLOW),
     ],

@@ -56,7 +56,7 @@ def _spend_seven(item):
     return item
 
 
-@pytest.mark.parametrize("pool", [serial, processes(2)], ids=["serial", "processes"])
+@pytest.mark.parametrize("pool", [serial, pytest.param(processes(2), marks=pytest.mark.slow)], ids=["serial", "two"])
 def test_what_a_pool_spends_is_counted_here(pool):
     with counted() as spent:
         assert list(counting(pool)(_spend_seven, [1, 2, 3])) == [1, 2, 3]

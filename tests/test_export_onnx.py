@@ -417,6 +417,7 @@ def test_missing_packages_name_the_extra(tmp_path):
     assert 'ExportError: onnxruntime is not installed; pip install "datafree[onnx]"' in done.stderr
 
 
+@pytest.mark.slow
 def test_the_module_loads_no_onnx():
     code = "import sys, datafree.export.onnx; print(*[m for m in ('onnx', 'onnxruntime') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == ""

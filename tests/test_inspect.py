@@ -11,7 +11,7 @@ from datafree.inspect import inspect
 from datafree.models import ModelError
 from datafree.pipeline import compress
 from datafree.recipe import Recipe, RecipeError
-from nets import NETS
+from nets import FEW, NETS
 
 # Those whose hazard lies in what feeds what, or in where a BatchNorm is.
 WALKED = (
@@ -31,7 +31,7 @@ def by_name(found):
     return {layer.name: layer for layer in found.layers}
 
 
-@pytest.mark.parametrize("net", WALKED)
+@pytest.mark.parametrize("net", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in WALKED])
 def test_every_layer_is_told_with_what_feeds_it(net):
     found = inspected(net)
     names = [layer.name for layer in found.layers]

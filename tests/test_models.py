@@ -99,6 +99,7 @@ def test_a_torchvision_network_without_weights_is_built_for_the_smallest_publish
     assert example.shape == (1, 3, side, side)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_imports_timm_and_torchvision_without_a_warning():
     code = """if True:
         import sys, datafree.models

@@ -220,7 +220,10 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [c if c in ("2 to 4 bits", "sparse", "n:m", "vectors") else pytest.param(c, marks=pytest.mark.slow) for c in CASES],
+)
 def test_every_recipe_comes_back_bit_for_bit(case, tmp_path):
     run = made("chain", *CASES[case])
     for name in ("plain", "compressed"):

@@ -44,6 +44,7 @@ def trail():
     return results, taken_before, taken, caught.value
 
 
+@pytest.mark.slow
 def test_processes_keep_order(trail):
     assert trail[0] == [0.25, 1]
 

@@ -14,10 +14,10 @@ from datafree.batchnorm import fold_batchnorm_
 from datafree.capture import CaptureError, batch_norms, trace
 from datafree.depthwise import WIDEST
 from datafree.equalize import column_range, equalize_, row_range
-from nets import FEW_FAST, NETS, calibrate_batchnorm_, randomise_batchnorm_
+from nets import FEW_FAST, NETS, THREE_FAST, calibrate_batchnorm_, randomise_batchnorm_
 
 UNCAPTURABLE = "in place through a view"
-TINY = [name for name in NETS if name != UNCAPTURABLE]
+QUICK = ("timm:test_efficientnet", "timm:test_byobnet")
 COVERED = ["mobilenetv2_100", "efficientnet_b0", "densenet121", "resnet18", "regnety_002"]
 
 
@@ -52,7 +52,7 @@ def cnn(name: str):
     return model.eval(), (x[:2],)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", FEW_FAST)
 def test_capture_is_exact_and_functional(name):
     model, inputs = NETS[name]()
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -119,7 +119,7 @@ def test_equalization_keeps_the_function_and_changes_ranges(name, mode):
     assert set(moved) == set(stats)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", FEW_FAST)
 def test_depthwise_balance_keeps_the_function_and_brings_inputs_to_one_range(name):
     model, inputs, folded, stats, _, _ = captured(name)
     graph = g.duplicate(folded)
@@ -193,7 +193,7 @@ def test_equalization_off_changes_nothing():
     assert all(same(before[n], ranges(graph, layer)) for n, layer in g.layers(graph).items())
 
 
-@pytest.mark.parametrize("name", FEW_FAST)
+@pytest.mark.parametrize("name", THREE_FAST)
 def test_student_runs_and_resembles_the_teacher(name):
     model, inputs = NETS[name]()
     run = compress(model, Recipe.preset("w8a8").updated(["signal.images=8"]), inputs)
@@ -221,7 +221,7 @@ def check_rewrites(name):
         assert equalization.coverage > 0
 
 
-@pytest.mark.parametrize("name", [n if i < 4 else pytest.param(n, marks=pytest.mark.slow) for i, n in enumerate(FAST)])
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAST])
 def test_rewrites_keep_the_function_of_a_cnn(name):
     check_rewrites(name)
 

@@ -75,7 +75,7 @@ def test_range_stays_within_the_values():
     assert low >= float(x.min()) - step and high <= float(x.max()) + step and low <= 0 < high
 
 
-@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("sequential", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_input_of_the_network_has_room_for_what_a_real_one_may_hold(sequential):
     """Images made here are paler than real ones; the grid reaches 3.5 deviations to both sides of the mean."""
     model, example = load_model("demo")

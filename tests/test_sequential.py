@@ -16,7 +16,7 @@ from datafree.records import ChannelStats, InputRange, LayerJob, Moments, Weight
 from datafree.run import RunError
 from datafree.signals.matching import SHORT, MatchingError, match
 from datafree.solvers.compensation import DAMPINGS, best_share, compensated, least_squares
-from nets import FEW_FAST, NETS, calibrate_batchnorm_
+from nets import NETS, THREE_FAST, calibrate_batchnorm_
 
 UNIT = InputRange((0.0,), (1.0,), "test")
 
@@ -180,7 +180,7 @@ def test_matched_and_inverted_signals_run_through_compress():
         assert ("show the class asked for" in run.summary.signal) == (kind == "inverted")
 
 
-@pytest.mark.parametrize("name", FEW_FAST)
+@pytest.mark.parametrize("name", THREE_FAST)
 def test_sequence_runs_on_every_net(name):
     """Side by side, teacher and student walk through every operator; a chain of 8-bit layers stays near the teacher."""
     model, inputs = NETS[name]()

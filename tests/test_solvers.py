@@ -446,12 +446,11 @@ def placement_jobs():
     ]
 
 
-def test_placement_changes_no_bit():
+@pytest.mark.parametrize("pool", [serial, pytest.param(processes(2), marks=pytest.mark.slow)], ids=["serial", "two"])
+def test_placement_changes_no_bit(pool):
     jobs = placement_jobs()
-    results = list(serial(compress_layer, jobs))
-    assert_same_results(results, [compress_layer(job) for job in jobs])
-    assert_same_results(results, [*serial(compress_layer, reversed(jobs))][::-1])
-    assert_same_results(results, list(processes(2)(compress_layer, jobs)))
+    results = [compress_layer(job) for job in jobs]
+    assert_same_results(results, [*pool(compress_layer, reversed(jobs))][::-1])
 
 
 def test_threads_are_left_as_found_and_change_no_bit():
@@ -573,7 +572,9 @@ def test_blocks_of_a_block_diagonal_h_change_nothing(spec, groups):
     )
 
 
-@pytest.mark.parametrize("method", [Closed(), ADAROUND], ids=["closed", "adaround"])
+@pytest.mark.parametrize(
+    "method", [Closed(), pytest.param(ADAROUND, marks=pytest.mark.slow)], ids=["closed", "adaround"]
+)
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_blocks_beat_nearest_on_the_full_h_and_keep_the_mean_output(method, spec):
     gain = 0.0

@@ -14,7 +14,7 @@ from datafree import graph as g
 from datafree.batchnorm import fold_batchnorm_
 from datafree.capture import trace
 from datafree.spaces import channel_spaces
-from nets import IMAGE, NETS, Concat, Residual, conv
+from nets import FEW, IMAGE, NETS, Concat, Residual, conv
 
 FREE, HOMOGENEOUS = False, True
 
@@ -255,7 +255,7 @@ def outputs(module, inputs):
         return torch.cat([v.flatten().double() for v in tree_leaves(module(*inputs))])
 
 
-@pytest.mark.parametrize("name", HAZARDS)
+@pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in HAZARDS])
 def test_any_scale_of_any_class_that_is_not_blocked_cancels(name):
     """Rows and biases times s, columns through s: the promise equalization and pruning are built on."""
     graph, inputs = folded(name)

@@ -9,6 +9,7 @@ from torch import Tensor
 from datafree.records import QParams
 
 CLIP_RATIOS = tuple(1 - 0.9 * i / 40 for i in range(40))
+TOGETHER = 2**16  # values rounded at a time, where several ratios fit
 
 
 def signed_range(bits: int) -> tuple[int, int]:
@@ -74,22 +75,19 @@ def search_grid(
         ratios: shares of the full range to try; (1.0,) is the min-max grid.
     """
     low, high = rows.amin(1), rows.amax(1)
-    best: QParams | None = None
-    best_error = torch.full_like(low, torch.inf)
-    for ratio in ratios:
-        trial = grid(low * ratio, high * ratio, bits=bits, symmetric=symmetric)
-        error = (fake_quantize(rows, trial) - rows).square_()
-        error = (error if importance is None else error.mul_(importance)).sum(1)
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
-        best = trial if best is None else QParams(
-            torch.where(better, trial.scale, best.scale),
-            torch.where(better, trial.zero_point, best.zero_point),
-            trial.qmin,
-            trial.qmax,
-        )  # fmt: skip
-    assert best is not None, "no clipping ratio was given"
-    return best
+    assert ratios, "no clipping ratio was given"
+    errors, scales, zero_points = [], [], []
+    for shares in torch.tensor(ratios).split(max(1, TOGETHER // max(1, rows.numel()))):
+        ends = ((shares[:, None] * end).flatten() for end in (low, high))
+        trial = grid(*ends, bits=bits, symmetric=symmetric)
+        tried = rows.expand(len(shares), -1, -1).flatten(0, 1)
+        error = fake_quantize(tried, trial).sub_(tried).square_().unflatten(0, (len(shares), len(rows)))
+        errors.append((error if importance is None else error.mul_(importance)).sum(2))
+        scales.append(trial.scale.view(len(shares), -1))
+        zero_points.append(trial.zero_point.view(len(shares), -1))
+    best = torch.cat(errors).argmin(0, keepdim=True)
+    scale, zero_point = (torch.cat(tried).gather(0, best)[0] for tried in (scales, zero_points))
+    return QParams(scale, zero_point, trial.qmin, trial.qmax)
 
 
 def _along_rows(x: Tensor, qparams: QParams) -> tuple[Tensor, Tensor]:
