@@ -18,7 +18,7 @@ FLOORS = (
     "affine masks graph capture pools models images weights demo counting checkpoints contact files",
     "batchnorm spaces channels depthwise equalize moments",
     "signals solvers",
-    "plan ranges layer sensitivity allocate structured budget solve assemble trainable distill_images distill",
+    "plan ranges layer sensitivity allocate structured budget solve assemble ties trainable distill_images distill",
     "serialize evaluate run estimate export",
     "pipeline inspect tables",
     "cli __init__ __main__",

@@ -34,7 +34,9 @@ def assemble(teacher: fx.GraphModule, plan: Plan, results: dict[str, LayerResult
     for node, widths in _demands(student, plan, inputs).items():
         previous, users = node, list(node.users)
         for bits in sorted(widths, reverse=True):
-            previous = quantized[node, bits] = _quantize_after(student, node, previous, grids[roots[node], bits])
+            key = roots[node], bits
+            previous = quantized[node, bits] = _quantize_after(student, node, previous, grids[key])
+            previous.args[0].meta["grid"] = key
         for user in users:
             if _reads_integers(user, max(widths), plan):
                 user.replace_input_with(node, quantized[node, max(widths)])

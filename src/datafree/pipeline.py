@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from datafree import graph as g
 from datafree.allocate import allocate
-from datafree.assemble import assemble
 from datafree.batchnorm import fold_batchnorm_
 from datafree.budget import spend as share_out
 from datafree.capture import trace
@@ -32,6 +31,7 @@ from datafree.run import Run, images_of
 from datafree.signals import make_signal
 from datafree.solve import Pool, solve_layers
 from datafree.structured import choose_channels, without_channels
+from datafree.ties import settled
 
 
 def ignore(result: LayerResult) -> None:
@@ -108,7 +108,7 @@ def compress(
         results, grids = solve_layers(teacher, plan, source, recipe, pool, on_done, work.checkpoints)
         smaller, results = without_channels(teacher, results, channels)
         results, distilled = distill(teacher, smaller, plan, results, grids, source, chosen, recipe, work)
-        student = assemble(smaller, plan, results, grids)
+        student, results = settled(smaller, plan, results, grids)
     spend(spent.macs)  # for whoever counts around this
     summary = Summary(
         model=type(model).__name__,

@@ -1,0 +1,125 @@
+"""Scales away from ties: the same integers from every kernel, and hardly another function."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from datafree import Recipe
+from datafree import graph as g
+from datafree.assemble import assemble, qd
+from datafree.batchnorm import fold_batchnorm_
+from datafree.capture import trace
+from datafree.equalize import equalize_
+from datafree.plan import plan_layers
+from datafree.pools import serial
+from datafree.signals import make_signal
+from datafree.solve import solve_layers
+from datafree.ties import LARGEST, TOLERANCE, near_fractions, settled
+from nets import FEW, NETS, block, head
+
+QUANTIZE, DEQUANTIZE = qd.quantize_per_tensor.default, qd.dequantize_per_tensor.default
+FAST = ("residual", "concat", "pre-activation", "depthwise inverted residual")
+EVERY = ["sums", *(n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in FEW)]
+CHEAP = ["signal.kind=propagated", "solve.sequential=false", "signal.images=4"]
+
+
+class Sums(nn.Module):
+    """Branches of unlike range: summed, averaged over 4 and 16 positions, concatenated."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = block(3, 8), block(8, 8), block(16, 8)
+        self.pool, self.wide, self.head = nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2), head(8)
+
+    def forward(self, x):
+        x = self.first(x)
+        y = self.pool(x + 0.3 * self.second(x))
+        y = self.third(torch.cat([y, self.pool(x)], 1))
+        return self.head(self.wide(y)), y.mean((2, 3))
+
+
+@functools.cache
+def students(name, preset):
+    """Before and after, each with its layers; and noise to run them on."""
+    model, inputs = (Sums().eval(), (torch.zeros(1, 3, 16, 16),)) if name == "sums" else NETS[name]()
+    recipe = Recipe.preset(preset).updated(CHEAP)
+    teacher = trace(model, inputs)
+    stats, _ = fold_batchnorm_(teacher)
+    stats, _ = equalize_(teacher, stats, mode=recipe.equalize, rows=recipe.weights.per == "tensor")
+    plan = plan_layers(teacher, recipe)
+    source, _ = make_signal(teacher, stats, recipe.signal, seed=0)
+    results, grids = solve_layers(teacher, plan, source, recipe, serial, lambda result: None)
+    noise = tuple(torch.randn(64, *x.shape[1:], generator=torch.Generator().manual_seed(3)) for x in inputs)
+    return (assemble(teacher, plan, results, grids), results), settled(teacher, plan, results, grids), noise
+
+
+def grids_of(student):
+    """Scales of tensors between layers, in execution order."""
+    return [n.args[1] for n in student.graph.nodes if n.target is QUANTIZE]
+
+
+def other_integers(student, inputs):
+    """How many integers are others where all that is between them is computed in float64."""
+    found = 0
+    with torch.no_grad():
+        for node, values in g.walk(student, inputs):
+            if node.target is QUANTIZE and node.args[0].op != "placeholder":
+                scale, zero_point, low, high, _ = node.args[1:]
+                exact = (torch.round(values[node.args[0]] / scale) + zero_point).clamp(low, high)
+                values[node] = g.execute(node, {**values, node.args[0]: values[node.args[0]].float()})
+                found += int((values[node] != exact).sum())
+            elif node.op == "call_function" and node.target is not QUANTIZE:
+                values[node] = g.execute(node, values)
+                if "dequantize" in str(node.target):
+                    values[node] = values[node].double()
+    return found
+
+
+def test_fractions_are_near_and_have_odd_denominators():
+    steps = torch.logspace(-3, 1, 50, dtype=torch.float64)[:, None]
+    found = near_fractions(steps)
+    assert torch.all((found / steps - 1).abs() <= TOLERANCE) and not torch.equal(found, steps)
+    odd = torch.arange(1, LARGEST, 2, dtype=torch.float64)
+    assert torch.all(((found * odd) - (found * odd).round()).abs().amin(1) < 1e-9)
+
+
+def test_a_row_shares_one_denominator():
+    row = torch.tensor([[0.6667, 1.4285]], dtype=torch.float64)
+    assert (near_fractions(row)[0] * 21).tolist() == pytest.approx([14, 30])
+    assert [float(near_fractions(row[:, i : i + 1])) for i in (0, 1)] == pytest.approx([2 / 3, 10 / 7])
+
+
+def test_what_is_too_small_for_a_fraction_stays():
+    steps = torch.tensor([[1.37e-5], [0.25]], dtype=torch.float64)
+    found = near_fractions(steps)
+    assert found[0] == steps[0] and found[1] != steps[1], "four is no odd denominator"
+
+
+@pytest.mark.parametrize("preset", ["w8a8", "w4a4", pytest.param("w8a8-tensor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", EVERY)
+def test_float64_stores_the_same_integers(name, preset):
+    _, (student, _), inputs = students(name, preset)
+    assert other_integers(student, inputs) == 0
+
+
+def test_without_moved_scales_some_integers_are_others():
+    (before, _), _, inputs = students("pre-activation", "w4a4")
+    assert other_integers(before, inputs) > 0
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_integers_stay_and_scales_hardly_move(name):
+    (before, old), (student, new), inputs = students(name, "w8a8")
+    moves = [(r.weight_qparams.scale / old[n].weight_qparams.scale - 1).abs().max() for n, r in new.items()]
+    moves += [abs(a / b - 1) for a, b in zip(grids_of(before), grids_of(student), strict=True)]
+    assert 0 < max(moves) < 3 * TOLERANCE, "its own, and those of the grids before and behind it"
+    assert all(torch.equal(r.weight, old[n].weight) and torch.equal(r.bias, old[n].bias) for n, r in new.items())
+    with torch.no_grad():
+        a, b = (
+            torch.cat([v.flatten() for v in torch.utils._pytree.tree_leaves(s(*inputs))]) for s in (before, student)
+        )
+    assert (a - b).square().mean() < 1e-3 * a.var()
