@@ -206,6 +206,21 @@ def test_zeros_are_padded_as_integers(exported):
     assert [line for line in check.float_nodes if line.startswith("Pad")] == ["Pad pad_1"]  # pads with 0.5
 
 
+def test_padding_between_four_bit_layers_runs_on_integers(tmp_path):
+    torch.manual_seed(0)
+    pad = nn.ZeroPad2d((0, 1, 0, 1))
+    model, x = (
+        nn.Sequential(block(3, 6), block(6, 6), pad, conv(6, 6, stride=2), head(6)).eval(),
+        torch.zeros(1, 3, 8, 8),
+    )
+    run = compress(model, Recipe.parse(FOUR), x)
+    check = export_onnx(run, tmp_path / "net.onnx")
+    assert check.float_nodes == () and check.agreement == 100
+    with torch.no_grad():
+        values = {n: g.execute(n, v) for n, v in g.walk(run.student, (torch.randn(2, 3, 8, 8),)) if n.name == "pad"}
+    assert len(next(iter(values.values())).unique()) <= 16
+
+
 def test_a_multiply_behind_a_layer_moves_into_its_scales(exported):
     check, model, _, run = exported("depthwise inverted residual", DEPTHWISE)
     found = fuse(run.student)

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.layer import Grids
-from datafree.plan import WIDE, Plan, root, wide_operands
+from datafree.plan import PASS_THROUGH, WIDE, Plan, root, wide_operands
 from datafree.records import LayerResult, QParams
 
 with warnings.catch_warnings():
@@ -52,10 +52,17 @@ def assemble(teacher: fx.GraphModule, plan: Plan, results: dict[str, LayerResult
 
 
 def _reads_integers(user: fx.Node, width: int, plan: Plan) -> bool:
-    """Whether an operator reads a tensor as it is quantized for others: not kept layers, and nothing below 8 bits."""
-    if user.meta.get("layer"):
-        return plan.layers[user.meta["layer"]].input_bits is not None
-    return width >= WIDE and user.op != "output"
+    """Whether an operator reads a tensor as it is quantized for others.
+
+    Not kept layers; and below 8 bits only what moves values to layers that want no more.
+    """
+    layer = user.meta.get("layer")
+    if layer:
+        return plan.layers[layer].input_bits is not None
+    if width >= WIDE:
+        return user.op != "output"
+    readers = [plan.layers[name].input_bits if (name := u.meta.get("layer")) else None for u in user.users]
+    return user.target in PASS_THROUGH and all(bits == width for bits in readers)
 
 
 def _demands(student: fx.GraphModule, plan: Plan, inputs: dict[str, fx.Node]) -> dict[fx.Node, set[int]]:
