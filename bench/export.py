@@ -1,9 +1,10 @@
 """Exported ONNX files: speed beside float and ONNX Runtime's own quantizer, and fidelity to the student.
 
     python bench/export.py speed                         # random weights at 224x224, w8a8; half of the channels too
+    python bench/export.py openvino                      # the same in OpenVINO, beside NNCF (pip install openvino nncf)
     python bench/export.py parity                        # trained networks, all their images
 
-Speed: one thread, batch 1, time of that thread alone, which other programs on the machine hardly change; rounds
+Speed: one thread, batch 1, processor time, which other programs on the machine hardly change; rounds
 interleave the files, so that a machine whose speed drifts drifts for all of them; ratios are taken round by round and
 the median printed. Writes JSON lines to bench/results/export.jsonl.
 """
@@ -14,8 +15,10 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 from onnxruntime import quantization as ort_quantization
@@ -35,7 +38,7 @@ FEW = ["signal.kind=propagated", "solve.sequential=false", "signal.images=4"]
 
 def main() -> None:
     parser = networks.parser(__doc__)
-    parser.add_argument("what", choices=["speed", "parity"])
+    parser.add_argument("what", choices=["speed", "openvino", "parity"])
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--presets", nargs="+", default=PRESETS)
     parser.add_argument("--rounds", type=int, default=40)
@@ -43,7 +46,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
-    for row in speeds(options) if options.what == "speed" else parities(options):
+    for row in parities(options) if options.what == "parity" else speeds(options):
         with (options.out / "export.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
@@ -55,18 +58,22 @@ def main() -> None:
 def speeds(options):
     for name in options.models:
         with tempfile.TemporaryDirectory() as folder:
-            yield speed(name, Path(folder), options.rounds, options.channels)
+            yield speed(name, Path(folder), options.rounds, options.channels, options.what)
 
 
-def speed(name: str, folder: Path, rounds: int, channels: float | None) -> dict[str, object]:
-    """Milliseconds of the float file, ONNX Runtime's own QDQ file and ours, and ratios."""
+def speed(name: str, folder: Path, rounds: int, channels: float | None, runtime: str) -> dict[str, object]:
+    """Milliseconds of the float file, the runtime's own integer file and ours, and ratios."""
     torch.manual_seed(0)
     model, example = load_model(name)
     images = dead_leaves(4, height=224, width=224, generator=torch.Generator().manual_seed(0))
     run = compress(model, Recipe.preset("w8a8").updated(FEW), example)
     files = {"float": folder / "float.onnx", "theirs": folder / "theirs.onnx", "ours": folder / "ours.onnx"}
     onnx.save(translate(run.teacher, opset=21), files["float"])
-    quantize_as_onnxruntime_does(files["float"], files["theirs"], images)
+    if runtime == "openvino":
+        files["theirs"] = folder / "theirs.xml"
+        quantize_as_nncf_does(files["float"], files["theirs"], images)
+    else:
+        quantize_as_onnxruntime_does(files["float"], files["theirs"], images)
     start = time.perf_counter()
     check = export_onnx(run, files["ours"])
     seconds = time.perf_counter() - start
@@ -77,15 +84,18 @@ def speed(name: str, folder: Path, rounds: int, channels: float | None) -> dict[
         smaller = compress(model, recipe, example, images=(small,))
         files["smaller"] = folder / "smaller.onnx"
         export_onnx(smaller, files["smaller"], probes=images)
-    times = interleaved({k: session(path) for k, path in files.items()}, images[:1], rounds)
+    opened = {k: in_openvino(path) if runtime == "openvino" else in_onnxruntime(path) for k, path in files.items()}
+    times = interleaved(opened, images[:1].numpy(), rounds)
     ratio = lambda a, b: statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))  # noqa: E731
     row = {f"{k}_ms": 1e3 * statistics.median(v) for k, v in times.items()}
     row |= {"float/ours": ratio("float", "ours"), "theirs/ours": ratio("theirs", "ours")}
     if channels:
         row["float/smaller"] = ratio("float", "smaller")
-    sizes = {f"{k}_bytes": path.stat().st_size for k, path in files.items()}
+        row["channels_left"], of = (sum(len(r.weight) for r in done.layers) for done in (smaller, run))
+        row["channels_left"] /= of
+    sizes = {f"{k}_bytes": sum(p.stat().st_size for p in folder.glob(f"{k}.*")) for k in files}
     ours = {"in_float": len(check.float_nodes), "export_seconds": seconds, "sqnr_db": check.sqnr_db}
-    return {"model": name, "rounds": rounds, **row, **sizes, **ours}
+    return {"model": name, "runtime": runtime, "rounds": rounds, **row, **sizes, **ours}
 
 
 def quantize_as_onnxruntime_does(source: Path, target: Path, images: torch.Tensor) -> None:
@@ -105,16 +115,38 @@ def quantize_as_onnxruntime_does(source: Path, target: Path, images: torch.Tenso
     )  # fmt: skip
 
 
-def interleaved(sessions, image: torch.Tensor, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every session, round by round, after a warm-up."""
-    feeds = {k: {s.get_inputs()[0].name: image.numpy()} for k, s in sessions.items()}
-    times = {k: [] for k in sessions}
+def quantize_as_nncf_does(source: Path, target: Path, images: torch.Tensor) -> None:
+    """Its post-training quantization of an OpenVINO model, with the settings it comes with."""
+    import nncf  # pyright: ignore[reportMissingImports]
+    import openvino  # pyright: ignore[reportMissingImports]
+
+    model = openvino.convert_model(source)
+    done = nncf.quantize(model, nncf.Dataset(images.split(1), lambda x: x.numpy()), subset_size=len(images))
+    openvino.save_model(done, target, compress_to_fp16=False)
+
+
+def in_onnxruntime(path: Path) -> Callable[[np.ndarray], object]:
+    opened = session(path)
+    name = opened.get_inputs()[0].name
+    return lambda image: opened.run(None, {name: image})
+
+
+def in_openvino(path: Path) -> Callable[[np.ndarray], object]:
+    import openvino  # pyright: ignore[reportMissingImports]
+
+    settings = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    return openvino.compile_model(path, "CPU", settings)
+
+
+def interleaved(opened: dict[str, Callable], image: np.ndarray, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every file, round by round, after a warm-up."""
+    times = {key: [] for key in opened}
     for number in range(rounds + 3):
-        for key, opened in sessions.items():
-            start = time.thread_time()
-            opened.run(None, feeds[key])
+        for key, run in opened.items():
+            start = time.process_time()
+            run(image)
             if number >= 3:
-                times[key].append(time.thread_time() - start)
+                times[key].append(time.process_time() - start)
     return times
 
 
