@@ -91,22 +91,6 @@ PRUNING: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def with_bits_of(recipe: Recipe, name: str, model: nn.Module, example: Tensor, *, seed: int = 0) -> nn.Module:
-    """A quantization baseline with the widths, granularity and ends of a recipe.
-
-    Raises:
-        ValueError: no such baseline, or the recipe leaves weights or activations in float.
-    """
-    if name not in BASELINES:
-        raise ValueError(f"there is no baseline {name!r}; there are {'; '.join(BASELINES)}")
-    bits_w, bits_a, per = recipe.weights.bits, recipe.activations.bits, recipe.weights.per
-    if bits_w is None or bits_a is None:
-        raise ValueError(
-            f"{name} needs bits of weights and activations, the recipe has {bits_w} and {bits_a}; give 2..8"
-        )
-    return BASELINES[name](model, example, bits_w=bits_w, bits_a=bits_a, per=per, ends=recipe.ends, seed=seed)
-
-
 def _recipe(bits_w: int, bits_a: int, per: str, ends: str) -> Recipe:
     return Recipe(weights={"bits": bits_w, "per": per}, activations={"bits": bits_a}, ends=ends)
 

@@ -19,7 +19,7 @@ from datafree import Recipe, compress
 from datafree import graph as g
 from datafree.affine import fake_quantize, grid
 from datafree.estimate import calibrate, predict
-from networks import open_zoo
+from networks import open_networks
 
 NOISES = (0.01, 0.03, 0.05, 0.09, 0.15, 0.25)
 BITS = (8, 7, 6, 5, 4)
@@ -30,7 +30,7 @@ SOLVERS = ("nearest", "closed")
 
 def main() -> None:
     options = _options()
-    zoo = open_zoo(options)
+    zoo = open_networks(options)
     for network in options.networks if zoo else ():
         x, _ = zoo.images(network)
         rows = list(_measure(zoo.load(network), x[: options.images]))

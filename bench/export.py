@@ -33,7 +33,7 @@ from datafree.signals.probes import dead_leaves
 MODELS = ("timm:mobilenetv2_100", "torchvision:resnet18", "torchvision:resnet50")
 PRESETS = ("w8a8", "w8a8-tensor", "w6a6", "w4a8")
 CHEAP = ["signal.kind=propagated", "solve.sequential=false"]
-FEW = ["signal.kind=propagated", "solve.sequential=false", "signal.images=4"]
+FEW = [*CHEAP, "signal.images=4"]
 
 
 def main() -> None:
@@ -78,7 +78,7 @@ def speed(name: str, folder: Path, rounds: int, channels: float | None, runtime:
     check = export_onnx(run, files["ours"])
     seconds = time.perf_counter() - start
     if channels:
-        settings = [f"prune.sparsity={channels}", "prune.pattern=channels", "signal.kind=loader"]
+        settings = [f"prune.sparsity={channels}", "prune.pattern=channels", "prune.scope=layer", "signal.kind=loader"]
         small = dead_leaves(64, height=64, width=64, generator=torch.Generator().manual_seed(0))
         recipe = Recipe.preset("w8a8").updated([*CHEAP, *settings])
         smaller = compress(model, recipe, example, images=(small,))
@@ -154,7 +154,7 @@ def interleaved(opened: dict[str, Callable], image: np.ndarray, rounds: int) -> 
 
 
 def parities(options):
-    zoo = networks.open_zoo(options)
+    zoo = networks.open_networks(options)
     torch.set_num_threads(1)
     for network in options.networks if zoo else ():
         model, (x, y) = zoo.load(network), zoo.images(network)

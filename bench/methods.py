@@ -18,7 +18,7 @@ import torch
 import networks
 from datafree import Recipe, compress, evaluate
 from datafree.recipe import Made
-from networks import NETWORKS, open_zoo
+from networks import NETWORKS, open_networks
 
 SIGNALS = ("gaussian", "propagated", "matched", "inverted", "loader")
 SOLVERS = {
@@ -30,7 +30,7 @@ SOLVERS = {
 
 def main() -> None:
     options = _options()
-    zoo = open_zoo(options)
+    zoo = open_networks(options)
     for network in options.networks if zoo else ():
         model, (x, y) = zoo.load(network), zoo.images(network)
         count = min(options.images, NETWORKS[network])

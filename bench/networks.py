@@ -74,19 +74,17 @@ def open_networks(options: argparse.Namespace) -> Networks | None:
     """The networks asked for: digits trained here, others from the zoo; None where that is absent."""
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    zoo = None if set(options.networks) <= set(DIGITS) else open_zoo(options)
+    zoo = None if set(options.networks) <= set(DIGITS) else _open_zoo(options)
     if zoo is None and not set(options.networks) <= set(DIGITS):
         return None
     return Networks({name: digits if name in DIGITS else zoo for name in options.networks})
 
 
-def open_zoo(options: argparse.Namespace) -> ModuleType | None:
+def _open_zoo(options: argparse.Namespace) -> ModuleType | None:
     """The zoo's `load(name)` and `images(name)`; None, and a line that says so, where the folder does not hold it."""
     if not (options.zoo / "zoo.py").is_file():
         print(f"skipped: {options.zoo} holds no zoo.py; give the folder of the networks with --zoo")
         return None
-    torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
     spec = importlib.util.spec_from_file_location("trained_networks", options.zoo / "zoo.py")
     assert spec is not None and spec.loader is not None, "a Python file has a loader"
     module = importlib.util.module_from_spec(spec)

@@ -12,7 +12,7 @@ import argparse
 
 import networks
 import zoo as quantization
-from networks import NETWORKS, append_row, open_zoo
+from networks import NETWORKS, append_row, open_networks
 
 PRESETS = (
     "prune30", "prune50", "prune70", "prune80", "prune90", "nm24", "channels10", "channels20", "prune50-w8a8",
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    zoo = open_zoo(options)
+    zoo = open_networks(options)
     for network in options.networks if zoo else ():
         model, (x, y) = zoo.load(network), zoo.images(network)
         count = min(options.images or NETWORKS[network], NETWORKS[network])

@@ -22,7 +22,7 @@ import networks
 from baselines import PLAIN
 from datafree import Recipe, compress, evaluate
 from datafree.recipe import Made
-from networks import NETWORKS, append_row, images_made, open_zoo, rows_on_file
+from networks import NETWORKS, append_row, images_made, open_networks, rows_on_file
 
 PRESETS = ("w8a8", "w8a8-tensor", "w6a6", "w5a5", "w4a8", "w4a8-tensor", "w4a4", "w3a8", "w3a3")
 ROWS = {
@@ -68,7 +68,7 @@ def main() -> None:
     if options.render:
         (options.out / "zoo.md").write_text(table(written(options.out, "zoo"), NOTE, ROWS, PRESETS))
         return
-    zoo = open_zoo(options)
+    zoo = open_networks(options)
     for network in options.networks if zoo else ():
         model = zoo.load(network)
         x, y = zoo.images(network)

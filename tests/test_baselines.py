@@ -211,21 +211,3 @@ def test_pruned_share_of_the_weights_is_zero(name):
     assert zeros == pytest.approx(0.5, abs=0.02)
     alike = all(abs(float((w == 0).double().mean()) - 0.5) < 0.02 for w in weights)
     assert alike == ("each layer" in name)
-
-
-def test_recipe_decides_bits_and_ends():
-    net, x = plain_net(), torch.zeros(SHAPE)
-    recipe = Recipe.preset("w4a8")
-    student = baselines.with_bits_of(recipe, "DFQ", net, x)
-    grids = {n.args[0].target: n.args[-2] for n in student.graph.nodes if "dequantize" in str(n.target) and n.args}
-    assert grids["0.weight"] == 127 and grids["3.weight"] < 16
-
-
-def test_unknown_baseline_is_an_error():
-    with pytest.raises(ValueError, match="no baseline 'GDFQ'; there are plain rounding; DFQ; DFQ, ReLU6 kept; ZeroQ"):
-        baselines.with_bits_of(Recipe.preset("w8a8"), "GDFQ", plain_net(), torch.zeros(SHAPE))
-
-
-def test_float_activations_are_an_error():
-    with pytest.raises(ValueError, match="DFQ needs bits of weights and activations, the recipe has 8 and None"):
-        baselines.with_bits_of(Recipe(activations={"bits": None}), "DFQ", plain_net(), torch.zeros(SHAPE))

@@ -18,6 +18,7 @@ from datafree.checkpoints import (
     open_checkpoints,
     restore_adam,
 )
+from datafree.records import InputRange
 from nets import NETS
 
 JOB = {"model": "a", "recipe": "b", "seed": "0"}
@@ -152,3 +153,7 @@ def test_resuming_with_another_seed_is_refused(tmp_path):
     compress(model, recipe, inputs, resume=tmp_path / "work")
     with pytest.raises(CheckpointError, match=r"holds work on another seed; resume it with the same"):
         compress(model, recipe, inputs, seed=1, resume=tmp_path / "work")
+    with pytest.raises(CheckpointError, match=r"holds work on another input and images; resume it with the same"):
+        compress(
+            model, recipe, inputs, on_range=InputRange((0.5,), (2.0,), "test"), images=inputs, resume=tmp_path / "work"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from datafree import Recipe, compress
@@ -96,6 +97,19 @@ def test_images_that_are_not_there_are_asked_for():
     settings = [*MOVED, "distill.images=loader"]
     with pytest.raises(DistillError, match=r"'loader' but no images were given; set signal.kind=loader too"):
         compress(model, Recipe.preset("w4a8").updated(settings), x[:1])
+
+
+def test_only_moved_images_compete():
+    with pytest.raises(RecipeError, match=r"images 'adversarial' are not moved to where the student errs; leave comp"):
+        Recipe(distill={"images": "adversarial", "compete": 1})
+
+
+def test_classes_are_needed_for_kl():
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval(), torch.zeros(1, 3, 8, 8)
+    with pytest.raises(
+        DistillError, match=r"distill.loss is 'kl', of classes \(N, C\), but this network returns \(2, 2"
+    ):
+        compress(model, Recipe(distill={"loss": "kl"}), x)
 
 
 def test_a_network_of_two_inputs_is_refused():

@@ -145,6 +145,25 @@ def test_names_are_those_of_forward(exported):
     assert [v.name for v in model.graph.output] == ["output"]
 
 
+class Outputs(nn.Module):
+    """One value twice, in a nested structure, beside nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = block(3, 6), head(6)
+
+    def forward(self, x):
+        y = self.first(x)
+        return {"maps": [y, y.contiguous()], "none": None, "classes": self.last(y)}
+
+
+def test_outputs_may_be_nested_and_share_a_value(tmp_path):
+    model, x = Outputs().eval(), torch.zeros(1, 3, 8, 8)
+    check = export_onnx(compress(model, Recipe.parse(EIGHT), x), tmp_path / "net.onnx")
+    found = onnx.load(tmp_path / "net.onnx").graph.output
+    assert [v.name for v in found] == ["output_0", "output_1", "output_2"] and check.agreement == 100
+
+
 def test_metadata_says_where_the_file_is_from(exported):
     _, model, _, run = exported("chain")
     entries = {p.key: p.value for p in model.metadata_props}
@@ -305,7 +324,9 @@ def test_a_file_that_is_there_is_kept(tmp_path):
     run, inputs = made("chain")
     path = tmp_path / "net.onnx"
     path.write_text("precious")
-    with pytest.raises(ExportError, match=r"net\.onnx exists; choose another name, or force=True to replace it"):
+    with pytest.raises(
+        ExportError, match=r"net\.onnx exists; choose another name, or force=True \(--force\) to replace it"
+    ):
         export_onnx(run, path, probes=inputs)
     assert path.read_text() == "precious"
     with pytest.raises(ExportError, match="is a directory; give the name of a file in it"):
@@ -399,7 +420,8 @@ def test_an_operator_that_cannot_be_written_is_named(function, why):
     "function",
     [
         nn.GELU(approximate="tanh"), nn.Mish(), nn.ELU(), nn.GroupNorm(2, 4), nn.LayerNorm((4, 8, 8)), nn.Hardswish(),
-        nn.Upsample(scale_factor=2), nn.Upsample(size=(12, 15), mode="bilinear"), nn.PixelShuffle(2),
+        nn.Upsample(scale_factor=2), nn.Upsample(size=(12, 15), mode="bilinear"), 
+        nn.Upsample(scale_factor=1.3, mode="bilinear"), nn.PixelShuffle(2),
         nn.Upsample(size=(15, 15), mode="bilinear", align_corners=True), nn.ChannelShuffle(2), nn.Softmax(1),
         nn.AdaptiveMaxPool2d(2), nn.AdaptiveAvgPool2d(4), nn.ReflectionPad2d((1, 2, 0, 1)), nn.CircularPad2d(1),
         lambda x: torch.stack(x.split(2, 1), 1).sum(1), lambda x: x.flip(3), lambda x: x[:, 1:3, ::2] * x[:, :1, ::2],

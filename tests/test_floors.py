@@ -16,7 +16,7 @@ FLOORS = (
     "recipe",
     "records",
     "affine masks graph capture pools models images weights demo counting checkpoints contact files",
-    "batchnorm spaces channels depthwise equalize moments",
+    "batchnorm spaces channels depthwise equalize moments clipping",
     "signals solvers",
     "plan ranges layer sensitivity allocate structured budget solve assemble ties trainable distill_images distill",
     "serialize evaluate run estimate export",

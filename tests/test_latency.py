@@ -58,6 +58,9 @@ def test_export_writes_both_kinds_and_says_how_near(files, capsys, tmp_path):
         assert main(["export", str(files / "run"), str(tmp_path / name), "--force"]) == 0
     assert main(["export", str(files / "run"), str(tmp_path / "float.onnx"), "--float"]) == 0
     assert "student against float   inf dB" in capsys.readouterr().out
+    for option, name in (("--int4", "b.safetensors"), ("--float", "b.safetensors"), ("--compress", "b.onnx")):
+        assert main(["export", str(files / "run"), str(tmp_path / name), option]) == 2
+        assert f"{option} is of " in capsys.readouterr().err
     assert main(["export", str(files / "run"), str(tmp_path / "a.tflite")]) == 2
     assert "ends in .tflite; write a .onnx or a .safetensors file" in capsys.readouterr().err
 

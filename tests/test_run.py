@@ -409,3 +409,12 @@ def test_recipe_errors_are_value_errors():
     assert (
         issubclass(RunError, ValueError) and issubclass(FormatError, ValueError) and issubclass(RecipeError, ValueError)
     )
+
+
+def test_a_network_of_vectors_is_saved_without_a_picture(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    settings = ["signal.kind=inverted", "signal.steps=2", "signal.images=8"]
+    run = compress(model, Recipe.preset("w8a8").updated(settings), torch.zeros(1, 6))
+    run.save(tmp_path / "run")
+    assert not (tmp_path / "run" / "images.png").exists() and Run.load(tmp_path / "run").recipe == run.recipe

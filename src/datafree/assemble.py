@@ -17,6 +17,8 @@ with warnings.catch_warnings():
     from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
 
 qd = torch.ops.quantized_decomposed
+QUANTIZE, DEQUANTIZE = qd.quantize_per_tensor.default, qd.dequantize_per_tensor.default
+DEQUANTIZE_ROWS = qd.dequantize_per_channel.default
 INT32 = (-(2**31), 2**31 - 1, torch.int32)
 
 
@@ -49,6 +51,12 @@ def assemble(teacher: fx.GraphModule, plan: Plan, results: dict[str, LayerResult
             _put_weight(student, node, results[name], scale)
     g.tidy(student)
     return student
+
+
+def stored_scale(student: fx.GraphModule, dequantize: fx.Node) -> Tensor:
+    """The scale of stored integers, (1,) or (C,)."""
+    scale = dequantize.args[1]
+    return torch.tensor([scale]) if isinstance(scale, float) else g.get_tensor(student, str(scale.target))  # type: ignore[union-attr]
 
 
 def _reads_integers(user: fx.Node, width: int, plan: Plan) -> bool:
@@ -88,9 +96,9 @@ def _quantize_after(student: fx.GraphModule, place: fx.Node, x: fx.Node, qparams
     scale, zero_point = float(qparams.scale), int(qparams.zero_point)
     args = (scale, zero_point, qparams.qmin, qparams.qmax, torch.uint8)
     with student.graph.inserting_after(x):
-        q = student.graph.call_function(qd.quantize_per_tensor.default, (x, *args))
+        q = student.graph.call_function(QUANTIZE, (x, *args))
     with student.graph.inserting_after(q):
-        dq = student.graph.call_function(qd.dequantize_per_tensor.default, (q, *args))
+        dq = student.graph.call_function(DEQUANTIZE, (q, *args))
     q.meta["shape"] = dq.meta["shape"] = g.shape(place)
     return dq
 
@@ -130,10 +138,10 @@ def _dequantized(student: fx.GraphModule, path: str, integers: Tensor, scale: Te
     stored = g.attribute(student, path, integers)
     if scale.numel() == 1:
         args = (stored, float(scale), 0, *grid)
-        node = student.graph.call_function(qd.dequantize_per_tensor.default, args)
+        node = student.graph.call_function(DEQUANTIZE, args)
     else:
         scales = g.attribute(student, f"{path}_scale", scale.float())
         zeros = g.attribute(student, f"{path}_zero_point", torch.zeros(len(scale), dtype=torch.int64))
-        node = student.graph.call_function(qd.dequantize_per_channel.default, (stored, scales, zeros, 0, *grid))
+        node = student.graph.call_function(DEQUANTIZE_ROWS, (stored, scales, zeros, 0, *grid))
     node.meta["shape"] = tuple(integers.shape)
     return node

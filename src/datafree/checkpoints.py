@@ -110,7 +110,7 @@ def _metadata(record: dict | None) -> dict[str, str] | None:
 
 
 def open_checkpoints(folder: str | Path | None, job: dict[str, str]) -> Checkpoints:
-    """Checkpoints of one job: of the same model, recipe and seed, or a new folder for it once there is work to keep.
+    """Checkpoints of one job, the same in all that is given, or a new folder for it once there is work to keep.
 
     Raises:
         CheckpointError: the folder holds another job's work; says what differs.
@@ -124,8 +124,8 @@ def open_checkpoints(folder: str | Path | None, job: dict[str, str]) -> Checkpoi
         differs = [k for k in job if found.get(k) != job[k]]
         if differs:
             raise CheckpointError(
-                f"{folder} holds work on another {' and '.join(differs)}; resume it with the same model, recipe and "
-                "seed, or choose another folder"
+                f"{folder} holds work on another {' and '.join(differs)}; resume it with the same model, recipe, "
+                "seed, input and images, or choose another folder"
             )
     elif folder.exists():
         if folder.is_dir() and not any(folder.iterdir()):

@@ -280,12 +280,17 @@ def export(
 ) -> None:
     """Write the student as one file, run what was written, and say how near it is."""
     _set_threads(threads)
-    done = Run.load(directory)
+    done, packed = Run.load(directory), file.suffix == ".safetensors"
+    for name, given in {"--opset": opset != 21, "--int4": int4, "--float": float32}.items():
+        if packed and given:
+            raise ValueError(f"{name} is of ONNX files, {file} is a packed one; leave it out, or write a .onnx file")
+    if squeeze and not packed:
+        raise ValueError(f"--compress is of packed files; leave it out, or write a .safetensors file instead of {file}")
     if file.suffix == ".onnx":
         shown = replace(done, student=done.teacher) if float32 else done
         check = export_onnx(shown, file, opset=opset, int4=int4, force=force)
         facts, said = tables.export_facts(check), check.notes
-    elif file.suffix == ".safetensors":
+    elif packed:
         save(done, file, compress=squeeze, force=force)
         facts, said = tables.packed_facts(done, file), ()
     else:

@@ -158,7 +158,7 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _loss(student: Tensor, teacher: Tensor, method: Distill) -> Tensor:
-    if method.loss == "kl" and teacher.dim() == 2:
+    if method.loss == "kl":
         return F.kl_div(F.log_softmax(student, 1), F.softmax(teacher, 1), reduction="batchmean")
     return (student - teacher).square().mean()
 
@@ -170,7 +170,7 @@ def _guards(
     _, channels, height, width = held_out.shape
     generator = torch.Generator().manual_seed(seed + 2)
     probes = dead_leaves(NUM_PROBES, height=height, width=width, channels=channels, generator=generator)
-    kinds = [held_out, in_range(probes, known_range) if known_range.mean else held_out]
+    kinds = [held_out, *([in_range(probes, known_range)] if known_range.mean else [])]
     with torch.no_grad():
         return [(x, _first(teacher(x))) for x in kinds]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, fx
 
+from datafree import graph as g
 from datafree.checkpoints import HERE, OnStep, Work
 from datafree.recipe import Adversarial, Inverted, Matched, Recipe
 from datafree.records import InputRange
@@ -64,7 +66,7 @@ class Generated:
             self.held_out = adversary.images(4 * adversary.method.batch)
 
     def batch(self, student: Student, step: int) -> Float[Tensor, "n c h w"]:
-        return self._adversary.step(student)[1]
+        return self._adversary.step(student)
 
     def state(self) -> dict[str, Tensor]:
         return {**self._adversary.state(), "held_out": self.held_out}
@@ -78,6 +80,25 @@ Images = Given | Generated
 """`held_out` (m, C, H, W); `batch(student, step)`; `state()` and `restore(tensors)`, for checkpoints."""
 
 
+def check_distillation(teacher: fx.GraphModule, recipe: Recipe) -> None:
+    """Refuse what cannot be distilled before anything takes long.
+
+    Raises:
+        DistillError: a network of several inputs, or of one that is no image; images nobody gave; classes it has not.
+    """
+    method = recipe.distill
+    if method is None:
+        return
+    shapes = [g.shape(node)[1:] for node in g.placeholders(teacher)]
+    if len(shapes) != 1 or len(shapes[0]) != 3:
+        raise DistillError(f"distillation needs one image input (C, H, W), this network takes {shapes}; leave it out")
+    if method.images == "loader" and recipe.signal.kind != "loader":
+        raise DistillError("distill.images is 'loader' but no images were given; set signal.kind=loader too")
+    returned = g.shape(g.outputs(teacher)[0])
+    if method.loss == "kl" and len(returned) != 2:
+        raise DistillError(f"distill.loss is 'kl', of classes (N, C), but this network returns {returned}; take mse")
+
+
 def images_for(
     teacher: fx.GraphModule,
     source: Source,
@@ -88,26 +109,22 @@ def images_for(
 ) -> Images:
     """The images that `recipe.distill` asks for; those of the signal where it is of that kind.
 
-    Raises:
-        DistillError: a network of several inputs, or of one that is no image; "loader" without given images.
+    A student takes part in making them only on the CPU, where it is; `work.device` counts for the others.
     """
     method = recipe.distill
     assert method is not None, "there is something to distill"
-    shapes = [tuple(x.shape[1:]) for x in source.inputs]
-    if len(shapes) != 1 or len(shapes[0]) != 3:
-        raise DistillError(f"distillation needs one image input (C, H, W), this network takes {shapes}; leave it out")
     rng = torch.Generator().manual_seed(source.seed + 1)
     if method.images == "adversarial":
-        signal = recipe.signal if isinstance(recipe.signal, Adversarial) else Adversarial(batch=method.batch)
-        adversary = new_adversary(teacher, source.stats, signal, input_range=known_range, rng=rng, device=work.device)
+        signal = recipe.signal if isinstance(recipe.signal, Adversarial) else Adversarial()
+        signal = signal.model_copy(update={"batch": method.batch})
+        adversary = new_adversary(teacher, source.stats, signal, input_range=known_range, rng=rng)
         return Generated(adversary, work.on_step)
-    if method.images == "loader" and source.kind != "loader":
-        raise DistillError("distill.images is 'loader' but no images were given; set signal.kind=loader too")
     images = source.inputs[0]
     if source.kind != method.images or method.compete:
         signal = Inverted() if method.images == "inverted" else Matched()
         signal = recipe.signal if recipe.signal.kind == method.images else signal
         rival = Rival(student, method.compete) if method.compete else None
+        work = replace(work, device="cpu") if rival else work
         made, _ = make_signal(
             teacher,
             source.stats,

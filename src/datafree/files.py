@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +19,10 @@ def written_whole(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
         place = Path(scratch) / path.name
         yield place
-        if place.is_dir():
-            if path.exists():
-                shutil.rmtree(path)
-        else:
-            with place.open("rb") as file:
-                os.fsync(file.fileno())
+        for file in [place, *place.rglob("*")]:
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+        if place.is_dir() and path.exists():
+            path.replace(Path(scratch) / f"{path.name}.old")
         place.replace(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from datafree.channels import described
 from datafree.checkpoints import OnStep, Work, ignore_steps, open_checkpoints
 from datafree.counting import counted, counting, spend
 from datafree.distill import distill
+from datafree.distill_images import check_distillation
 from datafree.equalize import equalize_
 from datafree.estimate import with_estimate
 from datafree.evaluate import costs
@@ -64,14 +66,16 @@ def compress(
         example: input(s) (N, C, H, W) float; only shape and dtype are used.
         seed: of everything random; the same seed gives the same bits on every pool.
         pool: where layers are solved: `serial` or `processes(n)`.
-        device: where `matched` and `inverted` make their images, "cpu" or "cuda"; everything else runs on the CPU.
+        device: where `matched` and `inverted` make their images and `adversarial` trains its generator, "cpu" or
+            "cuda"; everything else runs on the CPU.
         on_done: called with each `LayerResult` as it comes.
         on_range: mean and std of the network's input; None = from the model's configuration, else from the first
             BatchNorm.
         images: inputs to use instead of making them, one tensor for each of the model's inputs: real ones for
             `signal.kind` "loader"; or another run of the same network, whose images are used again.
         resume: a folder where unfinished work is kept: images and layers as they are done, and states of what takes
-            long. Found there, work on the same model, recipe and seed goes on to the same bits. Delete it afterwards.
+            long. Found there, work on the same model, recipe, seed and inputs goes on to the same bits. Delete it
+            afterwards.
         on_step: called while images are made and while the student is distilled: what, steps done, steps in all.
         predict: also estimate the agreement with the float network, see `estimate`; about 120 forward passes of 64
             images.
@@ -88,18 +92,26 @@ def compress(
     with counted() as spent:
         teacher = trace(model, example)
         fingerprint = g.fingerprint(teacher)
-        job = {"model": fingerprint, "recipe": recipe.dump(), "seed": str(seed)}
+        given = images_of(images, fingerprint) if isinstance(images, Run) else images
+        known = on_range or input_range(model)
+        job = {
+            "model": fingerprint,
+            "recipe": recipe.dump(),
+            "seed": str(seed),
+            **_inputs_of_job(example, known, given),
+        }
         work = Work(device, on_step, open_checkpoints(resume, job))
         stats, kept = fold_batchnorm_(teacher)
         stats, equalization = equalize_(teacher, stats, mode=recipe.equalize, rows=recipe.weights.per == "tensor")
         plan = plan_layers(teacher, recipe)  # refuses a wrong recipe before anything takes long
+        check_distillation(teacher, recipe)
         source, chosen = make_signal(
             teacher,
             stats,
             recipe.signal,
             seed=seed,
-            input_range=on_range or input_range(model),
-            images=images_of(images, fingerprint) if isinstance(images, Run) else images,
+            input_range=known,
+            images=given,
             work=work,
         )
         recipe, pareto = share_out(teacher, plan, source, recipe, pool)
@@ -128,9 +140,18 @@ def compress(
         **costs(plan, teacher, smaller, results, spent=spent.macs),
     )
     made = source.inputs if isinstance(recipe.signal, Made) else ()
-    known = chosen if chosen.mean else None
-    run = Run(student, teacher, recipe, tuple(results.values()), summary, stats, made, known, source.generator)
+    made_in = chosen if chosen.mean else None
+    run = Run(student, teacher, recipe, tuple(results.values()), summary, stats, made, made_in, source.generator)
     return with_estimate(run) if predict else run
+
+
+def _inputs_of_job(
+    example: Tensor | tuple[Tensor, ...], known: InputRange | None, images: tuple[Tensor, ...] | None
+) -> dict[str, str]:
+    """What tells a job's inputs from another's: shapes, range, and the images given."""
+    shapes = [tuple(x.shape[1:]) for x in (example if isinstance(example, tuple) else (example,))]
+    marks = [zlib.crc32(x.detach().contiguous().numpy().tobytes()) for x in images or ()]
+    return {"input": f"{shapes}, {known}", "images": str(marks)}
 
 
 def _activations(recipe: Recipe, sites: dict[str, tuple[int, ...]]) -> str:

@@ -57,7 +57,7 @@ class Matched(_Images):
 
 
 class Inverted(_Images):
-    """`matched` with class targets, for about two hundred steps; not re-standardised."""
+    """`matched` with class targets, for the steps of the setting."""
 
     kind: Literal["inverted"] = "inverted"
     setting: Literal["short", "cifar10", "imagenet"] = "short"  # others: Deep Inversion as published, its own numbers
@@ -228,9 +228,14 @@ class Distill(_Part):
     lr: float = Field(default=1e-3, gt=0)  # a step of Adam, as a share of a layer's largest weight
     loss: Literal["mse", "kl"] = "mse"  # of the logits, of the classes' probabilities
     batch: int = Field(default=64, ge=2)
-    compete: float = Field(
-        default=0.0, ge=0
-    )  # weight of Deep Inversion's competition: images on which the student errs
+    # weight of Deep Inversion's competition: images on which the student errs
+    compete: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _only_moved_images_compete(self) -> Distill:
+        if self.compete and self.images not in ("inverted", "matched"):
+            raise ValueError(f"images {self.images!r} are not moved to where the student errs; leave compete out")
+        return self
 
 
 class LayerPrune(_Part):

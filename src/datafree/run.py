@@ -47,7 +47,7 @@ class Run:
     student: compressed network, eval mode, same inputs and outputs as the model.
     teacher: folded and equalized float network, same function as the model.
     stats: what BatchNorm remembers, by the teacher's node names.
-    images: those that `matched` or `inverted` made (N, C, H, W), for other recipes of the same network:
+    images: those that `matched`, `inverted` or `adversarial` made (N, C, H, W), for other recipes of the same network:
         `compress(..., images=run.images)`; empty where they are made in a second, or were given.
     input_range: mean and std that images were made in; None = the images were given.
     generator: of `adversarial` images; noise (N, 128) to unit-variance images.
@@ -86,8 +86,8 @@ class Run:
         save_file(_signal_to_file(self.stats, self.images), path / "signal.safetensors", known)
         if self.generator is not None:
             self.generator.save(path / GENERATOR)
-        if self.images:
-            (path / "images.png").write_bytes(contact_sheet(self.images[0]))
+        for shown in [x for x in self.images if x.dim() == 4][:1]:
+            (path / "images.png").write_bytes(contact_sheet(shown))
         for number, result in enumerate(self.layers):
             tensors, record = layer_to_tensors(result)
             save_file(tensors, path / "layers" / f"{number:04d}.safetensors", {"layer": json.dumps(record)})
@@ -135,7 +135,10 @@ def images_of(run: Run, fingerprint: str) -> tuple[Tensor, ...]:
         RunError: it made none, or for other weights.
     """
     if not run.images:
-        raise RunError(f"that run keeps no images: its signal is {run.recipe.signal.kind!r}; use one of 'inverted'")
+        raise RunError(
+            f"that run keeps no images: its signal is {run.recipe.signal.kind!r}; use "
+            "one whose signal is inverted, matched or adversarial"
+        )
     if run.summary.fingerprint != fingerprint:
         raise RunError("that run's images were made for other weights; leave them out, and they are made anew")
     return run.images

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, fx
 
+from datafree import clipping
 from datafree import graph as g
-from datafree.assemble import assemble, qd
+from datafree.assemble import DEQUANTIZE, QUANTIZE, assemble, stored_scale
 from datafree.graph import aten
 from datafree.layer import Grids
 from datafree.plan import Plan
@@ -20,10 +21,9 @@ from datafree.spaces import SUMS
 
 TOLERANCE = 5e-4  # of a scale; 66 dB below what it scales
 LARGEST = 2**13  # denominator; half a part of it is what float32 may be off by
-QUANTIZE, DEQUANTIZE = qd.quantize_per_tensor.default, qd.dequantize_per_tensor.default
-CLIPS = {aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.clamp.default}
 MEANS = {aten.mean.dim, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default}
 Key = tuple[str, int]
+Reading = tuple[fx.Node, fx.Node, str | None]  # a quantize node, what computes its values, a vector between them
 
 
 def settled(
@@ -38,7 +38,8 @@ def settled(
     So each weight scale, or each entry of the vector behind a layer of one scale, becomes one that makes its m such a
     fraction; integers of weights stay. Operands of sums, concatenations and means have their scale moved in the same
     way against that of the result, from the output to the input, a narrow grid against the wide one it is rounded from.
-    What has been moved once stays: an operand of several sums fits the last one. So does what no fraction is near to.
+    What has been moved once stays: an operand of several sums fits the last one, a layer that is rounded to two grids
+    the first. So does what no fraction is near to.
 
     Args:
         teacher: the float graph of these layers; stays as it is.
@@ -46,38 +47,55 @@ def settled(
     Returns:
         The student, and the layers with the scales it has.
     """
-    student, teacher = assemble(teacher, plan, results, grids), g.duplicate(teacher)
-    grids, results = dict(grids), dict(results)
-    readings = [(n, *_source(n)) for n in student.graph.nodes if n.target is QUANTIZE]
-    moved: set[Key] = set()
+    student, grids, moved = assemble(teacher, plan, results, grids), dict(grids), set()
+    readings = [(n, *_source(student, n)) for n in student.graph.nodes if n.target is QUANTIZE]
+    if not readings:
+        return student, results
     for node, source, vector in reversed(readings):
         for keys, count in _operands(source) if vector is None else ():
             if moved.isdisjoint(keys):
-                unit = count * _scale(grids, node.meta["grid"])
-                steps = torch.tensor([[_scale(grids, key) / unit for key in keys]], dtype=torch.float64)
-                for key, step in zip(keys, near_fractions(steps)[0], strict=True):
-                    _move(grids, key, float(step) * unit)
+                _move_operands(grids, keys, count * _scale(grids, node.meta["grid"]))
                 moved |= {*keys}
     for node, source, vector in readings:
         key, wide = node.meta["grid"], _key(source)
-        if wide and wide != key and vector is None:
-            step = torch.tensor([[_scale(grids, wide) / _scale(grids, key)]], dtype=torch.float64)
-            _move(grids, key, _scale(grids, wide) / float(near_fractions(step)))
+        if wide and wide != key and vector is None and key not in moved:
+            _move(grids, key, _scale(grids, wide) / float(near_fractions(_ratios(grids, [wide], _scale(grids, key)))))
+            moved.add(key)
+    teacher, results = _layers_moved(teacher, student, readings, results, grids)
+    return assemble(teacher, plan, results, grids), results
+
+
+def _move_operands(grids: Grids, keys: tuple[Key, ...], unit: float) -> None:
+    for key, step in zip(keys, near_fractions(_ratios(grids, keys, unit))[0], strict=True):
+        _move(grids, key, float(step) * unit)
+
+
+def _layers_moved(
+    teacher: fx.GraphModule,
+    student: fx.GraphModule,
+    readings: list[Reading],
+    results: dict[str, LayerResult],
+    grids: Grids,
+) -> tuple[fx.GraphModule, dict[str, LayerResult]]:
+    """Layers with other weight scales, and the graph with other vectors behind those of one scale."""
+    teacher, new = g.duplicate(teacher), dict(results)
     for node, source, vector in readings:
-        result, read = results.get(source.meta.get("layer") or ""), source.args and _key(source.args[0])
-        if result is None or result.weight_qparams is None or not read:
+        name = source.meta.get("layer") or ""
+        read = _key(source.args[0]) if source.args else None
+        grid = results[name].weight_qparams if name in results else None
+        if grid is None or read is None or new[name] is not results[name]:
             continue
-        grid = result.weight_qparams
-        steps = _weight_scale(student, source) * _scale(grids, read) / _scale(grids, node.meta["grid"])
+        steps = stored_scale(student, source.args[1]).double() * _scale(grids, read) / _scale(grids, node.meta["grid"])
         steps = steps if vector is None else steps * g.get_tensor(student, vector).double().flatten()
         change = (near_fractions(steps[:, None])[:, 0] / steps).float()
         if len(change) == grid.scale.numel():
-            results[result.name] = replace(result, weight_qparams=replace(grid, scale=grid.scale * change))
+            grid = replace(grid, scale=grid.scale * change)
         else:
-            path = vector or f"{result.name}.v_o"
+            path = vector or f"{name}.v_o"
             value = g.get_tensor(teacher, path)
             g.set_tensor(teacher, path, value * change.view_as(value))
-    return assemble(teacher, plan, results, grids), results
+        new[name] = replace(results[name], weight_qparams=grid)
+    return teacher, new
 
 
 def near_fractions(steps: Float[Tensor, "c n"]) -> Float[Tensor, "c n"]:
@@ -95,20 +113,17 @@ def near_fractions(steps: Float[Tensor, "c n"]) -> Float[Tensor, "c n"]:
     return torch.stack(rows)
 
 
-def _source(quantize: fx.Node) -> tuple[fx.Node, str | None]:
-    """What computes the values that are rounded, before any clipping; and the path of the constant (1, C, 1, 1) that
-    they are multiplied with on the way."""
+def _source(student: fx.GraphModule, quantize: fx.Node) -> tuple[fx.Node, str | None]:
+    """What computes the values that are rounded, before any clipping; and the path of the constant that its channels
+    are multiplied with on the way."""
     node: fx.Node = quantize.args[0]  # type: ignore[assignment]
     vector = None
-    while node.target in CLIPS or (vector is None and _is_constant_product(node)):
-        if node.target not in CLIPS:
+    while clipping.bounds(node) is not None or (vector is None and clipping.factor(student, node) is not None):
+        if clipping.bounds(node) is None:
             vector = str(node.args[1].target)  # type: ignore[union-attr]
         node = node.args[0]  # type: ignore[assignment]
-    return node, vector
-
-
-def _is_constant_product(node: fx.Node) -> bool:
-    return node.target is aten.mul.Tensor and getattr(node.args[1], "op", "") == "get_attr"
+    layer = node.meta.get("layer")
+    return (quantize, None) if vector and layer and not clipping.has_rows_in_dimension_1(node) else (node, vector)
 
 
 def _operands(node: fx.Node) -> Iterator[tuple[tuple[Key, ...], int]]:
@@ -129,7 +144,8 @@ def _averaged(node: fx.Node) -> int:
         return 1
     shape = g.shape(node.args[0])
     if node.target is aten.mean.dim:
-        return math.prod(shape[dim] for dim in node.args[1])
+        dims = [dim % len(shape) for dim in node.args[1] or range(len(shape))]
+        return 0 if 0 in dims else math.prod(shape[dim] for dim in dims)
     if node.target is aten.adaptive_avg_pool2d.default:
         sides = [divmod(n, out) for n, out in zip(shape[-2:], node.args[1], strict=True)]
         return 0 if any(rest for _, rest in sides) else math.prod(side for side, _ in sides)
@@ -141,10 +157,8 @@ def _key(node: object) -> Key | None:
     return node.args[0].meta.get("grid") if isinstance(node, fx.Node) and node.target is DEQUANTIZE else None
 
 
-def _weight_scale(student: fx.GraphModule, layer: fx.Node) -> Float[Tensor, " c"]:
-    """Of a layer's weight, with a vector behind the layer that it took in."""
-    stored = layer.args[1].args[1]
-    return (torch.tensor([stored]) if isinstance(stored, float) else g.get_tensor(student, stored.target)).double()
+def _ratios(grids: Grids, keys: Sequence[Key], unit: float) -> Float[Tensor, "1 n"]:
+    return torch.tensor([[_scale(grids, key) / unit for key in keys]], dtype=torch.float64)
 
 
 def _scale(grids: Grids, key: Key) -> float:

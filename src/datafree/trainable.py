@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.affine import dequantize, quantize
-from datafree.assemble import qd
+from datafree.assemble import DEQUANTIZE, QUANTIZE, stored_scale
 from datafree.records import LayerResult, QParams
 
 
@@ -80,9 +80,9 @@ class Trainable:
                 weight = values[node.args[1]]
                 values[node.args[1]] = latent.weights().view(weight.shape)
                 values[node.args[2]] = latent.bias * latent.gain
-            elif node.target is qd.quantize_per_tensor.default:
+            elif node.target is QUANTIZE:
                 values[node] = torch.fake_quantize_per_tensor_affine(values[node.args[0]], *node.args[1:5])
-            elif node.target is qd.dequantize_per_tensor.default and _is_activation(node):
+            elif node.target is DEQUANTIZE and _is_activation(node):
                 values[node] = values[node.args[0]]
             if node is wanted:
                 if node not in values:
@@ -97,15 +97,14 @@ class Trainable:
 
 def _is_activation(node: fx.Node) -> bool:
     source = node.args[0]
-    return isinstance(source, fx.Node) and source.target is qd.quantize_per_tensor.default
+    return isinstance(source, fx.Node) and source.target is QUANTIZE
 
 
 def _latent(student: fx.GraphModule, node: fx.Node, result: LayerResult) -> _Latent:
     grid, weight, gain = result.weight_qparams, result.weight.float(), torch.ones(1)
     stretch = torch.ones(1)
     if grid is not None:
-        stored = node.args[1].args[1]
-        stored = torch.tensor([stored]) if isinstance(stored, float) else g.get_tensor(student, stored.target)
+        stored = stored_scale(student, node.args[1])
         weight, gain, stretch = dequantize(weight, grid), stored / grid.scale, torch.ones_like(grid.scale)
     keep = weight != 0 if result.sparsity else None
     leaves = (v.clone().requires_grad_(True) for v in (weight, result.bias, stretch))

@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import fx
 
-from datafree import graph as g
-from datafree.assemble import qd
+from datafree import clipping
+from datafree.assemble import DEQUANTIZE, DEQUANTIZE_ROWS, QUANTIZE
 from datafree.graph import aten
 from datafree.plan import root
 
-QUANTIZE = qd.quantize_per_tensor.default
-DEQUANTIZE, DEQUANTIZE_ROWS = qd.dequantize_per_tensor.default, qd.dequantize_per_channel.default
 Bounds = tuple[np.ndarray | float, np.ndarray | float]
 
 
@@ -43,10 +41,10 @@ def fuse(graph: fx.GraphModule) -> Fusion:
             continue
         if node.target is aten.constant_pad_nd.default and all(on_grid(u) for u in node.users):
             fusion.pads.add(node)
-        elif (bounds := _bounds(node)) is not None:
+        elif (bounds := clipping.bounds(node)) is not None:
             fusion.bounds[node] = bounds
-        elif (vector := _factor(graph, node)) is not None:
-            _move_into_scales(fusion, node, vector)
+        elif (vector := clipping.factor(graph, node)) is not None:
+            _move_into_scales(fusion, node, vector.numpy())
     return fusion
 
 
@@ -58,9 +56,9 @@ def on_grid(node: fx.Node) -> bool:
 
 def _move_into_scales(fusion: Fusion, multiply: fx.Node, vector: np.ndarray) -> None:
     before = multiply.args[0]
-    bounds = _bounds(before)
+    bounds = clipping.bounds(before)
     layer = before if bounds is None else before.args[0]
-    if not layer.meta.get("layer") or len(layer.users) > 1 or len(before.users) > 1:
+    if not clipping.has_rows_in_dimension_1(layer) or len(layer.users) > 1 or len(before.users) > 1:
         return
     if any(p.target not in (DEQUANTIZE, DEQUANTIZE_ROWS) for p in layer.args[1:3]):
         return
@@ -69,26 +67,3 @@ def _move_into_scales(fusion: Fusion, multiply: fx.Node, vector: np.ndarray) -> 
     low, high = bounds or (-np.inf, np.inf)
     fusion.bounds[multiply] = (low * vector, high * vector)
     fusion.factors.update(dict.fromkeys(layer.args[1:3], vector.flatten()))
-
-
-def _factor(graph: fx.GraphModule, node: fx.Node) -> np.ndarray | None:
-    """The constant (1, C, 1, 1), positive, that a node multiplies channels with; None where it does not."""
-    if node.target is not aten.mul.Tensor or getattr(node.args[1], "op", "") != "get_attr":
-        return None
-    value = g.get_tensor(graph, node.args[1].target).numpy()
-    channels = g.shape(node)[1] if len(g.shape(node)) > 1 else 0
-    per_channel = value.shape[-len(g.shape(node)) + 1 :] == (channels, *[1] * (len(g.shape(node)) - 2))
-    return value if per_channel and value.size == channels and (value > 0).all() else None
-
-
-def _bounds(node: fx.Node) -> tuple[float, float] | None:
-    """The ends an activation clips to, where clipping is all it does."""
-    if node.target is aten.relu.default:
-        return 0.0, np.inf
-    if node.target is aten.relu6.default:
-        return 0.0, 6.0
-    if node.target not in (aten.hardtanh.default, aten.clamp.default):
-        return None
-    missing = (-1.0, 1.0) if node.target is aten.hardtanh.default else (None, None)
-    low, high = (*node.args[1:], *missing[len(node.args) - 1 :])
-    return -np.inf if low is None else float(low), np.inf if high is None else float(high)

@@ -114,7 +114,7 @@ class _Worker:
     """A process that holds one opened file and runs it when asked."""
 
     def __init__(self, path: Path, threads: int, batch: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        context, self._path = multiprocessing.get_context("spawn"), path
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, path, threads, batch), daemon=True)
 
@@ -143,7 +143,10 @@ class _Worker:
             self._pipe.send(what)
         while not self._pipe.poll(0.2):
             if not self._process.is_alive():
-                raise BenchError("the process that ran a file ended; it may have run out of memory")
+                raise BenchError(
+                    f"{self._path}: the process that ran it ended, perhaps out of memory; time fewer "
+                    "files, or a smaller --batch"
+                )
         answer = self._pipe.recv()
         if isinstance(answer, str):
             raise BenchError(answer)

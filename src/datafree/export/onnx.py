@@ -116,10 +116,10 @@ def _check_arguments(path: Path, opset: int, *, int4: bool, force: bool) -> None
         raise ExportError(f"opset {opset} is not one that is written; allowed are {', '.join(map(str, IR_VERSIONS))}")
     if int4 and opset < 21:
         raise ExportError(f"opset {opset} has no INT4; export with opset=21, or without int4")
-    if path.exists() and not force:
-        raise ExportError(f"{path} exists; choose another name, or force=True to replace it")
     if path.is_dir():
         raise ExportError(f"{path} is a directory; give the name of a file in it")
+    if path.exists() and not force:
+        raise ExportError(f"{path} exists; choose another name, or force=True (--force) to replace it")
 
 
 def _add_metadata(model: onnx.ModelProto, run: Run) -> None:
@@ -157,7 +157,12 @@ def _check(run: Run, path: Path, inputs: tuple[Tensor, ...], notes: tuple[str, .
     """
     import onnx
 
-    onnx.checker.check_model(str(path), full_check=True)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"the file is no valid ONNX and was not written: {' '.join(str(error).split())[:300]}; try the other opset"
+        ) from None
     opened, in_float = open_and_read(path, threads=torch.get_num_threads())
     found, wanted = run_file(opened, inputs), run_module(run.student, inputs)
     check = ExportCheck(
@@ -197,6 +202,8 @@ def _notes(run: Run, model: onnx.ModelProto) -> list[str]:
     """What the file does not say by itself: containers wider than their integers, zeros that stay."""
     from onnx import TensorProto
 
+    if run.student is run.teacher:
+        return ["the float network, not the student"]
     stored = {t.name: t.data_type for t in model.graph.initializer}
     notes = []
     narrow = Counter(

@@ -204,7 +204,9 @@ def _group_norm(call: Call, x: str, groups: int, weight: str | None, bias: str |
 def _resize(mode: str) -> Callable[..., str]:
     def write(call: Call, x: str, size: Pair | None, *rest: object) -> str:
         coordinates = "asymmetric" if mode == "nearest" else "align_corners" if rest[0] else "half_pixel"
-        factors = [np.float32(o / i) for o, i in zip(call.shape[2:], call.input_shape[2:], strict=True)]
+        factors = rest[-1] if mode != "nearest" else None  # nearest takes the pixel of the size, not of the factor
+        sides = zip(call.shape[2:], call.input_shape[2:], strict=True)
+        factors = [np.float32(f) for f in (factors or [o / i for o, i in sides])]
         # the size is rounded down from the factor: never let it fall short by a rounding error
         factors = [np.nextafter(f, np.float32(np.inf)) if f % 1 else f for f in factors]
         return call.emit(

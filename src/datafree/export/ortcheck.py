@@ -68,7 +68,8 @@ def run_file(opened: onnxruntime.InferenceSession, inputs: tuple[Tensor, ...]) -
 def run_module(module: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """The same of a module or function, its outputs flattened."""
     with torch.no_grad():
-        parts = [pytree.tree_leaves(module(*batch)) for batch in zip(*(x.split(BATCH) for x in inputs), strict=True)]
+        answers = [module(*batch) for batch in zip(*(x.split(BATCH) for x in inputs), strict=True)]
+    parts = [[v for v in pytree.tree_leaves(answer) if v is not None] for answer in answers]
     return [torch.cat(column) for column in zip(*parts, strict=True)]
 
 

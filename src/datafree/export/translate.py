@@ -49,8 +49,9 @@ def translate(graph: fx.GraphModule, *, opset: int, int4: bool = False) -> onnx.
         if node.op == "call_function":
             walk.values[node] = walk.call(node)
     found = _returned(graph)
-    for node, name in zip(found, outputs, strict=True):
-        walk.finish(node, name, again=found.count(node) > 1)
+    values = [walk.value(node) for node in found]
+    for node, value, name in zip(found, values, outputs, strict=True):
+        walk.finish(node, name, again=values.count(value) > 1)
     return _model(
         walk.writer, dict(zip(inputs, g.placeholders(graph), strict=True)), dict(zip(outputs, found, strict=True))
     )
@@ -65,10 +66,10 @@ def _returned(graph: fx.GraphModule) -> list[fx.Node]:
 def _output_names(graph: fx.GraphModule) -> list[str]:
     """`output` of a single tensor, the keys of a dictionary, else `output_0`, `output_1`, ..."""
     spec = graph.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
-    tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-    if isinstance(tree, dict):
+    tree, count = pytree.tree_unflatten(list(range(spec.num_leaves)), spec), len(_returned(graph))
+    if isinstance(tree, dict) and len(tree) == count:
         return [str(key) for key in tree]
-    return ["output"] if spec.num_leaves == 1 else [f"output_{i}" for i in range(spec.num_leaves)]
+    return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
 
 
 class _Walk:

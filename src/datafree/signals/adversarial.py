@@ -100,8 +100,8 @@ class Adversary:
         noise = self.generator.noise(count, self.rng).to(self.device)
         return in_range(self.generator(noise), self.input_range)
 
-    def step(self, student: Logits | None) -> tuple[float, Tensor]:
-        """Move the generator once; returns its loss and the images it was moved on, detached.
+    def step(self, student: Logits | None) -> Float[Tensor, "n c h w"]:
+        """Move the generator once; returns the images it was moved on, detached.
 
         Minimise  statistics KL(batch || BatchNorm) + mean H(p(x)) - H(mean p(x)) - rivalry KL(teacher || student)
 
@@ -128,7 +128,7 @@ class Adversary:
                 f"signal.rivalry (now {method.rivalry:g})"
             )
         self.optimizer.step()
-        return float(loss.detach()), x.detach()
+        return x.detach()
 
     def state(self) -> dict[str, Tensor]:
         """Everything that changes, for a checkpoint."""
