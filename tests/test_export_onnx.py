@@ -420,7 +420,7 @@ def test_an_operator_that_cannot_be_written_is_named(function, why):
     "function",
     [
         nn.GELU(approximate="tanh"), nn.Mish(), nn.ELU(), nn.GroupNorm(2, 4), nn.LayerNorm((4, 8, 8)), nn.Hardswish(),
-        nn.Upsample(scale_factor=2), nn.Upsample(size=(12, 15), mode="bilinear"), 
+        nn.Upsample(scale_factor=2), nn.Upsample(size=(12, 15), mode="bilinear"),
         nn.Upsample(scale_factor=1.3, mode="bilinear"), nn.PixelShuffle(2),
         nn.Upsample(size=(15, 15), mode="bilinear", align_corners=True), nn.ChannelShuffle(2), nn.Softmax(1),
         nn.AdaptiveMaxPool2d(2), nn.AdaptiveAvgPool2d(4), nn.ReflectionPad2d((1, 2, 0, 1)), nn.CircularPad2d(1),

@@ -67,7 +67,7 @@ def _output_names(graph: fx.GraphModule) -> list[str]:
     """`output` of a single tensor, the keys of a dictionary, else `output_0`, `output_1`, ..."""
     spec = graph.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
     tree, count = pytree.tree_unflatten(list(range(spec.num_leaves)), spec), len(_returned(graph))
-    if isinstance(tree, dict) and len(tree) == count:
+    if isinstance(tree, dict) and len(tree) == count and all(isinstance(leaf, int) for leaf in tree.values()):
         return [str(key) for key in tree]
     return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
 
