@@ -15,6 +15,7 @@ from torch import Tensor
 
 from datafree.export.fusion import QUANTIZE
 from datafree.export.ortcheck import agreement, open_and_read, repeatability, run_file, run_module, sqnr
+from datafree.export.stem import fold_stem
 from datafree.export.translate import translate
 from datafree.export.writer import IR_VERSIONS, ExportError
 from datafree.files import written_whole
@@ -69,6 +70,7 @@ def export_onnx(
     *,
     opset: int = 21,
     int4: bool = False,
+    blocks: bool = True,
     force: bool = False,
     probes: Tensor | tuple[Tensor, ...] | None = None,
 ) -> ExportCheck:
@@ -82,6 +84,8 @@ def export_onnx(
         path: of the file; it appears whole or not at all.
         opset: 21 or 13.
         int4: store weights of up to 4 bits as ONNX INT4: half the bytes, but slower in ONNX Runtime. Opset 21 only.
+        blocks: write a first convolution of stride 2 on blocks of 2x2 pixels: the same integers, a tenth faster in ONNX
+            Runtime; OpenVINO is up to a twentieth faster without.
         force: replace a file that is there.
         probes: images to compare on, (N, C, H, W) as the network sees them, one tensor for each input; None = the
             run's own images, or dead leaves in the run's input range.
@@ -93,12 +97,13 @@ def export_onnx(
     path = Path(path)
     _check_arguments(path, opset, int4=int4, force=force)
     model = translate(run.student, opset=opset, int4=int4)
+    folded = fold_stem(model) if blocks else None
     _add_metadata(model, run)
     inputs = _probes(run, probes)
     try:
         with written_whole(path) as place:
             place.write_bytes(model.SerializeToString())
-            check = _check(run, place, inputs, tuple(_notes(run, model)))
+            check = _check(run, place, inputs, (*_notes(run, model), *_stem_note(folded)))
     except OSError as error:
         raise ExportError(
             f"{path} could not be written: {error.strerror or error}; free some space or choose another place"
@@ -196,6 +201,12 @@ def _judged(check: ExportCheck, run: Run, inputs: tuple[Tensor, ...], wanted: li
         )
     note = f"rounding in float sums alone moves the student by as much as {own:.1f} dB: no file is much nearer"
     return replace(check, notes=(*check.notes, note))
+
+
+def _stem_note(folded: str | None) -> list[str]:
+    return (
+        [f"{folded} reads blocks of 2x2 pixels: its stored weight has another shape, and runs faster"] if folded else []
+    )
 
 
 def _notes(run: Run, model: onnx.ModelProto) -> list[str]:
