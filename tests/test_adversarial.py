@@ -54,6 +54,7 @@ def test_divergence_is_that_of_gaussians():
     assert float(gaussian_divergence(mean, std, wanted)) == pytest.approx(float(kl), rel=0.05)  # less a floor
 
 
+@pytest.mark.slow
 def test_training_brings_statistics_closer_and_is_the_same_for_a_seed():
     graph, stats = folded()
     method = Adversarial(steps=25, warmup=25, batch=16, lr=3e-3)

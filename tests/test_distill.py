@@ -40,7 +40,7 @@ def off(run, x):
         return float((run.student(x) - run.teacher(x)).square().mean())
 
 
-@pytest.mark.parametrize("loss", ["mse", "kl"])
+@pytest.mark.parametrize("loss", ["mse", pytest.param("kl", marks=pytest.mark.slow)])
 def test_plain_rounding_is_made_up_for(loss):
     model, x = small_network()
     plain = ["solve.method=nearest", "solve.clip=false", "solve.bias_correction=false", "equalize=off", *MOVED]

@@ -37,6 +37,7 @@ def test_files_are_timed_in_turns(files):
     assert found[0].bytes == (files / "net.onnx").stat().st_size
 
 
+@pytest.mark.slow
 def test_the_command_shows_a_table(files, capsys):
     assert main(["bench", str(files / "net.onnx"), "--turns", "1"]) == 0
     shown = capsys.readouterr().out

@@ -336,7 +336,7 @@ def test_imagenet_normalised_input_has_mean_0_and_std_1():
 
 
 @pytest.mark.parametrize(("name", "mean"), [("efficientnet_v2_l", 0.5), ("efficientnet_v2_m", 0.485)])
-@pytest.mark.parametrize("num_classes", [1000, 10])
+@pytest.mark.parametrize("num_classes", [pytest.param(1000, marks=pytest.mark.slow), 10])
 def test_torchvision_networks_are_told_apart_by_their_parameters(name, mean, num_classes):
     load_model("torchvision:squeezenet1_1")  # torchvision is importable from here on
     from torchvision.models import get_model

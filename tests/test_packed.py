@@ -231,7 +231,7 @@ def test_every_recipe_comes_back_bit_for_bit(case, tmp_path):
         assert_same_student(load(tmp_path / name), run.student)
 
 
-@pytest.mark.parametrize("compressing", [False, True], ids=["", "compressed"])
+@pytest.mark.parametrize("compressing", [pytest.param(False, marks=pytest.mark.slow), True], ids=["", "compressed"])
 def test_a_run_gives_the_same_file_each_time(compressing, tmp_path):
     for name in "ab":
         save(made("chain", *FOUR), tmp_path / name, compress=compressing)

@@ -222,7 +222,7 @@ def test_every_signal_runs_and_gives_another_student():
         assert run.summary.signal == f"{kind}, {3 if kind == 'loader' else 2} images"
 
 
-QUICK = {"w4a8-tensor", "channels20", "prune50-w4a8"}
+QUICK = {"channels20", "prune50-w4a8"}
 
 
 @pytest.mark.parametrize("preset", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in presets()])

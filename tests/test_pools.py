@@ -49,6 +49,7 @@ def test_processes_keep_order(trail):
     assert trail[0] == [0.25, 1]
 
 
+@pytest.mark.slow
 def test_processes_have_twice_as_many_items_under_way_as_workers(trail):
     _, taken_before, taken, _ = trail
     assert taken_before == [2, 3]  # two taken, one came back; one more taken, one came back

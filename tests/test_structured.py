@@ -21,8 +21,9 @@ torch.set_num_threads(1)
 FLOAT = {"weights": {"bits": None}, "activations": {"bits": None}, "signal": {"images": 4}, "equalize": "off"}
 SLOW = pytest.mark.slow
 SHAPES = (
-    "chain", "residual", "depthwise inverted residual", "concat", "squeeze and excitation", "linear after flatten",
-    "grouped", *(pytest.param(n, marks=SLOW) for n in ("channel shuffle and split", "two inputs", "dict output")),
+    "residual", "depthwise inverted residual", "concat", "grouped", *(pytest.param(n, marks=SLOW) for n in (
+        "chain", "squeeze and excitation", "linear after flatten", "channel shuffle and split", "two inputs",
+        "dict output")),
 )  # fmt: skip
 EXACT = {"damping": 1e-6}  # of H, so that a refit that can be exact is
 
