@@ -11,7 +11,6 @@ the median printed. Writes JSON lines to bench/results/export.jsonl.
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import time
@@ -47,8 +46,7 @@ def main() -> None:
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     for row in parities(options) if options.what == "parity" else speeds(options):
-        with (options.out / "export.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        networks.append_row(options.out / "export.jsonl", row)
         print(", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
 
 

@@ -18,7 +18,7 @@ import torch
 import networks
 from datafree import Recipe, compress, evaluate
 from datafree.recipe import Made
-from networks import NETWORKS, open_networks
+from networks import NETWORKS, append_row, open_networks
 
 SIGNALS = ("gaussian", "propagated", "matched", "inverted", "loader")
 SOLVERS = {
@@ -54,8 +54,7 @@ def main() -> None:
                         "agreement": found.agreement, "seconds": round(seconds, 1),
                         "image_seconds": round(image_seconds, 1),
                     }  # fmt: skip
-                    with (options.out / "methods.jsonl").open("a") as file:
-                        file.write(json.dumps(row) + "\n")
+                    append_row(options.out / "methods.jsonl", row)
                     print(row, flush=True)
     lines = (options.out / "methods.jsonl").read_text().splitlines()
     (options.out / "methods.md").write_text(table([json.loads(line) for line in lines]))

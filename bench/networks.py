@@ -10,7 +10,7 @@ import tempfile
 import time
 import zlib
 from argparse import ArgumentParser
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -74,8 +74,9 @@ def open_networks(options: argparse.Namespace) -> Networks | None:
     """The networks asked for: digits trained here, others from the zoo; None where that is absent."""
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    zoo = None if set(options.networks) <= set(DIGITS) else _open_zoo(options)
-    if zoo is None and not set(options.networks) <= set(DIGITS):
+    wanted = set(options.networks) - set(DIGITS)
+    zoo = _open_zoo(options) if wanted else None
+    if wanted and zoo is None:
         return None
     return Networks({name: digits if name in DIGITS else zoo for name in options.networks})
 
@@ -125,10 +126,10 @@ def images_made(
     return Images(**torch.load(path))
 
 
-def append_row(path: Path, row: object) -> None:
-    """Add a dataclass to a JSON lines file, as soon as it is measured."""
+def append_row(path: Path, row: Mapping[str, object]) -> None:
+    """Add a row to a JSON lines file, as soon as it is measured."""
     with path.open("a") as file:
-        file.write(json.dumps(vars(row)) + "\n")
+        file.write(json.dumps(row) + "\n")
 
 
 def rows_on_file(paths: Iterable[Path], kind: Callable[..., Row], key: Callable[[Row], Hashable]) -> list[Row]:

@@ -222,7 +222,7 @@ def _measure(part: str, bench: Bench, path: Path) -> None:
         if (part, bench.name, method, preset, bench.seed) in done:
             continue
         row = run()
-        append_row(path, row)
+        append_row(path, vars(row))
         cost = f"{row.forward_passes:,.0f} forward passes, {row.seconds:.0f} s"
         print(
             f"{part} {bench.name} {preset} {method}: top-1 {row.top1:.1f} of {row.float_top1:.1f} % "

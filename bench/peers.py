@@ -96,7 +96,7 @@ def main() -> None:
                 for preset in options.presets:
                     for images in options.calibration:
                         row = measure(case, peer, preset, images, options.python, Path(folder))
-                        append_row(options.out / "peers.jsonl", row)
+                        append_row(options.out / "peers.jsonl", vars(row))
                         print(line(row), flush=True)
     (options.out / "peers.md").write_text(table(written(options.out / "peers.jsonl")))
 

@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace) -> None:
                         row = quantization.measure(
                             network, model, preset, name, ROWS[name], seed, data, x[-128:], options
                         )
-                        append_row(options.out / f"{options.name}.jsonl", row)
+                        append_row(options.out / f"{options.name}.jsonl", vars(row))
                         print(quantization.line(row), flush=True)
 
 

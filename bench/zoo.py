@@ -78,7 +78,7 @@ def main() -> None:
             for name in options.rows:
                 for seed in options.seeds if name != "plain rounding" else options.seeds[:1]:
                     row = measure(network, model, preset, name, ROWS[name], seed, data, x[-128:], options)
-                    append_row(options.out / f"{options.name}.jsonl", row)
+                    append_row(options.out / f"{options.name}.jsonl", vars(row))
                     print(line(row), flush=True)
     (options.out / "zoo.md").write_text(table(written(options.out, "zoo"), NOTE, ROWS, PRESETS))
 

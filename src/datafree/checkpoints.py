@@ -88,20 +88,22 @@ class Checkpoints:
         return self.folder / f"{self.prefix}{name}.safetensors".replace("/", "_")
 
 
+NOTHING_KEPT = Checkpoints()
+
+
 @dataclass(frozen=True)
 class Work:
     """How something long is done: where ("cpu" or "cuda"), who is told of its steps, and what is kept of it."""
 
     device: str = "cpu"
     on_step: OnStep = ignore_steps
-    checkpoints: Checkpoints = Checkpoints()
+    checkpoints: Checkpoints = NOTHING_KEPT
 
     def part(self, name: str) -> Work:
         """One of several pieces of it."""
         return replace(self, checkpoints=self.checkpoints.part(name))
 
 
-NOTHING_KEPT = Checkpoints()
 HERE = Work()
 
 
@@ -141,6 +143,11 @@ def _job_of(path: Path) -> dict[str, str]:
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}; delete the folder and start again") from None
     return found if isinstance(found, dict) else {}
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
 
 
 def adam_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from datafree.assemble import assemble
-from datafree.checkpoints import EVERY, HERE, Work, adam_state, restore_adam
+from datafree.checkpoints import EVERY, HERE, Work, adam_state, restore_adam, under
 from datafree.distill_images import DistillError, Images, images_for
 from datafree.layer import Grids
 from datafree.plan import Plan
@@ -128,10 +128,10 @@ def _train(model: Trainable, teacher: fx.GraphModule, images: Images, best: _Bes
     if kept is not None:
         record = checkpoints.record("distill")
         first = record["step"]
-        _put(leaves, _under(kept, "leaf."))
-        best.restore(_under(kept, "best."), record)
+        _put(leaves, under("leaf.", kept))
+        best.restore(under("best.", kept), record)
         restore_adam(optimizer, kept)
-        images.restore(_under(kept, "images."))
+        images.restore(under("images.", kept))
     for step in range(first, method.steps):
         x = images.batch(model, step)
         with torch.no_grad():
@@ -151,10 +151,6 @@ def _train(model: Trainable, teacher: fx.GraphModule, images: Images, best: _Bes
             parts = {"leaf": leaves, "best": best.values, "images": images.state()}
             state = {f"{part}.{name}": v for part, values in parts.items() for name, v in values.items()}
             checkpoints.write("distill", {**state, **adam_state(optimizer)}, {"step": step + 1, **best.record()})
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
 
 
 def _loss(student: Tensor, teacher: Tensor, method: Distill) -> Tensor:

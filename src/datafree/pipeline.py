@@ -94,12 +94,8 @@ def compress(
         fingerprint = g.fingerprint(teacher)
         given = images_of(images, fingerprint) if isinstance(images, Run) else images
         known = on_range or input_range(model)
-        job = {
-            "model": fingerprint,
-            "recipe": recipe.dump(),
-            "seed": str(seed),
-            **_inputs_of_job(example, known, given),
-        }
+        job = {"model": fingerprint, "recipe": recipe.dump(), "seed": str(seed)}
+        job |= _inputs_of_job(example, known, given) if resume else {}
         work = Work(device, on_step, open_checkpoints(resume, job))
         stats, kept = fold_batchnorm_(teacher)
         stats, equalization = equalize_(teacher, stats, mode=recipe.equalize, rows=recipe.weights.per == "tensor")

@@ -103,7 +103,7 @@ def export_onnx(
     try:
         with written_whole(path) as place:
             place.write_bytes(model.SerializeToString())
-            check = _check(run, place, inputs, (*_notes(run, model), *_stem_note(folded)))
+            check = _check(run, place, inputs, tuple(_notes(run, model, folded)))
     except OSError as error:
         raise ExportError(
             f"{path} could not be written: {error.strerror or error}; free some space or choose another place"
@@ -203,13 +203,7 @@ def _judged(check: ExportCheck, run: Run, inputs: tuple[Tensor, ...], wanted: li
     return replace(check, notes=(*check.notes, note))
 
 
-def _stem_note(folded: str | None) -> list[str]:
-    return (
-        [f"{folded} reads blocks of 2x2 pixels: its stored weight has another shape, and runs faster"] if folded else []
-    )
-
-
-def _notes(run: Run, model: onnx.ModelProto) -> list[str]:
+def _notes(run: Run, model: onnx.ModelProto, folded: str | None) -> list[str]:
     """What the file does not say by itself: containers wider than their integers, zeros that stay."""
     from onnx import TensorProto
 
@@ -217,6 +211,8 @@ def _notes(run: Run, model: onnx.ModelProto) -> list[str]:
         return ["the float network, not the student"]
     stored = {t.name: t.data_type for t in model.graph.initializer}
     notes = []
+    if folded:
+        notes.append(f"{folded} reads blocks of 2x2 pixels: its stored weight has another shape, and runs faster")
     narrow = Counter(
         r.bits for r in run.layers if r.weight_qparams and r.bits < 8 and stored[f"{r.name}.weight"] == TensorProto.INT8
     )

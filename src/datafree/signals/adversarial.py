@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from datafree import graph as g
 from datafree.affine import rounded_rows
-from datafree.checkpoints import EVERY, HERE, Work, adam_state, restore_adam
+from datafree.checkpoints import EVERY, HERE, Work, adam_state, restore_adam, under
 from datafree.counting import spend_on_layer
 from datafree.recipe import Adversarial
 from datafree.records import ChannelStats, InputRange, Stats
@@ -137,8 +137,7 @@ class Adversary:
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Go back to what `state` returned."""
-        prefix = "generator."
-        self.generator.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        self.generator.load_state_dict(under("generator.", tensors))
         restore_adam(self.optimizer, tensors)
         self.rng.set_state(tensors["rng"])
 
