@@ -4,34 +4,41 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import sys
 import tempfile
 import time
 import zlib
 from argparse import ArgumentParser
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import digits
-from datafree import Recipe, compress
-from datafree.checkpoints import OnStep, ignore_steps
+from datafree import Recipe
+from datafree.batchnorm import fold_batchnorm_
+from datafree.capture import trace
+from datafree.checkpoints import OnStep, Work, ignore_steps
+from datafree.counting import counted
 from datafree.files import written_whole
+from datafree.models import input_range
+from datafree.signals import make_signal
+from rows import append_row as append_row  # bench/paper.py takes them from here
+from rows import commit
+from rows import rows_on_file as rows_on_file
 
 HERE = Path(__file__).parent
 ZOO = {  # name -> images evaluated on
     "resnet20_cifar10": 3872, "mobilenetv1_025_imagenet": 872, "mobilenetv2_tiny200": 1000, "resnet8_cifar10": 3872,
+    "efficientnet_lite0": 872, "mobilenetv1_025_vww": 372,
 }  # fmt: skip
 DIGITS = {"resnet_digits": 468, "mobilenet_digits": 468}  # trained here in seconds, see digits.py
 NETWORKS = {**ZOO, **DIGITS}
 CACHE = Path(tempfile.gettempdir()) / "datafree-bench"
-Row = TypeVar("Row")
 
 
 def parser(description: str | None) -> ArgumentParser:
@@ -66,8 +73,9 @@ class Networks:
     def load(self, name: str) -> nn.Module:
         return self.sources[name].load(name)
 
-    def images(self, name: str) -> tuple[Tensor, Tensor]:
-        return self.sources[name].images(name)
+    def images(self, name: str, n: int | None = None) -> tuple[Tensor, Tensor]:
+        """The first `n` images and labels; None = all."""
+        return self.sources[name].images(name, n)
 
 
 def open_networks(options: argparse.Namespace) -> Networks | None:
@@ -101,6 +109,8 @@ class Images:
     images: tuple[Tensor, ...]
     macs: int
     seconds: float
+    threads: int = 0  # 0: not known
+    commit: str = ""
 
 
 def images_made(
@@ -116,24 +126,20 @@ def images_made(
     """The images of one network, signal and seed: made once, then read from the cache."""
     path = cache / f"{network}-{seed}-{zlib.crc32(recipe.signal.model_dump_json().encode()):08x}.pt"
     if not path.exists():
-        cheapest = Recipe.preset("w8a8").model_copy(update={"signal": recipe.signal})
-        start = time.perf_counter()
-        run = compress(model, cheapest, example, seed=seed, on_step=on_step)
-        print(f"  images: {run.summary.signal}", flush=True)
-        made = Images(run.images, run.summary.spent_macs, time.perf_counter() - start)
+        made = _make_images(model, recipe, example, seed, on_step)
         with written_whole(path) as place:
             torch.save(vars(made), place)
     return Images(**torch.load(path))
 
 
-def append_row(path: Path, row: Mapping[str, object]) -> None:
-    """Add a row to a JSON lines file, as soon as it is measured."""
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def rows_on_file(paths: Iterable[Path], kind: Callable[..., Row], key: Callable[[Row], Hashable]) -> list[Row]:
-    """All rows of JSON lines files, the last one of each key."""
-    lines = [line for path in paths if path.exists() for line in path.read_text().splitlines()]
-    rows = [kind(**json.loads(line)) for line in lines]
-    return list({key(row): row for row in rows}.values())
+def _make_images(model: nn.Module, recipe: Recipe, example: Tensor, seed: int, on_step: OnStep) -> Images:
+    """Images alone, from the folded network: they depend on its function, not on how ranges lie between layers."""
+    start = time.perf_counter()
+    with counted() as spent:
+        teacher = trace(model, example)
+        stats, _ = fold_batchnorm_(teacher)
+        known, work = input_range(model), Work(on_step=on_step)
+        source, _ = make_signal(teacher, stats, recipe.signal, seed=seed, input_range=known, work=work)
+    print(f"  images: {source.num_images}{source.note}", flush=True)
+    seconds = time.perf_counter() - start
+    return Images(source.inputs, spent.macs, seconds, torch.get_num_threads(), commit())

@@ -1,0 +1,57 @@
+"""Rows of JSON lines files: written with the commit that made them, read back, and told apart by age.
+
+A row is current where nothing under `src/` differs between its commit and HEAD. A commit that ends in "+" had changes
+of its own under `src/`, which no one else has: its rows are old.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from functools import cache
+from inspect import signature
+from pathlib import Path
+from typing import TypeVar
+
+ROOT = Path(__file__).parents[1]
+Row = TypeVar("Row")
+
+
+def commit(root: Path = ROOT) -> str:
+    """The short name of HEAD, and "+" behind it where files under `src/` are changed or new; "" without git."""
+    head = _git(root, "rev-parse", "--short", "HEAD")
+    if head is None:
+        return ""
+    return head + ("+" if _git(root, "status", "--porcelain", "--", "src") else "")
+
+
+@cache
+def is_current(made_by: str, root: Path = ROOT) -> bool:
+    """Whether the code of `src/` at HEAD is the code of that commit."""
+    if not made_by or made_by.endswith("+"):
+        return False
+    return _git(root, "diff", "--quiet", made_by, "HEAD", "--", "src") is not None
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git says; None where it fails or is not there."""
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def append_row(path: Path, row: Mapping[str, object]) -> None:
+    """Add a row to a JSON lines file, as soon as it is measured, with the commit that made it."""
+    with path.open("a") as file:
+        file.write(json.dumps({**row, "commit": commit()}) + "\n")
+
+
+def rows_on_file(paths: Iterable[Path], kind: Callable[..., Row], key: Callable[[Row], Hashable]) -> list[Row]:
+    """All rows of JSON lines files, the last one of each key; a field that `kind` does not have is left out."""
+    lines = [json.loads(line) for path in paths if path.exists() for line in path.read_text().splitlines()]
+    known = signature(kind).parameters
+    rows = [kind(**{name: value for name, value in line.items() if name in known}) for line in lines]
+    return list({key(row): row for row in rows}.values())
