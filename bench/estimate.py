@@ -10,7 +10,6 @@ the mean absolute error in points and the share of students inside of the stated
 from __future__ import annotations
 
 import argparse
-import json
 
 import torch
 
@@ -20,6 +19,7 @@ from datafree import graph as g
 from datafree.affine import fake_quantize, grid
 from datafree.estimate import calibrate, predict
 from networks import open_networks
+from rows import append_row
 
 NOISES = (0.01, 0.03, 0.05, 0.09, 0.15, 0.25)
 BITS = (8, 7, 6, 5, 4)
@@ -34,8 +34,8 @@ def main() -> None:
     for network in options.networks if zoo else ():
         x, _ = zoo.images(network)
         rows = list(_measure(zoo.load(network), x[: options.images]))
-        with (options.out / "estimate.jsonl").open("a") as file:
-            file.writelines(json.dumps({"network": network, "images": options.images, **row}) + "\n" for row in rows)
+        for row in rows:
+            append_row(options.out / "estimate.jsonl", {"network": network, "images": options.images, **row})
         print(f"{network}, {len(rows)} students, {options.images} images: {_summary(rows)}", flush=True)
 
 

@@ -28,6 +28,7 @@ from datafree.export.onnx import export_onnx
 from datafree.export.ortcheck import agreement, run_file, run_module, session, sqnr
 from datafree.export.translate import translate
 from datafree.signals.probes import dead_leaves
+from rows import append_row
 
 MODELS = ("timm:mobilenetv2_100", "torchvision:resnet18", "torchvision:resnet50")
 PRESETS = ("w8a8", "w8a8-tensor", "w6a6", "w4a8")
@@ -46,7 +47,7 @@ def main() -> None:
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     for row in parities(options) if options.what == "parity" else speeds(options):
-        networks.append_row(options.out / "export.jsonl", row)
+        append_row(options.out / "export.jsonl", row)
         print(", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
 
 

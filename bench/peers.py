@@ -31,7 +31,8 @@ from datafree.capture import trace
 from datafree.models import input_range
 from datafree.recipe import Propagated
 from datafree.signals import make_signal
-from networks import NETWORKS, append_row, open_networks, rows_on_file
+from networks import NETWORKS, open_networks
+from rows import append_row, commits_note, mark, rows_on_file
 
 OWN = "datafree"
 PEERS = (OWN, "nncf", "aimet", "brevitas", "onnxruntime", "mct")
@@ -42,7 +43,7 @@ SCRIPT = Path(__file__).parent / "peers" / "one.py"
 NOTE = """Points of top-1 lost ± standard error over images (paired), in brackets agreement with the float network in
 percent; a dash with the reason below the table. Weights of all layers have the same width, the first and the last too.
 *probes*: calibrated on the images this package makes for itself; *real*: on 128 real images that are never evaluated
-on, the upper reference; *none*: given nothing. Each peer with the least code of its manual
+on, a reference; *none*: given nothing. Each peer with the least code of its manual
 (bench/peers/). Seconds are of quantizing W8A8 per channel, one thread of a busy machine, for orientation only.
 """
 
@@ -64,6 +65,7 @@ class Row:
     agreement: float | None = None
     seconds: float | None = None
     skipped: str = ""
+    commit: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,8 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=list(PRESETS))
     parser.add_argument("--calibration", nargs="+", default=list(IMAGES), choices=list(IMAGES))
     parser.add_argument("--images", type=int, default=872, help="evaluate on so many at most")
-    parser.add_argument("--render", action="store_true", help="only rebuild the table from the JSON lines on file")
     options = parser.parse_args()
-    zoo = None if options.render else open_networks(options)
+    zoo = open_networks(options)
     for network in options.networks if zoo else ():
         with tempfile.TemporaryDirectory() as folder:
             case = _case(zoo, network, options.images)
@@ -98,7 +99,7 @@ def main() -> None:
                         row = measure(case, peer, preset, images, options.python, Path(folder))
                         append_row(options.out / "peers.jsonl", vars(row))
                         print(line(row), flush=True)
-    (options.out / "peers.md").write_text(table(written(options.out / "peers.jsonl")))
+    (options.out / "peers.md").write_text(page(options.out))
 
 
 def _case(zoo, network: str, most: int) -> Case:
@@ -197,9 +198,10 @@ def line(r: Row) -> str:
     )
 
 
-def table(rows: list[Row]) -> str:
+def page(folder: Path) -> str:
     """Markdown: one table a network; a row for each peer and kind of images, presets across."""
-    text = [f"Seed 0. {NOTE}"]
+    rows = written(folder / "peers.jsonl")
+    text = [f"Seed 0. {NOTE}\n{commits_note(rows)}"]
     for network in [n for n in NETWORKS if any(r.network == n for r in rows)]:
         here = {(r.peer, r.images, r.preset): r for r in rows if r.network == network}
         first = next(iter(here.values()))
@@ -223,7 +225,7 @@ def table(rows: list[Row]) -> str:
 def _cell(r: Row | None) -> str:
     if r is None:
         return ""
-    return "—" if r.skipped else f"{r.lost:.1f} ± {r.lost_error:.1f} ({r.agreement:.0f})"
+    return ("—" if r.skipped else f"{r.lost:.1f} ± {r.lost_error:.1f} ({r.agreement:.0f})") + mark([r])
 
 
 if __name__ == "__main__":

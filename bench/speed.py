@@ -25,6 +25,7 @@ import torch
 
 from datafree import Recipe, compress, load_model
 from datafree.signals.probes import dead_leaves
+from rows import append_row
 
 RESULTS = Path(__file__).parent / "results" / "speed.jsonl"
 
@@ -58,8 +59,7 @@ def main() -> None:
             row = json.loads(
                 subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
             )
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_row(RESULTS, row)
             print(
                 f"{model} {preset}: {row['ratio']:.1f} forward passes (rounds {row['ratios']}), "
                 f"forward {row['forward']:.2f} s, compress {row['compress']:.1f} s, "
