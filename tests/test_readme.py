@@ -85,6 +85,20 @@ def test_table_of_real_networks_has_its_place():
     assert re.search(r"^<!-- zoo table -->$.*^<!-- end -->$", README, re.MULTILINE | re.DOTALL)
 
 
+def test_first_paragraph_agrees_with_the_table_of_the_demo():
+    """Or is made from the rows of real networks, by bench/render.py."""
+    paragraph = " ".join(README.split("\n\n")[1].split())
+    claimed = re.search(
+        r"`([\w-]+)`\), plain rounding leaves (\S+) % .* `datafree` (\S+) %.* float32 has (\S+) %", paragraph
+    )
+    assert claimed or "<!-- first paragraph -->" in README
+    if claimed:
+        rows = [line.split() for line in re.findall(r"^  (\S+ +\d.*)$", README, re.MULTILINE)]
+        table = {cells[0]: [c for c in cells[1:] if c != "%"] for cells in rows}
+        preset, plain, own, float32 = claimed.groups()
+        assert (own, plain, float32) == (*table[preset][:2], table["float32"][0])
+
+
 # The script that runs the blocks
 
 

@@ -1,0 +1,105 @@
+"""Write every table of the pages from the rows on file; nothing is measured.
+
+    python bench/render.py             # README.md, docs/*.md: between <!-- zoo table --> and <!-- end -->, and others
+    python bench/render.py --check     # write nothing; exit code 1 and names where a page is not what the rows say
+
+A block or page whose bench has no rows on file is left as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import budget
+import claim
+import methods
+import paper
+import peers
+import prune
+import tables
+import zoo
+from accuracy import Row, written
+from rows import OLD, ROOT
+
+RESULTS = ROOT / "bench" / "results"
+RESULT_PAGES: dict[str, Callable[[Path], str]] = {
+    "zoo": zoo.page,
+    "prune": prune.page,
+    "budget": budget.page,
+    "claim": claim.page,
+    "methods": methods.page,
+    "peers": peers.page,
+    "paper": lambda folder: paper.tables(paper.written(folder / "paper.jsonl")),
+}
+BLOCKS: dict[str, tuple[str, Callable[[Path], str]]] = {  # marker -> bench, text
+    "zoo table": ("zoo", zoo.block),
+    "prune table": ("prune", prune.block),
+    "budget figures": ("budget", budget.block),
+    "first paragraph": ("zoo", lambda folder: first_paragraph(written(folder, "zoo"))),
+}
+BLOCK = re.compile(r"^<!-- (?P<name>[\w ]+) -->\n.*?^<!-- end -->$", re.MULTILINE | re.DOTALL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    differ = [(path, text) for path, text in pages(ROOT) if text != path.read_text()]
+    for path, text in differ:
+        print(path.relative_to(ROOT))
+        if not options.check:
+            path.write_text(text)
+    sys.exit(1 if options.check and differ else 0)
+
+
+def pages(root: Path) -> Iterator[tuple[Path, str]]:
+    """Every page with tables, and what it should hold."""
+    results = root / "bench" / "results"
+    for name, made in RESULT_PAGES.items():
+        if (results / f"{name}.jsonl").exists():
+            yield results / f"{name}.md", made(results)
+    for path in [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
+        yield path, filled(path.read_text(), results)
+
+
+def filled(page: str, results: Path) -> str:
+    """The page with its blocks made anew.
+
+    Raises:
+        ValueError: a marker that is none.
+    """
+
+    def block(found: re.Match[str]) -> str:
+        if found["name"] not in BLOCKS:
+            raise ValueError(f"there is no block <!-- {found['name']} -->; blocks are {', '.join(BLOCKS)}")
+        bench, made = BLOCKS[found["name"]]
+        if not (results / f"{bench}.jsonl").exists():
+            return found[0]
+        return f"<!-- {found['name']} -->\n{made(results)}<!-- end -->"
+
+    return BLOCK.sub(block, page)
+
+
+def undated(page: str) -> str:
+    """A page without what changes whenever code does: marks of old rows, and the line that names commits."""
+    lines = [re.sub(r"Rows of commit .*|† made by older .*", "", line) for line in page.splitlines()]
+    return "\n".join(line.replace(f" {OLD}", "").rstrip() for line in lines)
+
+
+def first_paragraph(rows: list[Row], preset: str = "w4a8") -> str:
+    """What README claims first: points of top-1 lost at one preset, on every network that has both rows."""
+    told = []
+    for network in tables.networks_of(rows):
+        plain, own = (tables.select(rows, network, preset, name) for name in ("plain rounding", "ours"))
+        if plain and own:
+            figures = tables.figures(rows, network, preset, [("plain rounding",), ("ours",)])
+            told.append(f"{tables.NICK[network]} {figures}")
+    return f"Points of top-1 lost at `{preset}`, plain rounding / `datafree`: {', '.join(told)}.\n"
+
+
+if __name__ == "__main__":
+    main()
