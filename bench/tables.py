@@ -119,7 +119,9 @@ def references_of(rows: list[Row], network: str, presets: list[str]) -> list[str
 def page(note: str, rows: list[Row], body: Iterable[str]) -> str:
     """A whole page: what it shows, which commits made it, tables."""
     seeds = ", ".join(str(s) for s in sorted({r.seed for r in rows}))
-    return "\n".join([f"{note.strip()}\n", f"Seeds {seeds}. {commits_note(rows)}".strip(), *body]) + "\n"
+    images = ", ".join(sorted({r.images_commit for r in rows if r.images_commit}))
+    made = f" Images of commit {images}." if images else ""
+    return "\n".join([f"{note.strip()}\n", f"Seeds {seeds}. {commits_note(rows)}{made}", *body]) + "\n"
 
 
 def block(note: str, rows: list[Row], presets: Iterable[str], names: Iterable[tuple[str, ...]]) -> str:

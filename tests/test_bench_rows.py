@@ -94,6 +94,10 @@ def test_rows_nobody_can_make_again_are_old(repository):
     assert not any(rows.is_current(made_by, repository) for made_by in (head + "+", "0123456", ""))
 
 
+def test_rows_of_a_package_from_elsewhere_are_old(repository):
+    assert rows.loaded_commit(repository) == rows.commit(repository) + "+"
+
+
 def test_without_git_all_is_old(tmp_path):
     assert rows.commit(tmp_path) == "" and not rows.is_current("0123456", tmp_path)
 
@@ -240,6 +244,11 @@ def test_a_page_names_the_commits_of_its_rows(new_is_current):
     assert rows.commits_note([row(), row(commit="abc"), row(commit="")]) == (
         "Rows of commit new. † made by older code (commit not kept, commit abc)."
     )
+
+
+def test_a_page_names_the_commits_of_its_images(new_is_current):
+    found = tables.page("note", [row(images_commit="abc", seed=2), row()], ["| table |"])
+    assert found == "note\n\nSeeds 0, 2. Rows of commit new. Images of commit abc.\n| table |\n"
 
 
 def test_blank_cells_carry_their_reason(new_is_current):
