@@ -45,7 +45,7 @@ recipes = st.fixed_dictionaries(
     {},
     optional={
         "signal": st.fixed_dictionaries({"images": st.integers(1, 10**6)}),
-        "equalize": st.sampled_from(["free", "foldable", "depthwise", "off", False]),
+        "equalize": st.sampled_from(["free", "foldable", "between", "rows", "depthwise", "off", False]),
         "weights": st.fixed_dictionaries({}, optional=weights),
         "activations": st.fixed_dictionaries({"bits": bits}),
         "prune": prune,
@@ -200,7 +200,7 @@ def test_unknown_key_names_its_path_and_what_is_allowed(text, path, allowed):
         ("signal: {images: 0}", "signal.images: .*greater than or equal to 1, got 0"),
         ("signal: {kind: real}", "signal.kind: .*'gaussian', 'propagated'.*'loader', got .*'real'"),
         ("signal: ", "signal: .*dictionary.*got None"),
-        ("equalize: on", "equalize: .*'free', 'foldable', 'depthwise' or 'off', got True"),
+        ("equalize: on", "equalize: .*'free', 'foldable', 'between', 'rows', 'depthwise' or 'off', got True"),
         ("ends: nine", "ends: .*'eight' or 'alike', got 'nine'"),
         ("solve: {method: closed, damping: 0}", "solve.*damping: .*greater than 0, got 0"),
         ("solve: {method: sgd, steps: 0}", "solve.*steps: .*greater than or equal to 1, got 0"),

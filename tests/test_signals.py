@@ -221,6 +221,23 @@ def test_a_loader_gives_the_images_as_they_are():
         make_signal(graph, stats, signal("loader"), seed=0)
 
 
+def test_given_images_are_restandardised_on_request():
+    graph, stats, (x,) = folded("residual")
+    wanted = signal("loader").model_copy(update={"restandardise": True})
+    source, _ = make_signal(graph, stats, wanted, seed=0, images=(x,))
+    assert torch.equal(source.inputs[0], x)
+    for node, value in flow(graph, source):
+        if node.name in stats:
+            assert torch.allclose(batch_statistics(value)[0], stats[node.name].mean, atol=1e-4)
+
+
+def test_the_papers_signal_says_what_it_draws():
+    graph, stats, _ = folded("chain")
+    given = InputRange((0.0,), (1.0,), "a test")
+    source, _ = make_signal(graph, stats, signal("gaussian"), seed=0, input_range=given)
+    assert source.note == "; the network's input is drawn at mean 0, std 1 (a test); pooling is ignored"
+
+
 # Flow
 
 

@@ -20,6 +20,7 @@ from datafree.pools import one_thread
 from datafree.ranges import tensor_grid
 from datafree.recipe import Nearest, Recipe, Sgd
 from datafree.records import LayerJob, LayerResult, Moments, MomentsError, QParams, decibel
+from datafree.signals.draws import LayerDraws, layer_draws
 from datafree.signals.gaussian import closed_form
 from datafree.signals.source import Source, flow
 from datafree.solvers import NEEDS, SOLVERS
@@ -76,10 +77,15 @@ def make_job(
     weight = g.weight(teacher, layer)
     kernel = tuple(weight.shape[2:]) or (1, 1)
     qparams = grids[root(node).name, item.input_bits] if item.input_bits else None
+    draws = None
+    if source.pooling == "ignored" and student_x is None:
+        draws = layer_draws(layer, node, tuple(weight.shape), source.drawn, qparams)
     try:
-        moments, folds = _moments(x, item, node, source, qparams, NEEDS[type(recipe.solve)], seed, student_x)
+        moments, folds = _moments(x, item, node, source, qparams, NEEDS[type(recipe.solve)], seed, student_x, draws)
     except MomentsError as error:
         raise LayerError(f"{layer.name}: {error}") from None
+    trains = NEEDS[type(recipe.solve)] == "rows"
+    seen = x if student_x is None else student_x
     return LayerJob(
         name=layer.name,
         weight=g.grouped(weight, layer.groups),
@@ -88,9 +94,8 @@ def make_job(
         spec=item.weights,
         method=recipe.solve,
         seed=seed,
-        rows=_drawn_rows(x if student_x is None else student_x, item, kernel, recipe, qparams, seed)
-        if NEEDS[type(recipe.solve)] == "rows"
-        else None,
+        rows=_drawn_rows(seen, item, kernel, recipe, qparams, seed) if trains and draws is None else None,
+        draws=draws if trains else None,
         input_scale=float(qparams.scale) if qparams else None,
         kernel_size=kernel[0] * kernel[1],
         folds=folds,
@@ -106,13 +111,17 @@ def _moments(
     need: str,
     seed: int,
     student_x: Tensor | None,
+    draws: LayerDraws | None,
 ) -> tuple[Moments, tuple[Moments, Moments] | None]:
     """Moments of the layer's input; and, where the student's inputs are its own, of both halves of the images."""
     layer, shape = item.layer, tuple(g.weight(node.graph.owning_module, item.layer).shape)
-    moments = closed_form(layer, node, shape, source.stats, _side(x)) if source.draws and student_x is None else None
+    moments = closed_form(layer, node, shape, source.drawn, _side(x)) if source.draws and student_x is None else None
     if moments is not None:
         return _with_rounding(moments, qparams), None
     kernel = shape[2:] or (1, 1)
+    if draws is not None:
+        x = draws.patches(NUM_ROWS[need], torch.Generator().manual_seed(seed))
+        layer = draws.on_patches
     at = positions(tuple(x.shape), layer, kernel, NUM_ROWS[need], seed)
     full = need == "covariance" or student_x is not None
     gather = partial(gather_moments, x, layer, kernel, qparams=qparams, full=full, student_x=student_x)

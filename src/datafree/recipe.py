@@ -40,6 +40,7 @@ class Gaussian(_Images):
     """Independent Gaussians at BatchNorm outputs (the paper's)."""
 
     kind: Literal["gaussian"] = "gaussian"
+    pooling: Literal["ignored", "executed"] = "ignored"  # ignored: statistics stay what they were before it (paper 3.1)
 
 
 class Propagated(_Images):
@@ -90,6 +91,7 @@ class Loader(_Images):
     """Real images, when there are some after all."""
 
     kind: Literal["loader"] = "loader"
+    restandardise: bool = False  # bring them to what BatchNorm remembers, as made ones are
 
 
 Signal = Annotated[
@@ -228,8 +230,8 @@ class Distill(_Part):
     lr: float = Field(default=1e-3, gt=0)  # a step of Adam, as a share of a layer's largest weight
     loss: Literal["mse", "kl"] = "mse"  # of the logits, of the classes' probabilities
     batch: int = Field(default=64, ge=2)
-    # weight of Deep Inversion's competition: images on which the student errs
-    compete: float = Field(default=0.0, ge=0)
+    compete: float = Field(default=0.0, ge=0)  # Deep Inversion's: weight of images on which the student errs
+    guard: bool = True  # keep what is best on images held out and on procedural ones; false: the last step (published)
 
     @model_validator(mode="after")
     def _only_moved_images_compete(self) -> Distill:
@@ -276,7 +278,7 @@ class Recipe(_Part):
 
     signal: Signal = Propagated()
     equalize: Annotated[
-        Literal["free", "foldable", "depthwise", "off"],
+        Literal["free", "foldable", "between", "rows", "depthwise", "off"],
         BeforeValidator(lambda v: "off" if v is False else v),  # YAML 1.1: off
     ] = "foldable"
     weights: Weights = Weights()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -146,7 +147,8 @@ class LayerJob:
     spec: WeightSpec
     method: object  # one of the recipe's solve records
     seed: int
-    rows: Float[Tensor, "r g n"] | None = None  # inputs drawn ahead, for solvers that train
+    rows: Float[Tensor, "r g n"] | None = None  # inputs drawn ahead, for solvers that train; or
+    draws: Callable[[int, torch.Generator], Float[Tensor, "r g n"]] | None = None  # how to draw others at every step
     folds: tuple[Moments, Moments] | None = None  # of the first and the second half of the images
     input_scale: float | None = None  # of one integer step of the input; None = float input
     kernel_size: int = 1  # taps of one input channel, kh * kw

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from datafree import graph as g
 from datafree.checkpoints import HERE, Work
 from datafree.recipe import Adversarial, Gaussian, Loader, Made, Propagated
-from datafree.records import InputRange, Stats
+from datafree.records import ChannelStats, InputRange, Stats
 from datafree.signals.adversarial import train
 from datafree.signals.matching import SHORT, Rival, in_range, match, motion_of
 from datafree.signals.probes import dead_leaves, pink_noise
@@ -59,10 +59,10 @@ def make_signal(
     generator = torch.Generator().manual_seed(seed)
     if isinstance(signal, Loader) and images is None:
         raise ValueError("signal.kind is 'loader' but no images were given; pass images= to compress()")
-    at_batchnorm = AT_BATCHNORM.get(signal.kind, "keep")
     images = images and tuple(x.detach() for x in images)
     if isinstance(signal, Loader):
-        return Source(signal.kind, images, stats, at_batchnorm, seed), InputRange((), (), "the images given")
+        at_batchnorm = "restandardise" if signal.restandardise else "keep"
+        return Source(signal.kind, images, stats, at_batchnorm, seed=seed), InputRange((), (), "the images given")
     shapes = [g.shape(node)[1:] for node in g.placeholders(teacher)]
     dear = isinstance(signal, Made)
     count = signal.images or num_images(shapes[0], most=128 if dear else 512)
@@ -78,7 +78,28 @@ def make_signal(
     if dear:
         inputs = tuple(x.half().float() for x in inputs)  # as a run directory keeps them
     reach = tuple((min(r.mean) - INPUT_REACH * max(r.std), max(r.mean) + INPUT_REACH * max(r.std)) for r in ranges)
-    return Source(signal.kind, inputs, stats, at_batchnorm, seed, reach, note, network), first
+    drawn = ranges if isinstance(signal, Gaussian) and images is None else []
+    if drawn:
+        note = f"; the network's input is drawn at {first}; pooling is {signal.pooling}"
+    source = Source(
+        signal.kind,
+        inputs,
+        stats,
+        AT_BATCHNORM[signal.kind],
+        pooling=signal.pooling if isinstance(signal, Gaussian) else "executed",
+        seed=seed,
+        reach=reach,
+        note=note,
+        generator=network,
+        input_stats={n.name: _drawn(r, g.shape(n)) for n, r in zip(g.placeholders(teacher), drawn, strict=False)},
+    )
+    return source, first
+
+
+def _drawn(known: InputRange, shape: tuple[int, ...]) -> ChannelStats:
+    """Statistics of an input's channels, for it is drawn as BatchNorm outputs are."""
+    mean, std = (torch.tensor(values).expand(shape[1]) for values in (known.mean, known.std))
+    return ChannelStats(mean, std)
 
 
 def _dear_images(

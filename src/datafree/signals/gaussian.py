@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +13,36 @@ from torch import Tensor, fx
 from datafree.graph import aten, shape
 from datafree.records import ChannelStats, Layer, Moments, Stats
 
+RESAMPLING = {
+    aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default,
+    aten.adaptive_max_pool2d.default, aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec,
+}  # fmt: skip
+
 
 def draw(stats: ChannelStats, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "n c ..."]:
     """Draw every channel and pixel independently from N(mean, std^2) (paper, eq. 2)."""
     view = (1, -1, *[1] * (len(shape) - 2))
     return torch.randn(shape, generator=generator) * stats.std.view(view) + stats.mean.view(view)
+
+
+def is_passed_over(node: fx.Node) -> bool:
+    """Pooling and resampling: behind them the paper uses the statistics before them (3.1)."""
+    if node.target in (aten.mean.dim, aten.amax.default, aten.slice.Tensor):
+        dims = node.args[1] if isinstance(node.args[1], list | tuple) else [node.args[1]]  # type: ignore[index]
+        rank = len(shape(node.args[0]))  # type: ignore[arg-type]
+        return rank == 4 and {d % rank for d in dims} <= {2, 3}
+    return node.target in RESAMPLING
+
+
+def passed_over(node: fx.Node, x: Float[Tensor, "n c h w"], generator: torch.Generator) -> Float[Tensor, "n c ..."]:
+    """What a pooling node yields where pooling is ignored: as many pixels of its input, picked at random.
+
+    Pixels are independent, so these are draws from the statistics before it at the shape behind it (paper 3.1).
+    """
+    wanted = (*x.shape[:2], *shape(node)[2:])
+    count = math.prod(wanted[2:])
+    order = torch.randperm(x[0, 0].numel(), generator=generator)
+    return x.flatten(2)[:, :, order.repeat(-(-count // len(order)))[:count]].reshape(wanted)
 
 
 def clipped_moments(stats: ChannelStats, low: float, high: float) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
@@ -64,7 +90,7 @@ def closed_form(
     if clipped is None or len(shape(node)) != (2 if layer.kind == "linear" else 4):
         return None
     mean, variance = (t.view(layer.groups, -1) for t in clipped)  # (g, C_in/g)
-    inside = _taps_inside(layer, weight_shape, side)  # (positions, taps)
+    inside = taps_inside(layer, weight_shape[2:], side)  # (positions, taps)
     share = inside.mean(0)
     both = inside.T @ inside / len(inside)
     excess = both - torch.outer(share, share)
@@ -90,9 +116,17 @@ def _clipped_source(node: fx.Node, stats: Stats) -> tuple[Tensor, Tensor] | None
     return clipped_moments(stats[node.name], low, high)
 
 
-def _taps_inside(layer: Layer, weight_shape: tuple[int, ...], side: tuple[int, int]) -> Float[Tensor, "p t"]:
-    """1 where a tap of the kernel lies inside the image, for every output position."""
+def taps_inside(
+    layer: Layer, kernel: tuple[int, ...], side: tuple[int, ...], pads: Sequence[int] = (0, 0, 0, 0)
+) -> Float[Tensor, "p t"]:
+    """1 where a tap of the kernel lies inside the image, for every output position.
+
+    Args:
+        side: height and width of the image.
+        pads: zeros around it besides the layer's own: left, right, top, bottom.
+    """
     if layer.kind == "linear":
         return torch.ones(1, 1)
-    ones = F.pad(torch.ones(1, 1, *side), (layer.padding[1], layer.padding[1], layer.padding[0], layer.padding[0]))
-    return F.unfold(ones, weight_shape[2:], layer.dilation, 0, layer.stride)[0].T
+    rows, columns = layer.padding
+    ends = [pad + own for pad, own in zip(pads, (columns, columns, rows, rows), strict=True)]
+    return F.unfold(F.pad(torch.ones(1, 1, *side), ends), kernel, layer.dilation, 0, layer.stride)[0].T

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.records import ChannelStats, Stats
-from datafree.signals.gaussian import draw
+from datafree.signals.gaussian import draw, is_passed_over, passed_over
 
 DROWNED = 1e3  # mean^2 / variance above which float32 sums of squares are not enough
 
@@ -25,6 +25,8 @@ class Source:
     stats: BatchNorm statistics by node name.
     at_batchnorm: what happens where statistics are known: "keep" the value, "restandardise" it to them (ours), or
         "draw" it from them without running what comes before (paper, eq. 2-3).
+    input_stats: of inputs that are drawn, too, by node name.
+    pooling: "executed" as everything else, or "ignored": passed over, for draws keep the statistics before it (paper).
     reach: for each input made here, the smallest and largest value a real one may have; None = as in `inputs`.
     """
 
@@ -32,14 +34,21 @@ class Source:
     inputs: tuple[Tensor, ...]
     stats: Stats = field(default_factory=dict)
     at_batchnorm: str = "keep"
+    pooling: str = "executed"
     seed: int = 0
     reach: tuple[tuple[float, float], ...] | None = None
     note: str = ""  # how well the images came out
     generator: torch.nn.Module | None = None  # that made them
+    input_stats: Stats = field(default_factory=dict)
 
     @property
     def draws(self) -> bool:
         return self.at_batchnorm == "draw"
+
+    @property
+    def drawn(self) -> Stats:
+        """Statistics of all that is drawn, by node name."""
+        return {**self.stats, **self.input_stats}
 
     @property
     def num_images(self) -> int:
@@ -49,10 +58,13 @@ class Source:
 def flow(teacher: fx.GraphModule, source: Source) -> Iterator[tuple[fx.Node, object]]:
     """Yield every node with its value, inputs first, in execution order; a value is freed after its last use."""
     generator = torch.Generator().manual_seed(source.seed)
+    known = source.drawn if source.at_batchnorm != "keep" else {}
     for node, values in g.walk(teacher, source.inputs):
-        stats = source.stats.get(node.name) if source.at_batchnorm != "keep" else None
-        if stats is not None and source.at_batchnorm == "draw":
+        stats = known.get(node.name)
+        if stats is not None and source.draws:
             values[node] = draw(stats, (source.num_images, *g.shape(node)[1:]), generator)
+        elif source.pooling == "ignored" and is_passed_over(node):
+            values[node] = passed_over(node, values[node.args[0]], generator)
         elif node not in values:
             values[node] = g.execute(node, values)
             if stats is not None:

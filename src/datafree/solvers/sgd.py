@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float
@@ -34,24 +35,19 @@ def trained(job: LayerJob) -> Float[Tensor, "g o n"]:
 def _train(job: LayerJob, form: Callable[[Tensor], Tensor]) -> Float[Tensor, "g o n"]:
     """Weights whose `form`, rounded or masked, reproduces the output of the target's.
 
-    Each step sees inputs drawn ahead of time, every row used once before any is used again. A quarter of the rows is
-    held out; each output channel becomes what erred least on them, at the start or at a later look. Below 128 rows all
-    of them serve for both.
+    Each output channel becomes what erred least on rows held out, at the start or at a later look.
     """
     method, target = job.method, job.weight if job.target is None else job.target
-    assert job.rows is not None, "sgd needs drawn inputs"
-    quarter = min(len(job.rows) // 4, HELD_OUT[1])
-    held_out, seen = job.rows.split([quarter, len(job.rows) - quarter]) if quarter >= HELD_OUT[0] else [job.rows] * 2
+    held_out, batches = _inputs(job)
     weight = job.weight.clone().requires_grad_(True)
     best, best_error = job.weight, _moved(target - form(job.weight), held_out).mean(1)
 
     optimizer = torch.optim.Adam([weight], lr=method.lr * float(job.weight.abs().max()))  # type: ignore[attr-defined]
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, method.steps)  # type: ignore[attr-defined]
-    batches = seen.split(method.rows)  # type: ignore[attr-defined]
     looks = {round(method.steps * (i + 1) / LOOKS) for i in range(LOOKS)}  # type: ignore[attr-defined]
     for step in range(method.steps):  # type: ignore[attr-defined]
         with torch.enable_grad():
-            loss = _moved(target - form(weight), batches[step % len(batches)]).sum(2).mean()
+            loss = _moved(target - form(weight), next(batches)).sum(2).mean()
             optimizer.zero_grad()
             loss.backward()
         optimizer.step()
@@ -62,6 +58,20 @@ def _train(job: LayerJob, form: Callable[[Tensor], Tensor]) -> Float[Tensor, "g 
             better = error < best_error
             best, best_error = torch.where(better[:, :, None], now, best), torch.where(better, error, best_error)
     return best
+
+
+def _inputs(job: LayerJob) -> tuple[Tensor, Iterator[Tensor]]:
+    """Rows held out, and those of every step: drawn afresh, or drawn ahead and each used once before any again.
+
+    A quarter of the rows drawn ahead is held out; below 128 rows all of them serve for both.
+    """
+    if job.draws is not None:
+        rng, count = torch.Generator().manual_seed(job.seed + 1), job.method.rows  # type: ignore[attr-defined]
+        return job.draws(HELD_OUT[1], rng), (job.draws(count, rng) for _ in itertools.count())
+    assert job.rows is not None, "sgd needs drawn inputs"
+    quarter = min(len(job.rows) // 4, HELD_OUT[1])
+    held_out, seen = job.rows.split([quarter, len(job.rows) - quarter]) if quarter >= HELD_OUT[0] else [job.rows] * 2
+    return held_out, itertools.cycle(seen.split(job.method.rows))  # type: ignore[attr-defined]
 
 
 def _moved(difference: Tensor, rows: Tensor) -> Float[Tensor, "g r o"]:

@@ -1,0 +1,183 @@
+"""One layer's inputs on the paper's signal, drawn afresh as often as they are wanted: a small picklable program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, fx
+
+from datafree import graph as g
+from datafree.affine import fake_quantize
+from datafree.graph import aten
+from datafree.moments import positions, unfold
+from datafree.records import ChannelStats, Layer, QParams, Stats
+from datafree.signals.gaussian import draw, is_passed_over, taps_inside
+
+ELEMENTWISE = {
+    aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.clamp.default, aten.leaky_relu.default,
+    aten.silu.default, aten.hardswish.default, aten.hardsigmoid.default, aten.sigmoid.default, aten.gelu.default,
+    aten.tanh.default, aten.elu.default, aten.mish.default, aten.softplus.default, aten.celu.default,
+    aten.selu.default, aten.abs.default, aten.neg.default, aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor,
+    aten.maximum.default, aten.minimum.default, aten.add.Scalar, aten.mul.Scalar, aten.div.Scalar,
+}  # fmt: skip
+SAME = {aten.clone.default, aten.contiguous.default}
+FLATTENINGS = {
+    aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.squeeze.dims, aten.squeeze.dim,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Value:
+    """The value of a step before, by its number."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """A draw from `stats` at `rank` dimensions; or an operator, by its name, on values before it and constants."""
+
+    operator: str = ""
+    args: tuple[Any, ...] = ()
+    stats: ChannelStats | None = None
+    rank: int = 4
+
+
+@dataclass(frozen=True)
+class LayerDraws:
+    """The inputs of one layer: every call draws others.
+
+    inside: (p, taps), 1 where a tap of the kernel lies inside the image, for every output position.
+    qparams: grid of the layer's input; None = float.
+    """
+
+    steps: tuple[Step, ...]
+    layer: Layer
+    kernel: tuple[int, int]
+    inside: Float[Tensor, "p t"]
+    qparams: QParams | None = None
+
+    def patches(self, count: int, generator: torch.Generator) -> Float[Tensor, "r c kh kw"] | Float[Tensor, "r c"]:
+        """What the kernel covers at `count` random output positions, zeros where that is outside; before rounding."""
+        values: list[Tensor] = []
+        for step in self.steps:
+            args = fx.node.map_aggregate(step.args, lambda a: values[a.number] if isinstance(a, Value) else a)
+            if step.stats is not None:
+                shape = (count, len(step.stats.mean), *self.kernel)[: step.rank]
+                values.append(draw(step.stats, shape, generator))
+            else:
+                values.append(_operator(step.operator)(*args))
+        if values[-1].dim() == 2:
+            return values[-1]
+        at = torch.randint(len(self.inside), (count,), generator=generator)
+        return values[-1] * self.inside[at].view(count, 1, *self.kernel)
+
+    def __call__(self, count: int, generator: torch.Generator) -> Float[Tensor, "r g n"]:
+        """`count` unfolded inputs as the layer sees them, n = taps of one output channel."""
+        x = self.patches(count, generator)
+        at = positions(tuple(x.shape), self.on_patches, self.kernel, count, 0)
+        rows = unfold(x, self.on_patches, self.kernel, at)
+        return rows if self.qparams is None else fake_quantize(rows, self.qparams)
+
+    @property
+    def on_patches(self) -> Layer:
+        """The layer as it reads one patch: a single output position."""
+        return replace(self.layer, stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+
+
+def layer_draws(
+    layer: Layer, node: fx.Node, weight_shape: tuple[int, ...], stats: Stats, qparams: QParams | None = None
+) -> LayerDraws | None:
+    """Draw the inputs of a layer from the BatchNorms before it, without a map: pixels are independent.
+
+    Sums, concatenations and activations are computed on the draws; pooling is passed over (paper 3.1). None where
+    something else lies between that makes pixels or channels depend on each other: another layer, a gate.
+
+    Args:
+        node: the graph node of the layer's input.
+        stats: of BatchNorm outputs and of the network's inputs, by node name.
+        qparams: grid of the layer's input; None = float.
+    """
+    pads, kernel = [0, 0, 0, 0], tuple(weight_shape[2:]) or (1, 1)
+    while node.target is aten.constant_pad_nd.default and len(node.args[1]) <= 4 and not (*node.args, 0.0)[2]:
+        pads = [a + b for a, b in zip(pads, [*node.args[1], 0, 0], strict=False)]
+        node = node.args[0]  # type: ignore[assignment]
+    if len(g.shape(node)) != (2 if layer.kind == "linear" else 4):
+        return None
+    program = _Program(node.graph.owning_module, stats)
+    try:
+        program.value(node)
+    except _NotDrawn:
+        return None
+    inside = taps_inside(layer, kernel, g.shape(node)[2:], pads)
+    return LayerDraws(tuple(program.steps), layer, kernel, inside, qparams)
+
+
+class _NotDrawn(Exception):
+    """A node whose value is no function of independent pixels."""
+
+
+class _Program:
+    """Steps written down while the graph is read backwards from one node."""
+
+    def __init__(self, graph: fx.GraphModule, stats: Stats) -> None:
+        self.graph, self.stats = graph, stats
+        self.steps: list[Step] = []
+        self.values: dict[fx.Node, Value] = {}
+
+    def value(self, node: fx.Node) -> Value:
+        """The number of the step that yields this node's value."""
+        if node not in self.values:
+            step = self._step(node)
+            if isinstance(step, Step):
+                self.steps.append(step)
+                step = Value(len(self.steps) - 1)
+            self.values[node] = step
+        return self.values[node]
+
+    def _step(self, node: fx.Node) -> Step | Value:
+        if node.name in self.stats:
+            return Step(stats=self.stats[node.name], rank=len(g.shape(node)))
+        if node.op != "call_function" or node.kwargs:
+            raise _NotDrawn
+        if node.target is aten.cat.default and (*node.args, 0)[1] == 1:
+            return Step(str(node.target), ([self.value(part) for part in node.args[0]], 1))  # type: ignore[union-attr]
+        if node.target in ELEMENTWISE or _pads_channels(node):
+            rank = len(g.shape(node))
+            args = (self._argument(a, rank) if isinstance(a, fx.Node) else a for a in node.args)
+            return Step(str(node.target), tuple(args))
+        if node.target not in SAME and not is_passed_over(node) and not _flattens(node):
+            raise _NotDrawn
+        source: fx.Node = node.args[0]  # type: ignore[assignment]
+        flat = len(g.shape(source)) == 4 and len(g.shape(node)) == 2
+        return Step("aten.flatten.using_ints", (self.value(source), 1)) if flat else self.value(source)
+
+    def _argument(self, node: fx.Node, rank: int) -> Value | Tensor:
+        """A value, or a constant that is the same at every pixel."""
+        if node.op != "get_attr":
+            return self.value(node)
+        constant = g.get_tensor(self.graph, str(node.target))
+        if constant.numel() > 1 and any(side > 1 for side in constant.shape[constant.dim() - rank + 2 :]):
+            raise _NotDrawn
+        return constant
+
+
+def _flattens(node: fx.Node) -> bool:
+    """From (N, C, 1, 1) to (N, C)."""
+    if node.target not in FLATTENINGS:
+        return False
+    before = g.shape(node.args[0])  # type: ignore[arg-type]
+    return len(before) == 4 and before[2:] == (1, 1) and g.shape(node) == before[:2]
+
+
+def _pads_channels(node: fx.Node) -> bool:
+    return node.target is aten.constant_pad_nd.default and len(node.args[1]) == 6 and not any(node.args[1][:4])
+
+
+def _operator(name: str) -> Any:
+    """`torch.ops.aten.relu.default` of "aten.relu.default"; operators themselves are not picklable."""
+    return reduce(getattr, name.split("."), torch.ops)
