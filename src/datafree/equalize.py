@@ -7,10 +7,11 @@ the largest absolute weight of the channel (r is ours; the paper's text is not a
 
 Where only positively homogeneous operators lie between, v2_o and v1_i cancel and are never written down. A depthwise
 layer between two others is solved with both its neighbours at once, by cube roots (DFQ, arXiv 1906.04721, eq. 12).
+With one scale for the whole tensor, v_o then brings the rows of a layer to one range, at no more cost (ours).
 
-The scales of one step are kept, as s or damped to sqrt(s), if that lowers the predicted error of the layers they
-touch, the sum of log(E after / E before); else they are dropped (ours). Up to a constant, a layer's rounding errors
-make at its consumers' outputs
+In "foldable" the scales of one step are kept, as s or damped to sqrt(s), if that lowers the predicted error of the
+layers they touch, the sum of log(E after / E before); else they are dropped (ours). Up to a constant, a layer's
+rounding errors make at its consumers' outputs
 
     E = D^2  sum_c a_c  sum_i p_i,    p = mean^2 + std^2 of BatchNorm,    a_c = sum of W_consumer[:, c]^2
 
@@ -33,7 +34,7 @@ from datafree.graph import aten
 from datafree.records import Layer, Stats
 from datafree.spaces import Port, Spaces, channel_spaces
 
-DEAD = 1e-8  # of the layer's largest range: such a channel keeps its scale
+DEAD = 1e-3  # of the layer's largest range: such a channel keeps its scale, or its bias would outgrow all others
 DAMPINGS = (1.0, 0.5)  # s, sqrt(s); where many layers share a class, the largest of their ranges asks for too much
 
 
@@ -76,12 +77,13 @@ def equalize_(
     Args:
         teacher: BatchNorm folded.
         stats: statistics by node; those of equalized layers move with the weights.
-        mode: "free" = the paper's AFCLE: vectors stay as multiplies where they cannot cancel. "foldable" = only what
-            costs nothing at run time: vectors that cancel, and v_o alone (rows of equal range) elsewhere.
-            "depthwise" = only the inputs of depthwise layers, where it costs nothing. "off" = nothing.
+        mode: "free" = the paper's AFCLE: vectors between all layers; those that do not cancel stay. "between" = only
+            vectors that cancel (DFQ's). "rows" = v_o alone: rows of equal range. "foldable" = ours, what costs nothing
+            at run time: vectors that cancel and are predicted to help, v_o elsewhere. "depthwise" = only the inputs of
+            depthwise layers, where it costs nothing. "off" = nothing.
         rows: whether v_o alone is of use, that is, whether the weights have one scale for the whole tensor.
         sweeps: passes over the network.
-        guard: keep only what lowers the predicted error, where weights have one scale for the whole tensor.
+        guard: whether "foldable" keeps only what lowers the predicted error, where weights share one scale a tensor.
 
     Returns:
         The statistics, moved; and which layers were changed, and how.
@@ -91,17 +93,19 @@ def equalize_(
         return stats, Equalization(mode, num_layers=len(layers))
     if mode == "depthwise":
         return stats, Equalization(mode, depthwise=balance_depthwise_(teacher, stats), num_layers=len(layers))
-    scales = _Scales(teacher, layers, stats, guard=guard and rows)
+    scales = _Scales(teacher, layers, stats, guard=guard and rows and mode == "foldable")
     cancelling = channel_spaces(teacher, homogeneous=True)
-    for _ in range(sweeps):
+    for _ in range(sweeps if mode != "rows" else 0):
         scales.balance(cancelling)
     cancelled = scales.fold()
     if mode == "free":
         rest = _only_blocked(channel_spaces(teacher, homogeneous=False), cancelling)
         for _ in range(sweeps):
             scales.balance(rest)
-    elif rows:
+    if mode == "foldable" and rows:
         scales.balance_rows({p.layer: cancelling.blocked[p.classes] for p in cancelling.producers})
+    elif mode == "rows" or (mode == "free" and rows):
+        scales.balance_rows({name: torch.tensor(True) for name in layers})
     output_vectors, input_vectors = scales.write_vectors()
     g.tidy(teacher)
     dropped = tuple(n for n in layers if scales.gained.get(n) is False)
