@@ -82,3 +82,15 @@ def test_a_summary_says_what_the_compression_spent():
     moved = ["signal.kind=inverted", "signal.steps=3", "signal.images=2"]
     inverted = compress(model, Recipe.preset("w8a8").updated(moved), inputs).summary
     assert inverted.forward_equivalents - cheap.forward_equivalents == pytest.approx(2 * 3 * 2 + 2, rel=0.35)
+
+
+def test_distillation_pays_for_the_teacher():
+    """A step: the teacher forward, the student forward and back to its weights and activations."""
+    model, inputs = NETS["chain"]()
+    settings = ["signal.kind=inverted", "signal.steps=1", "signal.images=8", "distill.batch=8"]
+    few, many = (
+        compress(model, Recipe.preset("w8a8").updated([*settings, f"distill.steps={n}"]), inputs).summary
+        for n in (10, 30)  # both are looked at ten times
+    )
+    a_step = (many.spent_macs - few.spent_macs) / (20 * 6 * few.float_macs)  # six of eight images are trained on
+    assert 1 + 2 < a_step < 1 + 3

@@ -138,6 +138,16 @@ def test_where_nothing_is_gained_the_start_is_kept():
     assert off(after, x) == pytest.approx(off(before, x), rel=0.05)
 
 
+def test_without_a_guard_the_last_step_is_taken():
+    """As in the papers of Deep Inversion and AKD."""
+    model, inputs = NETS["chain"]()
+    recipe = Recipe.preset("w8a8").updated([*MOVED, "distill.steps=3", "distill.batch=8", "distill.guard=false"])
+    start = compress(model, recipe.model_copy(update={"distill": None}), inputs)
+    taken = compress(model, recipe, inputs)
+    assert taken.summary.distilled.endswith("after 3 of 3 steps")
+    assert any(not torch.equal(a.bias, b.bias) for a, b in zip(start.layers, taken.layers, strict=True))
+
+
 def test_unknown_fields_are_listed():
     with pytest.raises(RecipeError, match=r"distill.rate: unknown key; allowed here are images, steps, lr, loss"):
         Recipe(distill={"rate": 1})

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from datafree import graph as g
 from datafree.assemble import assemble
 from datafree.checkpoints import EVERY, HERE, Work, adam_state, restore_adam, under
 from datafree.distill_images import DistillError, Images, images_for
@@ -43,7 +42,8 @@ def distill(
 
     by Adam with a falling rate, from the student as solved layer by layer. Zeros stay as they are. Now and then the
     loss is looked at on images held out and on procedural ones; the students that lowered it on both are kept, the
-    best of them in the end, and the start where there is none (ours).
+    best of them in the end, and the start where there is none (ours). Without `guard` it is the student of the last
+    step, as in the papers of those images.
 
     Args:
         teacher: whose answers are wanted.
@@ -75,7 +75,10 @@ def distill(
 
 
 class _Best:
-    """The student that lowered the loss most on all guards so far; the start where there is none."""
+    """The student that lowered the loss most on all guards so far; the start where there is none.
+
+    Where the recipe has no guard, it is the last one looked at.
+    """
 
     def __init__(self, model: Trainable, guards: list[tuple[Tensor, Tensor]], method: Distill) -> None:
         self._model, self._guards, self._method = model, guards, method
@@ -86,11 +89,11 @@ class _Best:
         self.values, self.gain, self.loss, self.step = _copies(model.parameters()), 1.0, self.start[0], 0
 
     def look(self, step: int) -> None:
-        """Keep the model of this step if it is better."""
+        """Keep the model of this step if it is better, or where nothing is guarded."""
         now = self._look()
         self.check(now[0], step)
         gain = max(n / max(s, 1e-12) for n, s in zip(now, self.start, strict=True))
-        if gain < self.gain:
+        if gain < self.gain or not self._method.guard:
             self.values, self.gain, self.loss, self.step = _copies(self._model.parameters()), gain, now[0], step
 
     def check(self, loss: float, step: int) -> None:
@@ -135,7 +138,7 @@ def _train(model: Trainable, teacher: fx.GraphModule, images: Images, best: _Bes
     for step in range(first, method.steps):
         x = images.batch(model, step)
         with torch.no_grad():
-            wanted = _first(teacher(x))
+            wanted = g.first_output(teacher, (x,))
         with torch.enable_grad():
             loss = _loss(model(x), wanted, method)
             optimizer.zero_grad()
@@ -145,7 +148,7 @@ def _train(model: Trainable, teacher: fx.GraphModule, images: Images, best: _Bes
             group["lr"] = rate * (1 - step / method.steps)
         optimizer.step()
         work.on_step("distilling", step + 1, method.steps)
-        if (step + 1) % max(1, method.steps // LOOKS) == 0:
+        if (step + 1) % max(1, method.steps // LOOKS) == 0 or step + 1 == method.steps:
             best.look(step + 1)
         if (step + 1) % EVERY == 0:
             parts = {"leaf": leaves, "best": best.values, "images": images.state()}
@@ -168,16 +171,7 @@ def _guards(
     probes = dead_leaves(NUM_PROBES, height=height, width=width, channels=channels, generator=generator)
     kinds = [held_out, *([in_range(probes, known_range)] if known_range.mean else [])]
     with torch.no_grad():
-        return [(x, _first(teacher(x))) for x in kinds]
-
-
-def _first(output: Any) -> Tensor:
-    """The first tensor of what a network returns."""
-    return (
-        output
-        if isinstance(output, Tensor)
-        else _first(next(iter(output.values() if isinstance(output, dict) else output)))
-    )
+        return [(x, g.first_output(teacher, (x,))) for x in kinds]
 
 
 def _copies(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
