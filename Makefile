@@ -41,7 +41,10 @@ bench-all: bench-networks
 	$(BIN)/python bench/budget.py
 	$(BIN)/python bench/claim.py
 	$(BIN)/python bench/methods.py
+	$(BIN)/python bench/ablation.py
 	$(BIN)/python bench/paper.py
+	$(BIN)/python bench/paper.py --networks resnet20_cifar10 mobilenetv1_025_imagenet mobilenetv2_tiny200 \
+		efficientnet_lite0
 	$(BIN)/python bench/render.py
 
 # What EfficientNet-Lite0 is built from and its weights

@@ -12,6 +12,7 @@ more code than all of this; `signal: adversarial` with `distill` is the nearest 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -22,12 +23,21 @@ import zeroq
 from datafree import Recipe, compress
 from datafree import graph as g
 from datafree.affine import grid
+from datafree.allocate import allocate
 from datafree.assemble import assemble
 from datafree.batchnorm import fold_batchnorm_
 from datafree.capture import trace
+from datafree.distill import distill
+from datafree.equalize import equalize_
 from datafree.layer import Grids, compress_layer
+from datafree.models import input_range
+from datafree.pipeline import ignore
 from datafree.plan import LayerPlan, plan_layers, root
+from datafree.pools import serial
 from datafree.records import LayerJob, LayerResult, Moments
+from datafree.signals import make_signal
+from datafree.solve import solve_layers
+from datafree.ties import settled
 
 PLAIN = [
     "signal.kind=propagated", "equalize=off", "solve.sequential=false", "solve.method=nearest", "solve.clip=false",
@@ -76,6 +86,36 @@ def by_magnitude(scope: str, model: nn.Module, example: Tensor, *, sparsity: flo
     prune = {"sparsity": sparsity, "scope": scope, "score": "magnitude"}
     recipe = Recipe(weights={"bits": None}, activations={"bits": None}, prune=prune).updated(PLAIN)
     return compress(model, recipe, example, seed=seed).student
+
+
+def by_distilling(
+    model: nn.Module, example: Tensor, *, start: Recipe, training: Recipe, seed: int = 0,
+    start_images: tuple[Tensor, ...] | None = None, images: tuple[Tensor, ...] = (),
+) -> tuple[nn.Module, str]:  # fmt: skip
+    """A student trained as a whole (DI, AKD) whose layers were solved on something else than it is trained on.
+
+    Args:
+        start: how layers are solved, and on what.
+        training: its `distill`; its signal is where images for training come from.
+        start_images: of the start's signal where they were made before; None = made.
+        images: to train on, unless a generator makes them on the way.
+
+    Returns:
+        The student, and what `distill` says happened.
+
+    Raises:
+        DistillError: training makes the student worse.
+    """
+    teacher = trace(model, example)
+    stats, _ = fold_batchnorm_(teacher)
+    stats, _ = equalize_(teacher, stats, mode=start.equalize, rows=start.weights.per == "tensor")
+    known = input_range(model)
+    source, chosen = make_signal(teacher, stats, start.signal, seed=seed, input_range=known, images=start_images)
+    plan = allocate(teacher, plan_layers(teacher, start), source, start, serial)
+    results, grids = solve_layers(teacher, plan, source, start, serial, ignore)
+    seen = replace(source, kind=training.signal.kind, inputs=images)
+    results, said = distill(teacher, teacher, plan, results, grids, seen, chosen, training)
+    return settled(teacher, plan, results, grids)[0], said
 
 
 BASELINES: dict[str, Callable[..., nn.Module]] = {

@@ -1,50 +1,54 @@
-"""The paper's comparisons, rebuilt: accuracy against cost, bits, sparsity, and generative methods started from ours.
+"""The paper's comparisons, rebuilt: accuracy against cost, bits, sparsity, and generative methods from other starts.
 
-    python bench/paper.py                                  # two digits networks, minutes
-    python bench/paper.py --networks resnet20_cifar10      # with the folder of trained networks
+    python bench/paper.py                                                   # two digits networks
+    python bench/paper.py --networks resnet20_cifar10 --parts bits cost     # with the folder of trained networks
+    python bench/paper.py --parts combination --presets prune50 --methods "none" "DI, our images"
+    python bench/paper.py --quick                                           # without what takes longest
 
-Four parts, each a table and a plot in bench/results/: `cost` (the paper's Figure 2: ours, AKD, DI), `bits` (8 to 4 bits
-beside DFQ, ZeroQ, SQuant and plain rounding), `sparsity`, and `combination` (DI and AKD started from plain rounding or
-magnitude, and from ours). Cost is counted while it is spent: forward passes of one image through the float network, in
-multiply-adds (datafree.counting). Rows go to bench/results/paper.jsonl as they are done; those there are not run again.
-What the paper claims and what came out: docs/paper.md.
+Four parts, each a table in bench/results/paper.md: `cost` (the paper's Figure 2), `bits` (8 to 4 bits, per channel and
+per tensor), `sparsity`, and `combination` (Deep Inversion, DI, and AKD started from plain rounding or magnitude, from
+the paper's students and from ours). What they hold: paper_parts.py. On top of the page, and in docs/paper.md, the
+paper's three claims are answered from the rows: paper_claims.py. Cost is counted while it is spent: forward passes of
+one image through the float network, in multiply-adds, images charged every time though they are made once. Rows go to
+bench/results/paper.jsonl as they are done; those there that current code made are not made again.
 """
 
 from __future__ import annotations
 
+import argparse
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import networks
 import zeroq
-from baselines import BASELINES, PRUNING
+from baselines import BASELINES, PRUNING, by_distilling
 from datafree import Recipe, compress
 from datafree.capture import trace
 from datafree.counting import counted
+from datafree.distill_images import DistillError
 from datafree.evaluate import evaluate_models, layer_macs
-from datafree.recipe import Made
-from networks import CACHE, NETWORKS, append_row, images_made, open_networks, rows_on_file
+from datafree.files import written_whole
+from datafree.recipe import Adversarial, Made
+from networks import CACHE, NETWORKS, Images, images_made, open_networks
+from paper_parts import PARTS, Point, points
 from paper_plots import plots, tables
+from rows import append_row, is_current, rows_on_file
 
-PLAIN = ["equalize=off", "solve.method=nearest", "solve.sequential=false"]  # bias corrected, ranges clipped
-MAGNITUDE = ["prune.score=magnitude", "solve.method=nearest", "solve.bias_correction=false", "solve.sequential=false"]
-ALONE = ["signal.kind=propagated", "solve.sequential=false"]
-DI = ["signal.kind=inverted", "signal.setting=cifar10", "signal.images=64"]
-AKD = ["distill.images=adversarial"]
-BITS = ("w8a8", "w8a8-tensor", "w6a6", "w5a5", "w4a8", "w4a4")
-SPARSITY = (0.3, 0.5, 0.7, 0.8, 0.9)
-COMBINED = ("w3a8", "w4a4", "prune80")
+LONG = ("DI, 500", "DI, 2000", "AKD, 200 + 500", "AKD, 50 + 500", "DI, kl", "DI, mse", "AKD, mse")
 Key = tuple[str, str, str, str, int]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One student. Accuracies percent, `lost` points, cost in forward passes of one image and in multiply-adds."""
+    """One student. Accuracies percent, `lost` points, cost in forward passes of one image and in multiply-adds.
+
+    note: what training of the whole student did; "rejected: ..." where there is no student, and all figures are 0.
+    """
 
     part: str
     network: str
@@ -52,20 +56,32 @@ class Row:
     preset: str
     seed: int
     num_images: int
-    float_top1: float
-    top1: float
-    lost: float
-    lost_error: float
-    agreement: float
-    forward_passes: float
-    macs: int
-    seconds: float
-    peak_memory_mb: float = 0.0  # of the process so far
+    float_top1: float = 0.0
+    top1: float = 0.0
+    lost: float = 0.0
+    lost_error: float = 0.0
+    agreement: float = 0.0
+    forward_passes: float = 0.0
+    macs: int = 0
+    seconds: float = 0.0
     note: str = ""
+    images_commit: str = ""  # that made them
+    commit: str = ""
 
     @property
     def key(self) -> Key:
         return (self.part, self.network, self.method, self.preset, self.seed)
+
+    @property
+    def rejected(self) -> bool:
+        return self.note.startswith("rejected")
+
+    def __str__(self) -> str:
+        cost = f"{self.forward_passes:,.0f} forward passes, {self.seconds:.0f} s"
+        return (
+            f"{self.part} {self.network} {self.preset} {self.method}: top-1 {self.top1:.1f} of {self.float_top1:.1f} % "
+            f"± {self.lost_error:.1f}, {self.num_images} images; {cost}; {self.note}"
+        )
 
 
 @dataclass
@@ -74,41 +90,82 @@ class Bench:
 
     name: str
     model: nn.Module
-    example: torch.Tensor
-    data: list[tuple[torch.Tensor, torch.Tensor]]
+    example: Tensor
+    data: list[tuple[Tensor, Tensor]]
     seed: int
-    float_macs: int
     cache: Path
+    float_macs: int = field(init=False)
 
-    def run(self, part: str, method: str, preset: str, settings: Iterable[str]) -> Row:
-        """Compress with a preset and settings, images made once and charged every time."""
-        recipe = Recipe.preset(preset).updated(list(settings))
-        images, macs, seconds = None, 0, 0.0
-        if isinstance(recipe.signal, Made):
-            made = images_made(
-                self.name, self.model, recipe, self.example, seed=self.seed, cache=self.cache, on_step=_say
-            )
-            images, macs, seconds = made.images, made.macs, made.seconds
-        start = time.perf_counter()
-        done = compress(self.model, recipe, self.example, seed=self.seed, images=images)
-        seconds += time.perf_counter() - start
-        macs += done.summary.spent_macs
-        peak = done.summary.peak_memory_bytes / 2**20
-        return self._row(part, method, preset, done.student, macs, seconds, peak, done.summary.distilled)
+    def __post_init__(self) -> None:
+        self.float_macs = sum(layer_macs(trace(self.model, self.example)).values())
 
-    def baseline(self, part: str, method: str, preset: str, make: Callable[[], nn.Module]) -> Row:
-        """A method of `baselines`, counted from outside."""
-        start = time.perf_counter()
-        with counted() as spent:
-            student = make()
-        return self._row(part, method, preset, student, spent.macs, time.perf_counter() - start, 0.0, "")
+    @property
+    def num_images(self) -> int:
+        return sum(len(y) for _, y in self.data)
 
-    def _row(self, part, method, preset, student, macs, seconds, peak, note) -> Row:
+    def run(self, point: Point) -> Row:
+        """Make one student and evaluate it; images made before are charged in full."""
+        made = self._images(point)
+        key, start = (
+            (point.part, self.name, point.method, point.preset, self.seed, self.num_images),
+            time.perf_counter(),
+        )
+        try:
+            with counted() as spent:
+                student, note = self._student(point, made)
+        except DistillError as error:
+            return Row(*key, seconds=round(time.perf_counter() - start, 1), note=f"rejected: {error}")
+        seconds = time.perf_counter() - start + sum(m.seconds for m in made.values())
+        macs = spent.macs + sum(m.macs for m in made.values())
         found = evaluate_models(student, self.model, self.data, layers=False)
         return Row(
-            part, self.name, method, preset, self.seed, found.num_images, found.float_top1, found.top1, found.lost,
-            found.lost_error, found.agreement, macs / self.float_macs, macs, round(seconds, 1), round(peak, 1), note,
+            *key, found.float_top1, found.top1, found.lost, found.lost_error, found.agreement,
+            macs / self.float_macs, macs, round(seconds, 1), note, ", ".join(sorted({m.commit for m in made.values()})),
         )  # fmt: skip
+
+    def _student(self, point: Point, made: dict[str, Images]) -> tuple[nn.Module, str]:
+        """The student, and what its training says."""
+        if point.baseline:
+            images = {"images": made["ZeroQ"].images[0]} if point.baseline == "ZeroQ" else {}
+            method = {**BASELINES, **PRUNING}[point.baseline]
+            return method(self.model, self.example, seed=self.seed, **point.given, **images), ""
+        own = made.get(_signal(point.start))
+        start_images = own.images if own else None
+        if point.images is None:
+            run = compress(self.model, point.start, self.example, seed=self.seed, images=start_images)
+            return run.student, ""
+        seen = made.get(_signal(point.training))
+        return by_distilling(
+            self.model, self.example, start=point.start, training=point.training, seed=self.seed,
+            start_images=start_images, images=seen.images if seen else (),
+        )  # fmt: skip
+
+    def _images(self, point: Point) -> dict[str, Images]:
+        """Images made ahead that a point needs, by their signal; a generator makes its own on the way."""
+        if point.baseline:
+            return {"ZeroQ": self._zeroq()} if point.baseline == "ZeroQ" else {}
+        recipes = [point.start, *([point.training] if point.images is not None else [])]
+        ahead = [r for r in recipes if isinstance(r.signal, Made) and not isinstance(r.signal, Adversarial)]
+        return {
+            _signal(r): images_made(
+                self.name, self.model, r, self.example, seed=self.seed, cache=self.cache, on_step=_say
+            )
+            for r in ahead
+        }
+
+    def _zeroq(self) -> Images:
+        path = self.cache / f"{self.name}-{self.seed}-zeroq.pt"
+        if not path.exists():
+            start = time.perf_counter()
+            with counted() as spent:
+                images = zeroq.distill_images(self.model, self.example, seed=self.seed)
+            with written_whole(path) as place:
+                torch.save({"images": (images,), "macs": spent.macs, "seconds": time.perf_counter() - start}, place)
+        return Images(**torch.load(path))
+
+
+def _signal(recipe: Recipe) -> str:
+    return recipe.signal.model_dump_json()
 
 
 def _say(what: str, done: int, total: int) -> None:
@@ -116,119 +173,53 @@ def _say(what: str, done: int, total: int) -> None:
         print(f"  {what}: {done} of {total}", flush=True)
 
 
-def cost(bench: Bench) -> Iterator[tuple[str, str, Callable[[], Row]]]:
-    """Figure 2: top-1 at 4 bits against forward passes. Ours without images, and with images of more and more steps."""
-    preset = "w4a4"
-    points = [("ours", "propagated", ALONE)]
-    points += [("ours", f"{n} steps", ["signal.kind=inverted", f"signal.steps={n}"]) for n in (25, 50, 100, 200)]
-    plain = [*PLAIN, "signal.kind=propagated"]
-    points += [("AKD", f"{n} steps", [*plain, *AKD, f"distill.steps={n}"]) for n in (10, 70, 500)]
-    points += [("DI", f"{n} steps", [*PLAIN, *DI, f"distill.steps={n}"]) for n in (50, 200)]
-    for method, how, settings in points:
-        name = f"{method}, {how}"
-        yield name, preset, lambda name=name, settings=settings: bench.run("cost", name, preset, settings)
-
-
-def bits(bench: Bench) -> Iterator[tuple[str, str, Callable[[], Row]]]:
-    """8 to 4 bits: published methods of one rounding, and ours."""
-    kept: list[tuple[torch.Tensor, int, float]] = []
-    for preset in BITS:
-        recipe = Recipe.preset(preset)
-        widths = {"bits_w": recipe.weights.bits, "bits_a": recipe.activations.bits}
-        given = {**widths, "per": recipe.weights.per, "ends": recipe.ends, "seed": bench.seed}
-        for method in ("plain rounding", "DFQ", "SQuant"):
-            make = lambda method=method, given=given: BASELINES[method](bench.model, bench.example, **given)  # noqa: E731
-            yield method, preset, lambda m=method, p=preset, make=make: bench.baseline("bits", m, p, make)
-        yield "ZeroQ", preset, lambda p=preset, given=given: _zeroq(bench, p, given, kept)
-        yield "ours, propagated", preset, lambda p=preset: bench.run("bits", "ours, propagated", p, ALONE)
-        yield "ours", preset, lambda p=preset: bench.run("bits", "ours", p, [])
-
-
-def _zeroq(bench: Bench, preset: str, given: dict, kept: list) -> Row:
-    """Its images are made once and charged every time."""
-    if not kept:
-        start = time.perf_counter()
-        with counted() as spent:
-            images = zeroq.distill_images(bench.model, bench.example, seed=bench.seed)
-        kept.append((images, spent.macs, time.perf_counter() - start))
-    images, macs, seconds = kept[0]
-    made = lambda: BASELINES["ZeroQ"](bench.model, bench.example, images=images, **given)  # noqa: E731
-    row = bench.baseline("bits", "ZeroQ", preset, made)
-    total = row.macs + macs
-    return Row(
-        **{**vars(row), "macs": total, "forward_passes": total / bench.float_macs, "seconds": row.seconds + seconds}
-    )
-
-
-def sparsity(bench: Bench) -> Iterator[tuple[str, str, Callable[[], Row]]]:
-    """Zeros anywhere: magnitude in two ways, and ours."""
-    for share in SPARSITY:
-        preset = f"prune{round(100 * share)}"
-        for method, baseline in PRUNING.items():
-            make = lambda b=baseline, s=share: b(bench.model, bench.example, sparsity=s, seed=bench.seed)  # noqa: E731
-            yield method, preset, lambda m=method, p=preset, make=make: bench.baseline("sparsity", m, p, make)
-        yield "ours, propagated", preset, lambda p=preset: bench.run("sparsity", "ours, propagated", p, ALONE)
-        yield "ours", preset, lambda p=preset: bench.run("sparsity", "ours", p, [])
-
-
-def combination(bench: Bench) -> Iterator[tuple[str, str, Callable[[], Row]]]:
-    """DI and AKD as distillation, from plain rounding or magnitude, and from the layer-wise student."""
-    ways = {
-        "none": [],
-        "DI": ["distill.images=inverted", "distill.steps=100"],
-        "AKD": [*AKD, "distill.steps=100"],
-    }
-    for preset in COMBINED:
-        start = MAGNITUDE if preset.startswith("prune") else PLAIN
-        for how, distilled in ways.items():
-            base = [*start, *(DI if how == "DI" else ["signal.kind=propagated"]), *distilled]
-            for method, settings in ((f"{how} from plain", base), (f"{how} from ours", distilled)):
-                run = lambda m=method, p=preset, s=settings: bench.run("combination", m, p, s)  # noqa: E731
-                yield method, preset, run
-
-
-PARTS = {"cost": cost, "bits": bits, "sparsity": sparsity, "combination": combination}
-
-
 def main() -> None:
+    options = _parser().parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    zoo = None if options.render else open_networks(options)
+    for name in options.networks if zoo else ():
+        x, y = zoo.images(name, min(options.images, NETWORKS[name]))
+        data = list(zip(x.split(100), y.split(100), strict=True))
+        bench = Bench(name, zoo.load(name), x[:1], data, options.seed, options.cache)
+        measure(bench, chosen(points(name, options.parts), options), options.out / "paper.jsonl")
+    rows = written(options.out / "paper.jsonl")
+    (options.out / "paper.md").write_text(tables(rows, options.out))
+    plots(rows, options.out)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = networks.parser(__doc__)
     parser.set_defaults(networks=["resnet_digits", "mobilenet_digits"])
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--presets", nargs="+", default=[], help="only these rows of the tables")
+    parser.add_argument("--methods", nargs="+", default=[], help="only methods that begin like this")
+    parser.add_argument("--quick", action="store_true", help=f"without methods that begin with {', '.join(LONG)}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=1000, help="evaluate on so many at most")
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--render", action="store_true", help="only tables and plots of the rows on file")
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "paper.jsonl"
-    zoo = None if options.render else open_networks(options)
-    for name in options.networks if zoo else ():
-        x, y = zoo.images(name)
-        count = min(options.images, NETWORKS[name])
-        data = list(zip(x[:count].split(100), y[:count].split(100), strict=True))
-        model = zoo.load(name)
-        macs = sum(layer_macs(trace(model, x[:1])).values())
-        bench = Bench(name, model, x[:1], data, options.seed, macs, options.cache)
-        for part in options.parts:
-            _measure(part, bench, path)
-    rows = written(path)
-    (options.out / "paper.md").write_text(tables(rows))
-    plots(rows, options.out)
+    return parser
 
 
-def _measure(part: str, bench: Bench, path: Path) -> None:
-    done = {row.key for row in written(path)}
-    for method, preset, run in PARTS[part](bench):
-        if (part, bench.name, method, preset, bench.seed) in done:
-            continue
-        row = run()
-        append_row(path, vars(row))
-        cost = f"{row.forward_passes:,.0f} forward passes, {row.seconds:.0f} s"
-        print(
-            f"{part} {bench.name} {preset} {method}: top-1 {row.top1:.1f} of {row.float_top1:.1f} % "
-            f"± {row.lost_error:.1f}, {row.num_images} images; {cost}; {row.note}",
-            flush=True,
-        )
+def chosen(all_of: Iterable[Point], options: argparse.Namespace) -> list[Point]:
+    """The points asked for."""
+    return [
+        point
+        for point in all_of
+        if (not options.presets or point.preset in options.presets)
+        and (not options.methods or point.method.startswith(tuple(options.methods)))
+        and not (options.quick and point.method.startswith(LONG))
+    ]
+
+
+def measure(bench: Bench, asked: Iterable[Point], path: Path) -> None:
+    """Every point, but those on file that current code made on as many images."""
+    done = {r.key for r in written(path) if is_current(r.commit) and r.num_images == bench.num_images}
+    for point in asked:
+        if (point.part, bench.name, point.method, point.preset, bench.seed) not in done:
+            row = bench.run(point)
+            append_row(path, vars(row))
+            print(row, flush=True)
 
 
 def written(path: Path) -> list[Row]:

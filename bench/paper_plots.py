@@ -2,59 +2,172 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import paper_claims
+from paper_claims import family_of
+from paper_parts import PARTS, blank, points, starts
+from rows import commits_note, mark
+from tables import NICK, grid, networks_of
+
 COLOURS = {
-    "ours": "#0b6e4f", "ours, propagated": "#7fb069", "AKD": "#b5446e", "DI": "#2f4b7c", "DFQ": "#d17b0f",
-    "ZeroQ": "#6f5e9e", "SQuant": "#4a9bb5", "plain rounding": "#8a8a8a", "magnitude, each layer": "#8a8a8a",
-    "magnitude, one threshold": "#c0b283",
+    "ours": "#0b6e4f", "ours, propagated": "#7fb069", "AKD": "#b5446e", "DI": "#2f4b7c", "DI, our images": "#7d9fd3",
+    "paper": "#c8102e", "paper, per tensor": "#e58a95", "DFQ": "#d17b0f", "ZeroQ": "#6f5e9e", "SQuant": "#4a9bb5",
+    "plain rounding": "#8a8a8a", "magnitude, each layer": "#8a8a8a", "magnitude, one threshold": "#c0b283",
 }  # fmt: skip
 NOTE = """Made by `python bench/paper.py`; rows in paper.jsonl. Top-1 in percent ± standard error of the difference to
-the float network over images (paired); *passes*: forward passes of one image through the float network, counted in
-multiply-adds, images included each time; seconds are those of a shared machine, for orientation.
-"""
+the float network over images (paired), in brackets agreement with it where no passes are told; *passes*: forward passes
+of one image through the float network, counted in multiply-adds, images and warm-up charged each time, the teacher in
+distillation too; seconds are those of a shared machine, for orientation. *paper*: layers trained one by one on gaussian
+signal after free equalization. *DI*: Deep Inversion, its own images, steps of images + steps of training on them; *DI,
+our images*: the same training on ours; *AKD*: warm-up + steps; all three start from plain rounding, KL of the classes,
+student of the last step. "-" was not run; *rejected*: training made the student worse and was stopped; *start kept*:
+training gained nothing."""
+MAIN = ("resnet20_cifar10", "resnet_digits", "mobilenet_digits")  # whose combinations a short page shows, the first
 
 
-def tables(rows: list[Any]) -> str:
-    """Markdown: one table a network and part."""
-    text = [NOTE]
-    for network in dict.fromkeys(row.network for row in rows):
-        here = [row for row in rows if row.network == network]
-        seeds = ", ".join(str(s) for s in sorted({row.seed for row in here}))
-        head = f"float top-1 {here[0].float_top1:.1f} % on {here[0].num_images} images, seed {seeds}"
-        text.append(f"\n## {network}: {head}")
-        for part, build in (("cost", _cost), ("bits", _grid), ("sparsity", _grid), ("combination", _grid)):
-            chosen = [row for row in here if row.part == part]
-            if chosen:
-                text += [f"\n### {part}\n", build(chosen)]
+def tables(rows: list[Any], folder: Path) -> str:
+    """The whole page: claims, then one table a network and part."""
+    rows = declared(rows)
+    text = [f"{NOTE}\n", _of(rows), "\n## The paper's claims\n", *claimed(rows, folder)]
+    for network in networks_of(rows):
+        here = [r for r in rows if r.network == network]
+        text.append(f"\n## {network}: {_head(here)}")
+        for part, build in (("cost", _costs), ("bits", _passes), ("sparsity", _passes), ("combination", _combined)):
+            own = [r for r in here if r.part == part]
+            if own:
+                text += [f"\n### {part}\n", *build(own)]
     return "\n".join(text) + "\n"
 
 
-def _cost(rows: list[Any]) -> str:
-    lines = ["| method | preset | passes | seconds | top-1 | agreement |", "|---|---|---|---|---|---|"]
-    for r in rows:
-        lines.append(
-            f"| {r.method} | {r.preset} | {r.forward_passes:,.0f} | {r.seconds:.0f} "
-            f"| {r.top1:.1f} ± {r.lost_error:.1f} | {r.agreement:.1f} |"
-        )
-    return "\n".join(lines)
+def declared(rows: Iterable[Any]) -> list[Any]:
+    """Rows of points there are today, in their order."""
+    rows = list(rows)
+    order: dict[tuple[str, ...], int] = {}
+    for network in networks_of(rows):
+        order |= {(network, p.part, p.method, p.preset): i for i, p in enumerate(points(network, PARTS))}
+    at = lambda r: (r.network, r.part, r.method, r.preset)  # noqa: E731
+    return sorted((r for r in rows if at(r) in order), key=lambda r: order[at(r)])
 
 
-def _grid(rows: list[Any]) -> str:
+def _head(rows: list[Any]) -> str:
+    seeds = ", ".join(str(s) for s in sorted({r.seed for r in rows}))
+    return f"float top-1 {max(r.float_top1 for r in rows):.1f} % on {rows[0].num_images} images, seed {seeds}"
+
+
+def _of(rows: list[Any]) -> str:
+    """Commits of rows and of their images."""
+    images = ", ".join(sorted({r.images_commit for r in rows if r.images_commit}))
+    return commits_note(rows) + (f" Images of commit {images}." if images else "")
+
+
+def claimed(rows: list[Any], folder: Path) -> list[str]:
+    return [*paper_claims.claims(rows, folder), f"\n{paper_claims.NOTE}"]
+
+
+# ---- blocks of docs/paper.md
+
+
+def claims_block(rows: list[Any], folder: Path) -> str:
+    return _block(declared(rows), claimed(declared(rows), folder))
+
+
+def cost_block(rows: list[Any], folder: Path) -> str:
+    """Methods down, networks across: passes and top-1."""
+    rows = [r for r in declared(rows) if r.part == "cost"]
+    return _block(rows, _across(rows, lambda r: f"{r.forward_passes:,.0f}: {_top1(r)}"))
+
+
+def bits_block(rows: list[Any], folder: Path) -> str:
+    """A table a network, top-1 and agreement."""
+    rows = [r for r in declared(rows) if r.part == "bits"]
+    return _block(rows, _each(rows, lambda own: _grid(own, _top1)))
+
+
+def combination_block(rows: list[Any], folder: Path) -> str:
+    """The tables of one network, the first of those there are."""
+    rows = [r for r in declared(rows) if r.part == "combination"]
+    main = next((n for n in MAIN if any(r.network == n for r in rows)), "")
+    rows = [r for r in rows if r.network == main]
+    return _block(rows, _each(rows, _combined))
+
+
+def _block(rows: list[Any], lines: list[str]) -> str:
+    if not rows:
+        return "Not run yet.\n"
+    return "\n".join([*lines, "", _of(rows)]) + "\n"
+
+
+def _each(rows: list[Any], build: Any) -> list[str]:
+    lines = []
+    for network in networks_of(rows):
+        here = [r for r in rows if r.network == network]
+        lines += [f"{NICK[network]}, {_head(here)}:\n", *build(here), ""]
+    return lines[:-1]
+
+
+def _across(rows: list[Any], cell: Any) -> list[str]:
+    networks, methods = networks_of(rows), dict.fromkeys(r.method for r in rows)
+    at = {(r.method, r.network): r for r in rows}
+    heads = [NICK[n] for n in networks]
+    return grid(heads, ([m, *(cell(at[m, n]) if (m, n) in at else "-" for n in networks)] for m in methods))
+
+
+# ---- parts
+
+
+def _costs(rows: list[Any]) -> list[str]:
+    lines = ([r.method, f"{r.forward_passes:,.0f}", f"{r.seconds:.0f}", _top1(r)] for r in rows)
+    return grid(["passes", "seconds", "top-1"], lines)
+
+
+def _passes(rows: list[Any]) -> list[str]:
+    """Presets down, methods across, with what each took."""
+    return _grid(rows, lambda r: f"{_figure(r)} ({r.forward_passes:,.0f} passes, {r.seconds:.0f} s){_marks(r)}")
+
+
+def _grid(rows: list[Any], cell: Any) -> list[str]:
+    """Presets down, methods across; a cell that cannot be has a letter, explained below."""
     presets, methods = dict.fromkeys(r.preset for r in rows), dict.fromkeys(r.method for r in rows)
-    lines = ["| | " + " | ".join(methods) + " |", "|---|" + "---|" * len(methods)]
-    at = {(r.preset, r.method): r for r in rows}
-    for preset in presets:
-        cells = [_cell(at.get((preset, method))) for method in methods]
-        lines.append(f"| {preset} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    at, letters = {(r.preset, r.method): r for r in rows}, {}
+
+    def told(preset: str, method: str) -> str:
+        reason = blank(rows[0].part, preset, method)
+        if reason:
+            return f"({letters.setdefault(reason, chr(ord('a') + len(letters)))})"
+        return cell(at[preset, method]) if (preset, method) in at else "-"
+
+    lines = grid(methods, ([preset, *(told(preset, method) for method in methods)] for preset in presets))
+    return lines + [f"\n({letter}) {reason}" for reason, letter in letters.items()]
 
 
-def _cell(row: Any) -> str:
-    if row is None:
-        return ""
-    return f"{row.top1:.1f} ± {row.lost_error:.1f} ({row.forward_passes:,.0f} passes, {row.seconds:.0f} s)"
+def _combined(rows: list[Any]) -> list[str]:
+    """A table a preset: where training starts down, what it is trained on across."""
+    lines = []
+    for preset in dict.fromkeys(r.preset for r in rows):
+        at = {tuple(r.method.split(" from ")): r for r in rows if r.preset == preset}
+        ways = dict.fromkeys(way for way, _ in at)
+        body = ([s, *(_top1(at[w, s]) if (w, s) in at else "-" for w in ways)] for s in starts(preset))
+        lines += [f"`{preset}`, from:\n", *grid(ways, body), ""]
+    return lines[:-1]
+
+
+def _top1(row: Any) -> str:
+    """Top-1 and agreement of a cell."""
+    return _figure(row) + ("" if row.rejected else f" ({row.agreement:.0f})") + _marks(row)
+
+
+def _figure(row: Any) -> str:
+    return "rejected" if row.rejected else f"{row.top1:.1f} ± {row.lost_error:.1f}"
+
+
+def _marks(row: Any) -> str:
+    return (" (start kept)" if "the start is kept" in row.note else "") + mark([row])
+
+
+# ---- plots
 
 
 def plots(rows: list[Any], folder: Path) -> None:
@@ -67,12 +180,18 @@ def plots(rows: list[Any], folder: Path) -> None:
     except ModuleNotFoundError:
         print('plots skipped: matplotlib is not installed; pip install "datafree[bench]"')
         return
-    for network in dict.fromkeys(row.network for row in rows):
-        here = [row for row in rows if row.network == network]
+    rows = declared(rows)
+    for network in networks_of(rows):
+        here = [row for row in rows if row.network == network and not row.rejected]
         for part, draw in (("cost", _plot_cost), ("bits", _plot_steps), ("sparsity", _plot_steps)):
-            chosen = [row for row in here if row.part == part]
+            chosen = [row for row in here if row.part == part and _drawn(row)]
             if chosen:
                 draw(chosen, f"{network}: {part}", folder / f"paper-{network}-{part}.svg")
+
+
+def _drawn(row: Any) -> bool:
+    """Of bits, only the rows all methods are in."""
+    return row.part != "bits" or row.preset.endswith("-tensor")
 
 
 def _plot_cost(rows: list[Any], title: str, path: Path) -> None:
@@ -80,8 +199,8 @@ def _plot_cost(rows: list[Any], title: str, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, (axes, other) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for method in dict.fromkeys(r.method.partition(",")[0] for r in rows):
-        own = sorted((r for r in rows if r.method.partition(",")[0] == method), key=lambda r: r.forward_passes)
+    for method in dict.fromkeys(family_of(r.method) for r in rows):
+        own = sorted((r for r in rows if family_of(r.method) == method), key=lambda r: r.forward_passes)
         x, error = [r.forward_passes for r in own], [r.lost_error for r in own]
         axes.errorbar(x, [r.top1 for r in own], error, marker="o", capsize=2, label=method, color=COLOURS[method])
         other.plot(x, [r.agreement for r in own], marker="o", color=COLOURS[method])

@@ -14,10 +14,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import ablation
 import budget
 import claim
 import methods
 import paper
+import paper_plots
 import peers
 import prune
 import tables
@@ -33,12 +35,18 @@ RESULT_PAGES: dict[str, Callable[[Path], str]] = {
     "claim": claim.page,
     "methods": methods.page,
     "peers": peers.page,
-    "paper": lambda folder: paper.tables(paper.written(folder / "paper.jsonl")),
+    "ablation": ablation.page,
+    "paper": lambda folder: paper_plots.tables(paper.written(folder / "paper.jsonl"), folder),
 }
 BLOCKS: dict[str, tuple[str, Callable[[Path], str]]] = {  # marker -> bench, text
     "zoo table": ("zoo", zoo.block),
     "prune table": ("prune", prune.block),
     "budget figures": ("budget", budget.block),
+    "ablation table": ("ablation", ablation.block),
+    "paper claims": ("paper", lambda folder: of_paper(paper_plots.claims_block, folder)),
+    "paper cost": ("paper", lambda folder: of_paper(paper_plots.cost_block, folder)),
+    "paper bits": ("paper", lambda folder: of_paper(paper_plots.bits_block, folder)),
+    "paper combination": ("paper", lambda folder: of_paper(paper_plots.combination_block, folder)),
     "first paragraph": ("zoo", lambda folder: first_paragraph(written(folder, "zoo"))),
 }
 BLOCK = re.compile(r"^<!-- (?P<name>[\w ]+) -->\n.*?^<!-- end -->$", re.MULTILINE | re.DOTALL)
@@ -88,6 +96,11 @@ def undated(page: str) -> str:
     """A page without what changes whenever code does: marks of old rows, and the line that names commits."""
     lines = [re.sub(r"Rows of commit .*|† made by older .*", "", line) for line in page.splitlines()]
     return "\n".join(line.replace(f" {OLD}", "").rstrip() for line in lines)
+
+
+def of_paper(block: Callable[[list[paper.Row], Path], str], folder: Path) -> str:
+    """A block made of the rows of bench/paper.py."""
+    return block(paper.written(folder / "paper.jsonl"), folder)
 
 
 def first_paragraph(rows: list[Row], preset: str = "w4a8") -> str:

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 import baselines
 import dfq
 import zeroq
-from datafree import Recipe
+from datafree import Recipe, compress
 from datafree import graph as g
 from datafree.batchnorm import fold_batchnorm_
 from datafree.capture import trace
@@ -201,6 +201,19 @@ def test_eight_bits_change_little(name):
     with torch.no_grad():
         error, wanted = student(x) - net(x), net(x)
     assert decibel(float(wanted.var()), float(error.square().mean())) > 20
+
+
+def test_training_on_images_of_the_start_is_what_compress_does():
+    net, x = plain_net(padding=1), torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    calibrate_batchnorm_(net, x)
+    signal = ["signal.kind=inverted", "signal.steps=2", "signal.images=8"]
+    recipe = Recipe.preset("w4a8").updated([*signal, "distill.steps=2", "distill.guard=false"])
+    run = compress(net, recipe, x[:1])
+    given = {"start_images": run.images, "images": run.images}
+    student, said = baselines.by_distilling(net, x[:1], start=recipe, training=recipe, **given)
+    assert said == run.summary.distilled and "after 2 of 2 steps" in said
+    with torch.no_grad():
+        assert torch.equal(student(x), run.student(x))
 
 
 @pytest.mark.parametrize("name", baselines.PRUNING)
