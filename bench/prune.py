@@ -26,7 +26,7 @@ MAGNITUDE = (*PLAIN, "prune.score=magnitude")
 METHODS = {
     "magnitude, one threshold": Way(MAGNITUDE, random=False),
     "magnitude, each layer": Way((*MAGNITUDE, "prune.scope=layer"), random=False),
-    "paper": Way((*PAPER, "prune.score=magnitude")),
+    "paper": Way((*PAPER, "weights.per=channel", "prune.score=magnitude")),  # v_o matters to rounding alone
     "propagated": Way(("signal.kind=propagated", "solve.sequential=false")),
     "each layer alike": Way(("prune.scope=layer",)),
     "ours": Way(),
