@@ -15,10 +15,10 @@ from datafree.records import ChannelStats, Skipped, Stats
 def fold_batchnorm_(teacher: fx.GraphModule) -> tuple[Stats, tuple[Skipped, ...]]:
     """Read the statistics of every BatchNorm, then fold it into a neighbour or keep it as an exact affine op.
 
-    The output of a BatchNorm has mean beta and standard deviation |gamma| sqrt(var / (var + eps)) (paper 3.1; the
+    The output of a BatchNorm has mean beta and standard deviation |gamma| sqrt(var / (var + eps)) (the paper; the
     second factor is ours and matters where var is not far above eps). Folding, a = gamma / sqrt(var + eps):
 
-        backward, into the only producer:   W <- a W,  b <- a (b - running_mean) + beta              (paper 3.2)
+        backward, into the only producer:   W <- a W,  b <- a (b - running_mean) + beta              (the paper)
         forward, into an unpadded consumer: W <- W a (its input channels),  b <- b + W (beta - a running_mean)
 
     Returns:

@@ -1,4 +1,4 @@
-"""Assumption-free cross-layer equalization (AFCLE, paper 3.2): move ranges between layers, keep every function.
+"""Assumption-free cross-layer equalization (AFCLE, the paper): move ranges between layers, keep every function.
 
 A layer computes L(x) = v_o (W (v_i x) + b). For a channel that leaves producer W2 and enters consumer W1, with r(.)
 the largest absolute weight of the channel (r is ours; the paper's text is not available to us):

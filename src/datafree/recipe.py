@@ -40,7 +40,7 @@ class Gaussian(_Images):
     """Independent Gaussians at BatchNorm outputs (the paper's)."""
 
     kind: Literal["gaussian"] = "gaussian"
-    pooling: Literal["ignored", "executed"] = "ignored"  # ignored: statistics stay what they were before it (paper 3.1)
+    pooling: Literal["ignored", "executed"] = "ignored"  # ignored, as in the paper: statistics pass over it unchanged
 
 
 class Propagated(_Images):

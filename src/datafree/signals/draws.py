@@ -94,7 +94,7 @@ def layer_draws(
 ) -> LayerDraws | None:
     """Draw the inputs of a layer from the BatchNorms before it, without a map: pixels are independent.
 
-    Sums, concatenations and activations are computed on the draws; pooling is passed over (paper 3.1). None where
+    Sums, concatenations and activations are computed on the draws; pooling is passed over (the paper). None where
     something else lies between that makes pixels or channels depend on each other: another layer, a gate.
 
     Args:

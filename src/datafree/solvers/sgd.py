@@ -18,7 +18,7 @@ LOOKS = 4  # at the rows held out, while training
 
 
 def sgd(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
-    """Train float weights whose rounding reproduces the layer's output (paper 3.3; optimiser and rates are ours).
+    """Train float weights whose rounding reproduces the layer's output (the paper; loss, optimiser and rates are ours).
 
     The gradient of the rounded weights goes straight to the float ones.
     """
@@ -28,7 +28,7 @@ def sgd(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
 
 
 def trained(job: LayerJob) -> Float[Tensor, "g o n"]:
-    """Train the weights that stay, as float (paper 3.3: masked weights)."""
+    """Train the weights that stay, as float (the paper; how is ours)."""
     return job.weight if job.keep is None else _train(job, lambda weight: weight * job.keep) * job.keep
 
 
