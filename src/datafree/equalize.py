@@ -7,7 +7,9 @@ the largest absolute weight of the channel (r is ours; the paper's text is not a
 
 Where only positively homogeneous operators lie between, v2_o and v1_i cancel and are never written down. A depthwise
 layer between two others is solved with both its neighbours at once, by cube roots (DFQ, arXiv 1906.04721, eq. 12).
-With one scale for the whole tensor, v_o then brings the rows of a layer to one range, at no more cost (ours).
+With one scale for the whole tensor, v_o then brings the rows of a layer to one range, at no more cost. So there r(W2)
+is sqrt(mean^2 + std^2) of what the channel puts out, where v2_o and v1_i do not cancel: s shares between the stored
+tensor and the columns of W1 what is uneven in both (ours).
 
 In "foldable" the scales of one step are kept, as s or damped to sqrt(s), if that lowers the predicted error of the
 layers they touch, the sum of log(E after / E before); else they are dropped (ours). Up to a constant, a layer's
@@ -22,6 +24,7 @@ a scale of its own, nothing is predicted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -101,7 +104,7 @@ def equalize_(
     if mode == "free":
         rest = _only_blocked(channel_spaces(teacher, homogeneous=False), cancelling)
         for _ in range(sweeps):
-            scales.balance(rest)
+            scales.balance(rest, by_outputs=rows)
     if mode == "foldable" and rows:
         scales.balance_rows({p.layer: cancelling.blocked[p.classes] for p in cancelling.producers})
     elif mode == "rows" or (mode == "free" and rows):
@@ -171,8 +174,12 @@ class _Scales:
 
     # ---- choosing scales
 
-    def balance(self, spaces: Spaces) -> None:
-        """One sweep in execution order over all classes that have a producer and a consumer."""
+    def balance(self, spaces: Spaces, *, by_outputs: bool = False) -> None:
+        """One sweep in execution order over all classes that have a producer and a consumer.
+
+        Args:
+            by_outputs: a producer's range is that of what it puts out, not of its weights, whose rows v_o evens anyway.
+        """
         free = torch.ones(len(spaces.blocked) + 1)  # the last entry serves class -1
         free[:-1][spaces.blocked] = 0
         free[-1] = 0
@@ -184,12 +191,12 @@ class _Scales:
             todo &= ~done & (free > 0)
             if not todo.any():
                 continue
-            after = self._depthwise_after(todo, spaces)
+            after = None if by_outputs else self._depthwise_after(todo, spaces)
             if after is not None:
                 self._triple(spaces, todo, after, consumers)
                 done[after.classes] = True
             else:
-                self._scale_if_better(spaces, self._pair(spaces, todo))
+                self._scale_if_better(spaces, self._pair(spaces, todo, self._outputs if by_outputs else self._rows))
             done |= todo
 
     def _ranges(self, ports: list[Port], size: int, of: dict[str, Tensor]) -> Tensor:
@@ -204,6 +211,11 @@ class _Scales:
     def _rows(self, ports: list[Port], todo: Tensor) -> dict[str, Tensor]:
         return {p.layer: row_range(self.weights[p.layer]) for p in ports if bool(todo[p.classes].any())}
 
+    def _outputs(self, ports: list[Port], todo: Tensor) -> dict[str, Tensor]:
+        """Root of the power of every output channel, in today's units."""
+        names = {p.layer for p in ports if bool(todo[p.classes].any())}
+        return {n: self.power[n].sqrt() * self.total_out[n] * self.out[n] for n in names}
+
     def _columns(self, ports: list[Port], todo: Tensor) -> dict[str, Tensor]:
         names = {p.layer for p in ports if bool(todo[p.classes].any())}
         return {n: column_range(self.weights[n], self.layers[n].groups) for n in names}
@@ -211,9 +223,11 @@ class _Scales:
     def _side(self, ports: list[Port], todo: Tensor, ranges: dict[str, Tensor]) -> Tensor:
         return self._ranges([p for p in ports if p.layer in ranges], len(todo), ranges)
 
-    def _pair(self, spaces: Spaces, todo: Tensor) -> Tensor:
+    def _pair(
+        self, spaces: Spaces, todo: Tensor, range_of: Callable[[list[Port], Tensor], dict[str, Tensor]]
+    ) -> Tensor:
         """s = sqrt(r(W1) / r(W2)) for the classes to do, 1 elsewhere."""
-        made = self._side(spaces.producers, todo, self._rows(spaces.producers, todo))
+        made = self._side(spaces.producers, todo, range_of(spaces.producers, todo))
         used = self._side(spaces.consumers, todo, self._columns(spaces.consumers, todo))
         alive = todo & (made > 0) & (used > 0)
         return torch.where(alive, torch.sqrt(used / made.clamp(min=1e-30)), 1.0)

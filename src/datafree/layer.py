@@ -121,7 +121,7 @@ def _moments(
     kernel = shape[2:] or (1, 1)
     if draws is not None:
         x = draws.patches(NUM_ROWS[need], torch.Generator().manual_seed(seed))
-        layer = draws.on_patches
+        layer, kernel = draws.on_patches, (1, 1)
     at = positions(tuple(x.shape), layer, kernel, NUM_ROWS[need], seed)
     full = need == "covariance" or student_x is not None
     gather = partial(gather_moments, x, layer, kernel, qparams=qparams, full=full, student_x=student_x)

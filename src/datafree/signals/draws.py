@@ -13,7 +13,6 @@ from torch import Tensor, fx
 from datafree import graph as g
 from datafree.affine import fake_quantize
 from datafree.graph import aten
-from datafree.moments import positions, unfold
 from datafree.records import ChannelStats, Layer, QParams, Stats
 from datafree.signals.gaussian import draw, is_passed_over, taps_inside
 
@@ -61,7 +60,7 @@ class LayerDraws:
     inside: Float[Tensor, "p t"]
     qparams: QParams | None = None
 
-    def patches(self, count: int, generator: torch.Generator) -> Float[Tensor, "r c kh kw"] | Float[Tensor, "r c"]:
+    def patches(self, count: int, generator: torch.Generator) -> Float[Tensor, "r taps 1 1"] | Float[Tensor, "r c"]:
         """What the kernel covers at `count` random output positions, zeros where that is outside; before rounding."""
         values: list[Tensor] = []
         for step in self.steps:
@@ -74,18 +73,17 @@ class LayerDraws:
         if values[-1].dim() == 2:
             return values[-1]
         at = torch.randint(len(self.inside), (count,), generator=generator)
-        return values[-1] * self.inside[at].view(count, 1, *self.kernel)
+        covered = values[-1] * self.inside[at].view(count, 1, *self.kernel)
+        return covered.reshape(count, -1, 1, 1)
 
     def __call__(self, count: int, generator: torch.Generator) -> Float[Tensor, "r g n"]:
         """`count` unfolded inputs as the layer sees them, n = taps of one output channel."""
-        x = self.patches(count, generator)
-        at = positions(tuple(x.shape), self.on_patches, self.kernel, count, 0)
-        rows = unfold(x, self.on_patches, self.kernel, at)
+        rows = self.patches(count, generator).reshape(count, self.layer.groups, -1)
         return rows if self.qparams is None else fake_quantize(rows, self.qparams)
 
     @property
     def on_patches(self) -> Layer:
-        """The layer as it reads one patch: a single output position."""
+        """The layer as it reads patches: a 1x1 convolution, every tap a channel."""
         return replace(self.layer, stride=(1, 1), padding=(0, 0), dilation=(1, 1))
 
 
