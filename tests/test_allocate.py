@@ -26,8 +26,6 @@ from nets import NETS, block, compressed, conv, head
 from test_pipeline import same
 from test_solvers import make_job
 
-torch.set_num_threads(1)
-
 FLOAT = {"weights": {"bits": None}, "activations": {"bits": None}, "signal": {"images": 4}}
 SCORES = pytest.mark.parametrize("score", ["output", "magnitude"])
 
@@ -164,13 +162,10 @@ def test_refit_trials_err_less():
 
 def test_a_trial_is_the_same_anywhere():
     jobs = [make_job(Closed(), rows=24, taps=200), make_job(Nearest(), rows=24, taps=200)]
-    before, wanted = torch.get_num_threads(), [trial(job) for job in jobs]
-    try:
-        torch.set_num_threads(3)
-        found = [trial(job) for job in jobs]
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
+    wanted = [trial(job) for job in jobs]
+    torch.set_num_threads(3)
+    found = [trial(job) for job in jobs]
+    assert torch.get_num_threads() == 3
     assert [t.points for t in found] == [t.points for t in wanted]
     assert same([[p.weight for p in t.probes] for t in found], [[p.weight for p in t.probes] for t in wanted])
 

@@ -31,15 +31,6 @@ def train_demo():
     return module
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As the script runs by itself; two threads on a busy machine take many times as long."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
 def num_correct(net, images, labels):
     with torch.no_grad():
         return int((net(images).argmax(1) == labels).sum())

@@ -16,8 +16,6 @@ from datafree.evaluate import evaluate_models, layer_macs
 from datafree.structured import PruneError, _Reader
 from nets import NETS, block, calibrate_batchnorm_, compressed, conv, head, randomise_batchnorm_
 
-torch.set_num_threads(1)
-
 FLOAT = {"weights": {"bits": None}, "activations": {"bits": None}, "signal": {"images": 4}, "equalize": "off"}
 SLOW = pytest.mark.slow
 SHAPES = (
