@@ -1,4 +1,8 @@
-"""What all tests share: one number of threads, whatever is collected; `TEST_THREADS=4 make test` runs them on four."""
+"""What all tests share: one number of threads, whatever is collected.
+
+    TEST_THREADS=4 make test                                    on four threads
+    python -m pytest -n 2 --random-order-bucket=global          in another order each time
+"""
 
 from __future__ import annotations
 
