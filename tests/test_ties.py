@@ -22,7 +22,7 @@ from datafree.solve import solve_layers
 from datafree.ties import LARGEST, TOLERANCE, near_fractions, settled
 from nets import FEW, NETS, block, conv, head
 
-FAST = ("residual", "concat", "pre-activation", "depthwise inverted residual")
+FAST = ("concat", "pre-activation", "depthwise inverted residual")
 EVERY = ["sums", *(n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in FEW)]
 CHEAP = ["signal.kind=propagated", "solve.sequential=false", "signal.images=4"]
 
