@@ -14,9 +14,12 @@ import pickle
 import warnings
 
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine, threads that wait in a loop take minutes
+
 import torch
 
-NUM_THREADS = int(os.environ.get("TEST_THREADS", "1"))  # two on a busy machine take many times as long as one
+NUM_THREADS = int(os.environ.get("TEST_THREADS", "1"))
 
 
 def pytest_sessionstart():
