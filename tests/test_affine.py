@@ -20,8 +20,6 @@ from datafree.affine import (
 )
 from datafree.records import QParams
 
-torch.set_num_threads(1)
-
 BITS = pytest.mark.parametrize("bits", range(2, 9))
 SYMMETRIC = pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
 

@@ -19,8 +19,6 @@ from datafree.recipe import RecipeError
 from datafree.structured import PruneError
 from nets import NETS
 
-torch.set_num_threads(1)
-
 SLOW = pytest.mark.slow
 CHAIN = ("0.conv", "1.conv", "2.2")
 DEPTHWISE = "depthwise inverted residual"

@@ -31,18 +31,15 @@ def train_demo():
     return module
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As the script runs by itself; two threads on a busy machine take many times as long."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
 def num_correct(net, images, labels):
     with torch.no_grad():
         return int((net(images).argmax(1) == labels).sum())
+
+
+def loss(net, images, labels):
+    """On the statistics of the images themselves: running ones are far behind after an epoch."""
+    with torch.no_grad():
+        return float(nn.functional.cross_entropy(net.train()(images), labels))
 
 
 def test_weights_are_small_finite_and_all_there():
@@ -128,6 +125,7 @@ def test_missing_sklearn_is_an_error(monkeypatch):
 
 
 def test_script_writes_weights_that_load_and_have_learned(splits, train_demo, tmp_path, capsys):
+    torch.set_num_threads(1)  # as the script runs by itself
     state = torch.get_rng_state()
     for name in ("first", "second"):
         train_demo.main(["--out", str(tmp_path / name), "--epochs", "1"])
@@ -137,4 +135,5 @@ def test_script_writes_weights_that_load_and_have_learned(splits, train_demo, tm
     trained, untouched = DigitsNet(), DigitsNet().state_dict()
     trained.load_state_dict(safetensors.torch.load_file(tmp_path / "first"))
     assert trained.state_dict().keys() == untouched.keys()
-    assert num_correct(trained.train(), *splits["test"]) > 0.2 * 596
+    untrained = train_demo.train(*splits["train"], epochs=0, seed=1)
+    assert loss(trained, *splits["test"]) < loss(untrained, *splits["test"])  # by 0.22; rounding moves it by 0.04

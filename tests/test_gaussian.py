@@ -14,8 +14,6 @@ from datafree.graph import aten
 from datafree.records import ChannelStats, Layer
 from datafree.signals.gaussian import clipped_moments, closed_form, draw
 
-torch.set_num_threads(1)
-
 INF = math.inf
 BOUNDS = {"identity": (-INF, INF), "relu": (0.0, INF), "relu6": (0.0, 6.0), "hardtanh": (-1.0, 1.0)}
 BOUNDED = pytest.mark.parametrize("bounds", BOUNDS.values(), ids=BOUNDS)

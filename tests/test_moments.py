@@ -15,8 +15,6 @@ from datafree.moments import block_size, chunks, gather_moments, merged, output_
 from datafree.records import Layer, MomentsError
 from datafree.solvers.compensation import least_squares
 
-torch.set_num_threads(1)
-
 CONVS = {
     "3x3": ((3, 3), {}),
     "padded": ((3, 3), {"padding": (1, 1)}),

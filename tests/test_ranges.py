@@ -10,6 +10,7 @@ from datafree.affine import fake_quantize
 from datafree.capture import trace
 from datafree.ranges import activation_grid, input_grid
 from datafree.records import InputRange
+from nets import NETS
 
 LOUD, QUIET = 8.0, 0.01  # weights of a reader that listens to one channel
 
@@ -78,12 +79,10 @@ def test_range_stays_within_the_values():
 @pytest.mark.parametrize("sequential", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_input_of_the_network_has_room_for_what_a_real_one_may_hold(sequential):
     """Images made here are paler than real ones; the grid reaches 3.5 deviations to both sides of the mean."""
-    model, example = load_model("demo")
-    recipe = Recipe.preset("w8a8").updated(
-        ["signal.images=4", "solve.method=closed", f"solve.sequential={str(sequential).lower()}"]
-    )
+    model, inputs = NETS["chain"]()
+    recipe = Recipe.preset("w8a8").updated(["signal.images=4", f"solve.sequential={str(sequential).lower()}"])
     chosen = InputRange((0.5,), (2.0,), "test")
-    run = compress(model, recipe, example, on_range=chosen)
+    run = compress(model, recipe, inputs, on_range=chosen)
     quantize = next(n for n in run.student.graph.nodes if "quantize_per_tensor" in str(n.target))
     scale, zero_point = quantize.args[1:3]
     assert (0 - zero_point) * scale == pytest.approx(0.5 - 7, abs=scale) and 255 * scale == pytest.approx(14, rel=1e-3)

@@ -20,8 +20,6 @@ from datafree.solvers.refit import inverse, price_of, pruned, refit, schedule, s
 from datafree.solvers.sgd import trained
 from test_solvers import METHODS, assert_same_results, block_diagonal, in_blocks, make_job, with_covariance
 
-torch.set_num_threads(1)
-
 SGD = Sgd(steps=60, rows=64, lr=3e-3)
 FLOAT = WeightSpec(None)
 SHAPES = pytest.mark.parametrize(
@@ -45,8 +43,8 @@ def some_kept(job, seed=0):
 
 
 def quadratic(job, damping=0.01):
-    """H, its inverse and the weights, all float64."""
-    h = damped(job.moments.cov, damping)
+    """H, its inverse and the weights, all float64; float32 sums of three threads and more are not quite symmetric."""
+    h = damped((job.moments.cov + job.moments.cov.mT) / 2, damping)
     return h, inverse(h), job.weight.double()
 
 
@@ -66,12 +64,14 @@ def solved_directly(weight, h, keep):
 @SHAPES
 @pytest.mark.parametrize("seed", range(3))
 def test_refit_is_least_squares_on_each_rows_support(groups, rows, taps, seed):
+    """H_SS (expected - found) is what is left of the residual, and H_SS has no eigenvalue below the least of H."""
     job = make_job(Closed(), seed=seed, groups=groups, rows=rows, taps=taps)
     h, inverted, w = quadratic(job)
     keep = some_kept(job, seed)
     found = refit(w, h, inverted, keep, w * keep, 1e-7)
-    expected = solved_directly(w, h, keep)
-    assert (found - expected).abs().max() <= 1e-5 * w.abs().max()
+    off, residual = found - solved_directly(w, h, keep), (w * ~keep) @ h * keep
+    allowed = 1e-7 * residual.norm(dim=2) / torch.linalg.eigvalsh(h).amin(1, keepdim=True)
+    assert bool((off.norm(dim=2) <= 1.01 * allowed + 1e-10).all()) and allowed.max() < 1e-4 * w.abs().max()
     assert (found - w * keep).abs().max() > 0.1 and not found[~keep].any()
     if rows > 1:
         assert not found[:, 0].any() and torch.equal(found[:, 1], w[:, 1])
@@ -275,14 +275,11 @@ def test_pruning_knows_blocks(groups):
 @pytest.mark.parametrize("bits", [None, 4])
 def test_a_pruning_job_is_only_read_and_solved_the_same_on_any_number_of_threads(method, bits):
     job = pruning(make_job(method, rows=24, taps=100), 0.6, bits=bits)
-    before, threads = pickle.dumps(job), torch.get_num_threads()
+    before = pickle.dumps(job)
     result = compress_layer(job)
     assert pickle.dumps(job) == before
-    try:
-        torch.set_num_threads(3)
-        assert_same_results([compress_layer(pickle.loads(before))], [result])
-    finally:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(3)
+    assert_same_results([compress_layer(pickle.loads(before))], [result])
 
 
 @pytest.mark.parametrize("score", ["output", "magnitude"])

@@ -23,8 +23,6 @@ from datafree.solvers.nearest import nearest
 from datafree.solvers.sgd import sgd
 from datafree.solvers.squant import squant
 
-torch.set_num_threads(1)
-
 SGD = Sgd(steps=60, rows=64, lr=3e-3)
 ADAROUND = AdaRound(steps=60)
 METHODS = pytest.mark.parametrize("method", [Nearest(), Closed(), SGD, SQuant(), ADAROUND], ids=lambda m: m.method)
