@@ -162,7 +162,8 @@ def test_layers_err_as_much_as_those_trained_by_the_restatement(run):
             weight = torch.block_diag(*weight)
         student = trained(weight, draw, steps=40, rows=256)
         layer = next(r for r in run.layers if r.name == name)
-        assert decibel_of(weight, student, draw(4096)) == pytest.approx(layer.error_db, abs=1.0), name
+        gained = layer.error_db - decibel_of(weight, student, draw(4096))
+        assert -0.5 < gained < 3, f"{name}: ours also searches the grid and keeps the best it saw"
 
 
 LOST = {  # points of top-1 on 596 digits, at most
