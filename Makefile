@@ -42,6 +42,7 @@ bench-all: bench-networks
 	$(BIN)/python bench/claim.py
 	$(BIN)/python bench/methods.py
 	$(BIN)/python bench/ablation.py
+	$(BIN)/python bench/guard.py
 	$(BIN)/python bench/paper.py
 	$(BIN)/python bench/paper.py --networks resnet20_cifar10 mobilenetv1_025_imagenet mobilenetv2_tiny200 \
 		efficientnet_lite0

@@ -28,8 +28,6 @@ from datafree.files import written_whole
 from datafree.models import input_range
 from datafree.signals import make_signal
 from rows import STARTED_AT
-from rows import append_row as append_row  # bench/paper.py takes them from here
-from rows import rows_on_file as rows_on_file
 
 HERE = Path(__file__).parent
 ZOO = {  # name -> images evaluated on

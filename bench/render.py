@@ -17,6 +17,7 @@ from pathlib import Path
 import ablation
 import budget
 import claim
+import guard
 import methods
 import paper
 import paper_plots
@@ -36,6 +37,7 @@ RESULT_PAGES: dict[str, Callable[[Path], str]] = {
     "methods": methods.page,
     "peers": peers.page,
     "ablation": ablation.page,
+    "guard": guard.page,
     "paper": lambda folder: paper_plots.tables(paper.written(folder / "paper.jsonl"), folder),
 }
 BLOCKS: dict[str, tuple[str, Callable[[Path], str]]] = {  # marker -> bench, text

@@ -17,6 +17,7 @@ pytest.importorskip("sklearn")
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 import accuracy
 import claim
+import guard
 import methods
 import networks
 import prune
@@ -26,7 +27,8 @@ import rows
 import tables
 import zoo
 from accuracy import Cell, Row, Way
-from datafree import Recipe
+from datafree import Recipe, compress
+from nets import NETS
 from reference import REFERENCES, Real
 
 PAGES = {path.name: (path, text) for path, text in render.pages(rows.ROOT)}
@@ -222,11 +224,19 @@ def test_as_many_is_what_inverted_makes():
     assert [reference.as_many(network) for network in asked] == [128, 64, 74, 64]
 
 
-@pytest.mark.parametrize("bench", [zoo, prune, claim, methods], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("bench", [zoo, prune, claim, methods, guard], ids=lambda module: module.__name__)
 def test_rows_are_recipes(bench):
     for way in bench.WAYS.values():
-        if not (way.real and way.real.restandardised):
-            assert Recipe.preset("prune50").updated(list(way.settings))
+        assert Recipe.preset("prune50").updated(list(way.settings))
+
+
+def test_all_scales_are_taken_only_while_asked_for():
+    model, x = NETS["residual"]()
+    recipe = Recipe.preset("w8a8-tensor").updated(["signal.images=2", "solve.method=nearest"])
+    guarded = compress(model, recipe, x).summary.equalization
+    with guard.unguarded():
+        assert "dropped" not in compress(model, recipe, x).summary.equalization
+    assert compress(model, recipe, x).summary.equalization == guarded
 
 
 # ---- tables
