@@ -166,15 +166,30 @@ def test_layers_err_as_much_as_those_trained_by_the_restatement(run):
         assert -0.5 < gained < 3, f"{name}: ours also searches the grid and keeps the best it saw"
 
 
-LOST = {  # points of top-1 on 596 digits, at most
-    "paper-w8a8": 1.5, "paper-w6a6": 3, "paper-w5a5": 6, "paper-w4a8": 12,
-    "paper-prune30": 12, "paper-prune50": 60, "paper-prune70": 90,
-}  # fmt: skip
+# points of top-1 on 596 digits, at most; at 50 and 70 % zeros this narrow network is at chance
+LOST = {"paper-w8a8": 1.5, "paper-w6a6": 2, "paper-w5a5": 5, "paper-w4a8": 5, "paper-prune30": 3}
 
 
-@pytest.mark.parametrize("preset", ["paper-w8a8", *(pytest.param(p, marks=pytest.mark.slow) for p in PAPERS[1:])])
+def test_what_a_short_run_may_lose(run):
+    assert lost(run) <= LOST["paper-w8a8"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", LOST)
 def test_what_a_preset_of_the_paper_may_lose(preset):
+    assert lost(compress(digits_net(), Recipe.preset(preset), torch.zeros(1, 1, 16, 16))) <= LOST[preset]
+
+
+@pytest.mark.parametrize("preset", [pytest.param(p, marks=pytest.mark.slow) for p in PAPERS if p not in LOST])
+def test_training_finds_nothing_to_mend_but_the_mean(preset):
+    """Where inputs are independent, H is diagonal: no weight that stays can do the work of one that went."""
+    recipe, x = Recipe.preset(preset), torch.zeros(1, 1, 16, 16)
+    trained, masked = (compress(digits_net(), r, x) for r in (recipe, recipe.updated(["solve.method=nearest"])))
+    for a, b in zip(trained.layers, masked.layers, strict=True):
+        assert a.error_db == pytest.approx(b.error_db, abs=0.5), a.name
+        assert torch.equal(a.weight == 0, b.weight == 0)
+
+
+def lost(done):
     pytest.importorskip("sklearn")
-    x, y = digits("test")
-    done = compress(digits_net(), Recipe.preset(preset), x[:1])
-    assert evaluate(done, [(x, y)]).lost <= LOST[preset]
+    return evaluate(done, [digits("test")]).lost
