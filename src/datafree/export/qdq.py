@@ -89,8 +89,8 @@ def parameter(call: Call, path: str, stored: np.ndarray, scale: np.ndarray, *, i
         names = [writer.int4(path, moved), scale_name, writer.int4(f"{path}_zero_point", offsets)]
     else:
         names = [writer.tensor(path, stored), scale_name]
-        if weight:  # a bias has none: ONNX says so of int32
-            names.append(writer.constant(np.zeros_like(scale, np.int8)))
+        if weight:  # a bias has none: ONNX says so of int32. Each its own: ONNX Runtime rewrites them where it needs to
+            names.append(writer.tensor(f"{path}_zero_point", np.zeros_like(scale, np.int8)))
     axis = {"axis": 0} if scale.ndim else {}
     return call.emit("DequantizeLinear", *names, **axis)
 
