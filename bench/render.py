@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    differ = [(path, text) for path, text in pages(ROOT) if text != path.read_text()]
+    differ = [(path, text) for path, text in pages(ROOT) if not path.exists() or text != path.read_text()]
     for path, text in differ:
         print(path.relative_to(ROOT))
         if not options.check:

@@ -14,6 +14,7 @@ from datafree import Recipe, compress
 from datafree import graph as g
 from datafree.affine import dequantize
 from datafree.graph import aten
+from datafree.ties import TOLERANCE
 from nets import NETS
 
 qd = torch.ops.quantized_decomposed
@@ -112,10 +113,14 @@ def test_dequantized_parameters_are_those_of_the_results(name):
         else:
             zero_points = grid.zero_point.expand(len(v_o))[:, None]
             wanted = (result.weight - zero_points).float() * (grid.scale * v_o)[:, None]
-        assert torch.equal(weight.flatten(1), wanted.flatten(1))
+        if v_o is None:
+            assert torch.equal(weight.flatten(1), wanted.flatten(1))
+        else:  # a row's scale may have been moved away from ties, within v_o
+            torch.testing.assert_close(weight.flatten(1), wanted.flatten(1), rtol=3 * TOLERANCE, atol=0)
         bias, step = value_of(run.student, node.args[2]), bias_step(run.student, node)
         wanted = result.bias * (1 if v_o is None else v_o)
-        assert bool(((bias - wanted).abs() <= 0.5 * step + 1e-6 * wanted.abs()).all())
+        moved = 1e-6 if v_o is None else 3 * TOLERANCE
+        assert bool(((bias - wanted).abs() <= 0.5 * step + moved * wanted.abs()).all())
 
 
 def bias_step(graph, node):

@@ -83,7 +83,7 @@ def facts(text):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--recipe", "w5a9"], r"no preset 'w5a9'; presets are w8a8, .*paper-prune50; or give a \.yaml file"),
+        (["--recipe", "w5a9"], r"no preset 'w5a9'; presets are w8a8, .*paper-prune70; or give a \.yaml file"),
         (["--recipe", "no.yaml"], r"cannot read the recipe no\.yaml: No such file"),
         (["--set", "weights.bit=3"], r"weights\.bit: unknown key; allowed here are bits, per, symmetric"),
         (["--set", "weights"], r"'weights' has no '='; write it as weights\.bits=3"),
