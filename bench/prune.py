@@ -15,8 +15,8 @@ import networks
 import tables
 from accuracy import Way, fill_table, references, written
 from baselines import PLAIN
+from paper_parts import LAYERWISE
 from reference import AS_MANY, REFERENCES
-from zoo import PAPER
 
 PRESETS = (
     "prune30", "prune50", "prune70", "prune80", "prune90", "nm24", "channels10", "channels20", "prune50-w8a8",
@@ -26,7 +26,7 @@ MAGNITUDE = (*PLAIN, "prune.score=magnitude")
 METHODS = {
     "magnitude, one threshold": Way(MAGNITUDE, random=False),
     "magnitude, each layer": Way((*MAGNITUDE, "prune.scope=layer"), random=False),
-    "paper": Way((*PAPER, "weights.per=channel", "prune.score=magnitude")),  # v_o matters to rounding alone
+    "paper": Way((*LAYERWISE, "ends=alike", "prune.score=magnitude")),
     "propagated": Way(("signal.kind=propagated", "solve.sequential=false")),
     "each layer alike": Way(("prune.scope=layer",)),
     "ours": Way(),

@@ -17,13 +17,11 @@ import networks
 import tables
 from accuracy import Way, fill_table, references, written
 from baselines import PLAIN
+from paper_parts import LAYERWISE
 from reference import AS_MANY, REFERENCES
 
 PRESETS = ("w8a8", "w8a8-tensor", "w6a6", "w5a5", "w4a8", "w4a8-tensor", "w4a4", "w3a8", "w3a3")
-PAPER = (
-    "signal.kind=gaussian", "equalize=free", "solve.method=sgd", "solve.sequential=false", "ends=alike",
-    "weights.per=tensor",
-)  # fmt: skip
+PAPER = (*LAYERWISE, "ends=alike", "weights.per=tensor")
 METHODS = {
     "plain rounding": Way(tuple(PLAIN), random=False),
     "paper": Way(PAPER),
