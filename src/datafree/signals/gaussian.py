@@ -26,7 +26,7 @@ def draw(stats: ChannelStats, shape: tuple[int, ...], generator: torch.Generator
 
 
 def is_passed_over(node: fx.Node) -> bool:
-    """Pooling and resampling: behind them the paper uses the statistics before them (3.1)."""
+    """Pooling and resampling: behind them the paper uses the statistics before them."""
     if node.target in (aten.mean.dim, aten.amax.default, aten.slice.Tensor):
         dims = node.args[1] if isinstance(node.args[1], list | tuple) else [node.args[1]]  # type: ignore[index]
         rank = len(shape(node.args[0]))  # type: ignore[arg-type]
