@@ -128,6 +128,17 @@ def test_a_rate_too_high_stops_with_the_step_and_what_to_change():
         compress(model, Recipe.preset("w4a8").updated(settings), x[:1])
 
 
+def test_batches_harder_than_the_images_held_out_are_trained_on():
+    """The student errs on its first batch already far more than three times as much as on the image held out."""
+    model, x = small_network()
+    held_out = int(torch.randperm(4, generator=torch.Generator().manual_seed(1))[0])
+    images = 30 * x[:4]
+    images[held_out] = 0.01 * x[held_out]
+    settings = ["signal.kind=loader", "distill.images=loader", "distill.loss=mse", "distill.steps=3", "distill.batch=3"]
+    run = compress(model, Recipe.preset("w4a4").updated(settings), x[:1], images=(images,))
+    assert "of 3 steps" in run.summary.distilled
+
+
 def test_where_nothing_is_gained_the_start_is_kept():
     model, x = small_network()
     recipe = Recipe.preset("w8a8").updated([*MOVED, "distill.steps=10", "distill.batch=8", "distill.lr=1e-9"])

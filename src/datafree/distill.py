@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
@@ -21,7 +23,7 @@ from datafree.trainable import Trainable
 
 LOOKS = 10  # at images held out, while training
 NUM_PROBES = 64
-RISE = 3.0  # times the loss at the start: from there on it is diverging
+RISE = 3.0  # times the loss at the start, on images held out or on the first batch: from there on it is diverging
 SMALL = 0.1  # a start below this share of the answers' variance, or nats, counts as so much
 
 
@@ -85,7 +87,7 @@ class _Best:
         self.start = self._look()
         answers = guards[0][1]
         size = float(answers.var()) if method.loss == "mse" else 1.0
-        self._limit = RISE * max(self.start[0], SMALL * size)
+        self.limit = RISE * max(self.start[0], SMALL * size)
         self.values, self.gain, self.loss, self.step = _copies(model.parameters()), 1.0, self.start[0], 0
 
     def look(self, step: int) -> None:
@@ -96,24 +98,29 @@ class _Best:
         if gain < self.gain or not self._method.guard:
             self.values, self.gain, self.loss, self.step = _copies(self._model.parameters()), gain, now[0], step
 
+    def begin(self, loss: float) -> None:
+        """Note the loss on the first batch, before any step: it may be far above that on images held out."""
+        self.limit = max(self.limit, RISE * loss) if math.isfinite(loss) else self.limit
+
     def check(self, loss: float, step: int) -> None:
         """Stop where training makes the student worse.
 
         Raises:
             DistillError: names the step, the loss and what to change.
         """
-        if not loss <= self._limit:
+        if not loss <= self.limit:
             raise DistillError(
-                f"distillation diverges: the loss is {loss:.4g} at step {step}, above {self._limit:.4g}, {RISE:g} "
+                f"distillation diverges: the loss is {loss:.4g} at step {step}, above {self.limit:.4g}, {RISE:g} "
                 f"times that of the start; lower distill.lr (now {self._method.lr:g}), or leave distill out"
             )
 
     def record(self) -> dict:
-        return {"best_gain": self.gain, "best_loss": self.loss, "best_step": self.step}
+        return {"best_gain": self.gain, "best_loss": self.loss, "best_step": self.step, "limit": self.limit}
 
     def restore(self, values: dict[str, Tensor], record: dict) -> None:
         self.values = values
         self.gain, self.loss, self.step = record["best_gain"], record["best_loss"], record["best_step"]
+        self.limit = record["limit"]
 
     def _look(self) -> list[float]:
         """The loss on each kind of guard."""
@@ -143,6 +150,8 @@ def _train(model: Trainable, teacher: fx.GraphModule, images: Images, best: _Bes
             loss = _loss(model(x), wanted, method)
             optimizer.zero_grad()
             loss.backward()
+        if step == 0:
+            best.begin(float(loss.detach()))
         best.check(float(loss.detach()), step + 1)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * (1 - step / method.steps)
