@@ -1,7 +1,9 @@
 """Rows of JSON lines files: written with the commit that made them, read back, and told apart by age.
 
-A row is current where nothing under `src/` differs between its commit and HEAD. A commit that ends in "+" had changes
-of its own under `src/`, which no one else has: its rows are old, and so are those without a commit.
+A row is current where no result can differ between its commit and HEAD: nothing under `src/` does, or every commit
+since then that touched `src/` ends its message in the line "Results: unchanged", which tests/digests.py must have
+shown. A commit that ends in "+" had changes of its own under `src/`, which no one else has: its rows are old, and so
+are those without a commit.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Protocol, TypeVar
 
 ROOT = Path(__file__).parents[1]
 OLD = "†"
+UNCHANGED = "unchanged"  # in the trailer "Results: unchanged" of a commit
 
 
 class HasCommit(Protocol):
@@ -40,10 +43,16 @@ def commit(root: Path = ROOT) -> str:
 
 @cache
 def is_current(made_by: str, root: Path = ROOT) -> bool:
-    """Whether the code of `src/` at HEAD is the code of that commit."""
+    """Whether the code of `src/` at HEAD gives the results of that commit."""
     if not made_by or made_by.endswith("+"):
         return False
-    return _git(root, "diff", "--quiet", made_by, "HEAD", "--", "src") is not None
+    if _git(root, "diff", "--quiet", made_by, "HEAD", "--", "src") is not None:
+        return True
+    if _git(root, "merge-base", "--is-ancestor", made_by, "HEAD") is None:
+        return False
+    said = "--format=%h %(trailers:key=Results,valueonly,separator=%x20)"
+    since = _git(root, "log", said, f"{made_by}..HEAD", "--", "src") or ""
+    return all(line.split()[1:] == [UNCHANGED] for line in since.splitlines())
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -67,9 +67,9 @@ def git(folder, *arguments):
     subprocess.run(["git", "-C", str(folder), *who, *arguments], check=True, capture_output=True)
 
 
-def committed(folder):
+def committed(folder, message="a change"):
     git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--allow-empty", "--message", "a change")
+    git(folder, "commit", "--quiet", "--allow-empty", "--message", message)
     return rows.commit(folder)
 
 
@@ -81,6 +81,31 @@ def test_a_row_is_current_until_src_changes(repository):
     (repository / "src" / "a.py").write_text("2\n")
     rows.is_current.cache_clear()
     assert rows.is_current(committed(repository), repository) and not rows.is_current(made_by, repository)
+
+
+@pytest.mark.parametrize(
+    "messages, current",
+    [
+        (["move a\n\nResults: unchanged"], True),
+        (["move a\n\nResults: unchanged", "a change"], False),
+        (["a change", "move a\n\nResults: unchanged"], False),
+        (["move a\n\nResults: changed"], False),
+    ],
+)
+def test_a_row_outlives_commits_that_change_no_result(repository, messages, current):
+    made_by = rows.commit(repository)
+    for number, message in enumerate(messages):
+        (repository / "src" / "a.py").write_text(f"another {number}\n")
+        committed(repository, message)
+    assert rows.is_current(made_by, repository) == current
+
+
+def test_a_row_of_another_branch_is_old(repository):
+    git(repository, "checkout", "--quiet", "-b", "other")
+    (repository / "src" / "a.py").write_text("2\n")
+    made_by = committed(repository)
+    git(repository, "checkout", "--quiet", "-")
+    assert not rows.is_current(made_by, repository)
 
 
 @pytest.mark.parametrize("name, mark", [("src/a.py", "+"), ("src/new.py", "+"), ("bench.py", "")])
