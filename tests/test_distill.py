@@ -128,6 +128,15 @@ def test_a_rate_too_high_stops_with_the_step_and_what_to_change():
         compress(model, Recipe.preset("w4a8").updated(settings), x[:1])
 
 
+def test_without_a_guard_only_a_loss_that_is_no_number_stops():
+    model, x = small_network()
+    settings = [*MOVED, "distill.steps=5", "distill.batch=8", "distill.guard=false"]
+    run = compress(model, Recipe.preset("w4a8").updated([*settings, "distill.lr=3"]), x[:1])
+    assert "after 5 of 5 steps" in run.summary.distilled
+    with pytest.raises(DistillError, match=r"the loss is (nan|inf) at step \d+; lower distill.lr"):
+        compress(model, Recipe.preset("w4a8").updated([*settings, "distill.lr=1e30"]), x[:1])
+
+
 def test_batches_harder_than_the_images_held_out_are_trained_on():
     """The student errs on its first batch already far more than three times as much as on the image held out."""
     model, x = small_network()

@@ -45,7 +45,7 @@ def distill(
     by Adam with a falling rate, from the student as solved layer by layer. Zeros stay as they are. Now and then the
     loss is looked at on images held out and on procedural ones; the students that lowered it on both are kept, the
     best of them in the end, and the start where there is none (ours). Without `guard` it is the student of the last
-    step, as in the papers of those images.
+    step, however the loss went, as in the papers of those images.
 
     Args:
         teacher: whose answers are wanted.
@@ -58,7 +58,8 @@ def distill(
         The layers, and one line that says what happened; empty where the recipe asks for no distillation.
 
     Raises:
-        DistillError: the loss is not finite or has grown threefold; names the step, the loss and what to change.
+        DistillError: the loss is not finite or, with `guard`, has grown threefold; names the step, the loss and what to
+            change.
     """
     method = recipe.distill
     if method is None:
@@ -87,7 +88,7 @@ class _Best:
         self.start = self._look()
         answers = guards[0][1]
         size = float(answers.var()) if method.loss == "mse" else 1.0
-        self.limit = RISE * max(self.start[0], SMALL * size)
+        self.limit = RISE * max(self.start[0], SMALL * size) if method.guard else math.inf
         self.values, self.gain, self.loss, self.step = _copies(model.parameters()), 1.0, self.start[0], 0
 
     def look(self, step: int) -> None:
@@ -108,11 +109,13 @@ class _Best:
         Raises:
             DistillError: names the step, the loss and what to change.
         """
-        if not loss <= self.limit:
-            raise DistillError(
-                f"distillation diverges: the loss is {loss:.4g} at step {step}, above {self.limit:.4g}, {RISE:g} "
-                f"times that of the start; lower distill.lr (now {self._method.lr:g}), or leave distill out"
-            )
+        if math.isfinite(loss) and loss <= self.limit:
+            return
+        above = f", above {self.limit:.4g}, {RISE:g} times that of the start" if math.isfinite(loss) else ""
+        raise DistillError(
+            f"distillation diverges: the loss is {loss:.4g} at step {step}{above}; lower distill.lr (now "
+            f"{self._method.lr:g}), or leave distill out"
+        )
 
     def record(self) -> dict:
         return {"best_gain": self.gain, "best_loss": self.loss, "best_step": self.step, "limit": self.limit}
@@ -156,6 +159,7 @@ def _train(model: Trainable, teacher: fx.GraphModule, images: Images, best: _Bes
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * (1 - step / method.steps)
         optimizer.step()
+        model.keep_scales_positive_()
         work.on_step("distilling", step + 1, method.steps)
         if (step + 1) % max(1, method.steps // LOOKS) == 0 or step + 1 == method.steps:
             best.look(step + 1)

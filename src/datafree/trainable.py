@@ -13,6 +13,8 @@ from datafree.affine import dequantize, quantize
 from datafree.assemble import DEQUANTIZE, QUANTIZE, stored_scale
 from datafree.records import LayerResult, QParams
 
+LEAST_STRETCH = 1e-3  # of the scale at the start
+
 
 @dataclass(frozen=True)
 class _Latent:
@@ -69,6 +71,12 @@ class Trainable:
             if latent.qparams is not None:
                 found[f"{name}.stretch"] = latent.stretch
         return found
+
+    def keep_scales_positive_(self) -> None:
+        """Bring back what a step took below `LEAST_STRETCH`: a scale must be positive."""
+        with torch.no_grad():
+            for latent in self.latents.values():
+                latent.stretch.clamp_(min=LEAST_STRETCH)
 
     def __call__(self, *inputs: Tensor) -> Any:
         """The student's output; of several outputs, the first."""
