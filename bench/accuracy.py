@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree import Recipe, compress, evaluate
-from datafree.recipe import Made
+from datafree.recipe.schema import Made
 from networks import NETWORKS, Images, Networks, images_made, open_networks
 from reference import Real
 from rows import append_row, is_current, rows_on_file

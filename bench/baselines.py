@@ -22,22 +22,22 @@ import dfq
 import zeroq
 from datafree import Recipe, compress
 from datafree import graph as g
-from datafree.affine import grid
-from datafree.allocate import allocate
-from datafree.assemble import assemble
-from datafree.batchnorm import fold_batchnorm_
-from datafree.capture import trace
-from datafree.distill import distill
-from datafree.equalize import equalize_
-from datafree.layer import Grids, compress_layer
-from datafree.models import input_range
+from datafree.allocation.sparsity import allocate
+from datafree.execution.pools import serial
+from datafree.graph.capture import trace
+from datafree.models.load import input_range
 from datafree.pipeline import ignore
-from datafree.plan import LayerPlan, plan_layers, root
-from datafree.pools import serial
+from datafree.quantization.affine import grid
 from datafree.records import LayerJob, LayerResult, Moments
 from datafree.signals import make_signal
-from datafree.solve import solve_layers
-from datafree.ties import settled
+from datafree.solve.plan import LayerPlan, plan_layers, root
+from datafree.solve.schedule import solve_layers
+from datafree.solve.solve_layer import Grids, compress_layer
+from datafree.student.assemble import assemble
+from datafree.student.distill import distill
+from datafree.student.tie_free_scales import settled
+from datafree.teacher.batchnorm import fold_batchnorm_
+from datafree.teacher.equalize import equalize_
 
 PLAIN = [
     "signal.kind=propagated", "equalize=off", "solve.sequential=false", "solve.method=nearest", "solve.clip=false",

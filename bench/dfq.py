@@ -10,15 +10,15 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 
 from datafree import graph as g
-from datafree.batchnorm import fold_batchnorm_
-from datafree.capture import trace
-from datafree.equalize import column_range, row_range
-from datafree.graph import aten
-from datafree.models import input_range
-from datafree.recipe import Propagated
+from datafree.graph.capture import trace
+from datafree.graph.view import aten
+from datafree.models.load import input_range
+from datafree.recipe.schema import Propagated
 from datafree.records import ChannelStats, InputRange, Layer, Stats
 from datafree.signals import make_signal
 from datafree.signals.gaussian import clipped_moments
+from datafree.teacher.batchnorm import fold_batchnorm_
+from datafree.teacher.equalize import column_range, row_range
 
 Range = tuple[float, float]
 Pair = tuple[Layer, Layer]

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datafree.demo import MEAN, STD, digits
-from datafree.files import written_whole
-from datafree.pools import one_thread
+from datafree.execution.atomic import written_whole
+from datafree.execution.pools import one_thread
 
 SEED = 1
 BATCH_SIZE = 64

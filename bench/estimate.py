@@ -16,8 +16,8 @@ import torch
 import networks
 from datafree import Recipe, compress
 from datafree import graph as g
-from datafree.affine import fake_quantize, grid
-from datafree.estimate import calibrate, predict
+from datafree.quantization.affine import fake_quantize, grid
+from datafree.run.estimate import calibrate, predict
 from networks import open_networks
 from rows import append_row
 

@@ -24,9 +24,9 @@ from onnxruntime import quantization as ort_quantization
 
 import networks
 from datafree import Recipe, compress, load_model
-from datafree.export.onnx import export_onnx
-from datafree.export.ortcheck import agreement, run_file, run_module, session, sqnr
-from datafree.export.translate import translate
+from datafree.export.onnx.export import export_onnx
+from datafree.export.onnx.onnxruntime import agreement, run_file, run_module, session, sqnr
+from datafree.export.onnx.translate import translate
 from datafree.signals.probes import dead_leaves
 from rows import append_row
 

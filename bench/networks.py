@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 import digits
 from datafree import Recipe
-from datafree.batchnorm import fold_batchnorm_
-from datafree.capture import trace
-from datafree.checkpoints import OnStep, Work, ignore_steps
-from datafree.counting import counted
-from datafree.files import written_whole
-from datafree.models import input_range
+from datafree.execution.atomic import written_whole
+from datafree.execution.mac_counter import counted
+from datafree.execution.resume import OnStep, Work, ignore_steps
+from datafree.graph.capture import trace
+from datafree.models.load import input_range
 from datafree.signals import make_signal
+from datafree.teacher.batchnorm import fold_batchnorm_
 from rows import STARTED_AT
 
 HERE = Path(__file__).parent

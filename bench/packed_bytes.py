@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from datafree import Recipe, Run, compress, load_model
-from datafree.export.packed import load, save
-from datafree.serialize import tensors_of
+from datafree.export.packed.packed import load, save
+from datafree.run.graph_json import tensors_of
 
 CHEAP = ["signal.kind=propagated", "signal.images=8", "solve.method=nearest", "solve.sequential=false"]
 SPARSE = ["prune.sparsity=0.8", "prune.score=magnitude"]

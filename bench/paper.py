@@ -28,12 +28,12 @@ import networks
 import zeroq
 from baselines import BASELINES, PRUNING, by_distilling
 from datafree import Recipe, compress
-from datafree.capture import trace
-from datafree.counting import counted
-from datafree.distill_images import DistillError
-from datafree.evaluate import evaluate_models, layer_macs
-from datafree.files import written_whole
-from datafree.recipe import Adversarial, Made
+from datafree.execution.atomic import written_whole
+from datafree.execution.mac_counter import counted
+from datafree.graph.capture import trace
+from datafree.recipe.schema import Adversarial, Made
+from datafree.run.evaluate import evaluate_models, layer_macs
+from datafree.student.distill_images import DistillError
 from networks import CACHE, NETWORKS, Images, images_made, open_networks
 from paper_parts import PARTS, Point, points
 from paper_plots import plots, tables

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from datafree import Recipe
-from datafree.recipe import presets
+from datafree.recipe.schema import presets
 from reference import SIDE
 
 PLAIN = ("signal.kind=propagated", "equalize=off", "solve.method=nearest", "solve.sequential=false")  # bias corrected

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 import networks
 from datafree import Recipe, compress
-from datafree.batchnorm import fold_batchnorm_
-from datafree.capture import trace
-from datafree.models import input_range
-from datafree.recipe import Propagated
+from datafree.graph.capture import trace
+from datafree.models.load import input_range
+from datafree.recipe.schema import Propagated
 from datafree.signals import make_signal
+from datafree.teacher.batchnorm import fold_batchnorm_
 from networks import NETWORKS, open_networks
 from rows import append_row, commits_note, mark, rows_on_file
 

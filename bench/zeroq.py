@@ -7,13 +7,13 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 
 from datafree import graph as g
-from datafree.batchnorm import fold_batchnorm_
-from datafree.capture import batch_norms, trace
-from datafree.models import input_range
-from datafree.recipe import Propagated
+from datafree.graph.capture import batch_norms, trace
+from datafree.models.load import input_range
+from datafree.recipe.schema import Propagated
 from datafree.records import InputRange
 from datafree.signals import make_signal
 from datafree.signals.matching import in_range
+from datafree.teacher.batchnorm import fold_batchnorm_
 
 NUM_IMAGES, STEPS, EPS = 32, 500, 1e-6  # as in the published code, and so are these two
 LEARNING_RATE, PATIENCE = 0.5, 100

@@ -62,7 +62,7 @@ class Exported:
 @pytest.fixture(autouse=True, scope="session")
 def exported_once():
     """Half of the suite's time went into exporting nets that were exported before, equal to the last bit."""
-    from datafree import capture  # not above: shapes are checked in what is imported after pytest has begun
+    from datafree.graph import capture  # not above: shapes are checked in what is imported after pytest has begun
 
     export, known = capture._export, {}
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from datafree import Recipe, Run, compress
-from datafree.batchnorm import fold_batchnorm_
-from datafree.capture import trace
-from datafree.counting import counted
-from datafree.recipe import Adversarial
+from datafree.execution.mac_counter import counted
+from datafree.graph.capture import trace
+from datafree.recipe.schema import Adversarial
 from datafree.records import ChannelStats, InputRange
 from datafree.signals.adversarial import NOISE, Generator, gaussian_divergence, new_adversary, rounded, train
 from datafree.signals.matching import MatchingError, mismatch
+from datafree.teacher.batchnorm import fold_batchnorm_
 from nets import small_network
 
 UNIT = InputRange((0.0,), (1.0,), "given")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from datafree.affine import (
+from datafree.quantization.affine import (
     CLIP_RATIOS,
     dequantize,
     fake_quantize,

@@ -13,15 +13,15 @@ from torch import nn
 
 from datafree import Recipe, compress
 from datafree import graph as g
-from datafree.allocate import Probe, Trial, allocate, at_output, convex, shared_out, trial
-from datafree.batchnorm import fold_batchnorm_
-from datafree.capture import trace
-from datafree.masks import in_cells
-from datafree.plan import plan_layers
-from datafree.pools import processes, serial
-from datafree.recipe import Closed, Nearest
+from datafree.allocation.sparsity import Probe, Trial, allocate, at_output, convex, shared_out, trial
+from datafree.execution.pools import processes, serial
+from datafree.graph.capture import trace
+from datafree.quantization.sparsity import in_cells
+from datafree.recipe.schema import Closed, Nearest
 from datafree.signals import make_signal
-from datafree.solvers.grids import output_power
+from datafree.solve.plan import plan_layers
+from datafree.solve.weight_grids import output_power
+from datafree.teacher.batchnorm import fold_batchnorm_
 from nets import NETS, block, compressed, conv, head
 from test_pipeline import same
 from test_solvers import make_job

@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 from datafree import Recipe, compress
 from datafree import graph as g
-from datafree.affine import dequantize
-from datafree.graph import aten
-from datafree.ties import TOLERANCE
+from datafree.graph.view import aten
+from datafree.quantization.affine import dequantize
+from datafree.student.tie_free_scales import TOLERANCE
 from nets import NETS
 
 qd = torch.ops.quantized_decomposed

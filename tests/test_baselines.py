@@ -16,10 +16,10 @@ import dfq
 import zeroq
 from datafree import Recipe, compress
 from datafree import graph as g
-from datafree.batchnorm import fold_batchnorm_
-from datafree.capture import trace
-from datafree.equalize import column_range, row_range
+from datafree.graph.capture import trace
 from datafree.records import InputRange, decibel
+from datafree.teacher.batchnorm import fold_batchnorm_
+from datafree.teacher.equalize import column_range, row_range
 from nets import calibrate_batchnorm_, randomise_batchnorm_
 
 SHAPE = (2, 3, 8, 8)

@@ -23,8 +23,8 @@ import paper_parts
 import paper_plots
 import rows
 from datafree import Recipe
-from datafree.distill_images import DistillError
-from datafree.pools import one_thread
+from datafree.execution.pools import one_thread
+from datafree.student.distill_images import DistillError
 from paper_parts import PARTS, Point, points
 
 NETWORK = "resnet20_cifar10"

@@ -13,10 +13,10 @@ import torch
 
 from datafree import Recipe, compress
 from datafree import graph as g
-from datafree.budget import BudgetError, Option, choose
-from datafree.plan import plan_layers
-from datafree.recipe import RecipeError
-from datafree.structured import PruneError
+from datafree.allocation.budget import BudgetError, Option, choose
+from datafree.allocation.channels import PruneError
+from datafree.recipe.schema import RecipeError
+from datafree.solve.plan import plan_layers
 from nets import NETS
 
 SLOW = pytest.mark.slow

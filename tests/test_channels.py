@@ -11,10 +11,10 @@ from torch.utils._pytree import tree_leaves
 
 from datafree import graph as g
 from datafree import load_model
-from datafree.batchnorm import fold_batchnorm_
-from datafree.capture import trace
-from datafree.channels import ChannelsError, Group, channel_groups, described, remove_, untouched
-from datafree.equalize import equalize_
+from datafree.graph.capture import trace
+from datafree.graph.channel_groups import ChannelsError, Group, channel_groups, described, remove_, untouched
+from datafree.teacher.batchnorm import fold_batchnorm_
+from datafree.teacher.equalize import equalize_
 from nets import IMAGE, NETS, Residual, block, calibrate_batchnorm_, conv, head, randomise_batchnorm_
 
 HAZARDS = (

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from datafree import Recipe, compress
-from datafree.checkpoints import (
+from datafree.execution.resume import (
     NOTHING_KEPT,
     CheckpointError,
     Checkpoints,

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from datafree import cli, tables
-from datafree.layer import LayerError
-from datafree.models import Normalization
-from datafree.run import Run, evaluate
+from datafree.app import cli, tables
+from datafree.models.load import Normalization
+from datafree.run.record import Run, evaluate
+from datafree.solve.solve_layer import LayerError
 
 FACTORY = """
 from collections import OrderedDict
@@ -327,8 +327,8 @@ def test_version_is_that_of_the_package(capsys):
 
 def test_console_command_without_a_terminal():
     """The exit code of the process, and plain text, in an ASCII locale."""
-    code = "import sys; from datafree.cli import main; sys.exit(main())"
-    root = str(Path(cli.__file__).parents[1])
+    code = "import sys; from datafree.app.cli import main; sys.exit(main())"
+    root = str(Path(cli.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "PYTHONIOENCODING": "ascii"}
     arguments = ["compress", MODEL, "--out", "run", "--recipe", "grün"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True)

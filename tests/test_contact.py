@@ -7,7 +7,7 @@ import io
 import pytest
 import torch
 
-from datafree.contact import MOST, contact_sheet
+from datafree.run.contact_sheet import MOST, contact_sheet
 
 Image = pytest.importorskip("PIL.Image")
 

@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datafree import Recipe, compress
 from datafree import graph as g
-from datafree.capture import trace
-from datafree.counting import counted, counting, spend
-from datafree.pools import processes, serial
+from datafree.execution.mac_counter import counted, counting, spend
+from datafree.execution.pools import processes, serial
+from datafree.graph.capture import trace
 from nets import NETS, THREE_FAST
 
 TINY = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4), nn.Flatten())

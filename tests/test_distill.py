@@ -8,9 +8,9 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from datafree import Recipe, compress
-from datafree.distill import DistillError
-from datafree.recipe import RecipeError
-from datafree.trainable import Trainable
+from datafree.recipe.schema import RecipeError
+from datafree.student.distill import DistillError
+from datafree.student.trainable import Trainable
 from nets import NETS, THREE_FAST, small_network
 
 MOVED = ["signal.kind=inverted", "signal.steps=6", "signal.images=32"]

@@ -11,16 +11,16 @@ from torch import nn
 
 from datafree import Recipe
 from datafree import graph as g
-from datafree.batchnorm import fold_batchnorm_
-from datafree.capture import trace
-from datafree.layer import layer_jobs
-from datafree.moments import positions, unfold
-from datafree.plan import plan_layers
+from datafree.graph.capture import trace
 from datafree.signals import make_signal
 from datafree.signals.draws import layer_draws
 from datafree.signals.source import flow
-from datafree.solvers.grids import weight_grid
-from datafree.solvers.sgd import sgd
+from datafree.solve.moments import positions, unfold
+from datafree.solve.plan import plan_layers
+from datafree.solve.rounding.straight_through import sgd
+from datafree.solve.solve_layer import layer_jobs
+from datafree.solve.weight_grids import weight_grid
+from datafree.teacher.batchnorm import fold_batchnorm_
 from nets import NETS, block, head
 
 ROWS = 8192

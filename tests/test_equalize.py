@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from datafree import graph as g
-from datafree.batchnorm import fold_batchnorm_
-from datafree.capture import trace
-from datafree.equalize import equalize_, row_range
+from datafree.graph.capture import trace
+from datafree.teacher.batchnorm import fold_batchnorm_
+from datafree.teacher.equalize import equalize_, row_range
 
 
 def noise(*shape, seed):

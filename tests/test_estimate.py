@@ -8,7 +8,8 @@ import torch
 from datafree import Recipe, compress, estimate, load_model
 from datafree import graph as g
 from datafree.demo import digits
-from datafree.estimate import (
+from datafree.records import Estimate
+from datafree.run.estimate import (  # fmt: skip
     BITS,
     MASKS,
     NOISES,
@@ -19,8 +20,7 @@ from datafree.estimate import (
     predict,
     turning,
     with_estimate,
-)  # fmt: skip
-from datafree.records import Estimate
+)
 from nets import NETS
 
 

@@ -15,12 +15,12 @@ from torch import nn
 
 from datafree import Recipe, compress
 from datafree import graph as g
-from datafree.capture import trace
-from datafree.export.fusion import fuse
-from datafree.export.onnx import ExportError, _judged, export_onnx
-from datafree.export.ortcheck import float_nodes, run_file, run_module, session
-from datafree.export.qdq import four_bit_offsets
-from datafree.export.translate import translate
+from datafree.export.onnx.export import ExportError, _judged, export_onnx
+from datafree.export.onnx.fusion import fuse
+from datafree.export.onnx.onnxruntime import float_nodes, run_file, run_module, session
+from datafree.export.onnx.qdq import four_bit_offsets
+from datafree.export.onnx.translate import translate
+from datafree.graph.capture import trace
 from nets import NETS, THREE_FAST, block, compressed, conv, head
 
 CHEAP = "signal: {kind: propagated, images: 2}\nsolve: {method: nearest, clip: false}\nequalize: off\n"

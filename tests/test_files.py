@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from datafree.files import written_whole
+from datafree.execution.atomic import written_whole
 
 
 def test_folders_on_the_way_are_made_and_nothing_else_is_left(tmp_path):

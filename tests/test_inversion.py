@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from datafree import Recipe, compress
-from datafree.batchnorm import fold_batchnorm_
-from datafree.capture import trace
-from datafree.equalize import equalize_
-from datafree.recipe import Inverted, Matched
+from datafree.graph.capture import trace
+from datafree.recipe.schema import Inverted, Matched
 from datafree.records import ChannelStats, InputRange
 from datafree.signals.inversion import PUBLISHED, competition, size, statistics_distance, total_variation
 from datafree.signals.matching import MatchingError, Rival, check_loss, match, mismatch, motion_of, steps_of
+from datafree.teacher.batchnorm import fold_batchnorm_
+from datafree.teacher.equalize import equalize_
 from nets import NETS, THREE_FAST, small_network
 
 UNIT = InputRange((0.0,), (1.0,), "given")

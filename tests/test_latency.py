@@ -7,8 +7,8 @@ import json
 import pytest
 
 from datafree import Recipe, compress, export_onnx, save
-from datafree.cli import main
-from datafree.export.latency import BenchError, bench
+from datafree.app.cli import main
+from datafree.app.latency import BenchError, bench
 from nets import NETS
 
 pytest.importorskip("onnxruntime")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from datafree.masks import from_cells, in_cells, without_least
+from datafree.quantization.sparsity import from_cells, in_cells, without_least
 
 PATTERNS = [(2, 4, 9), (1, 4, 1), (1, 2, 3), (3, 6, 1), (4, 8, 2)]
 

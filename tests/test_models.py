@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from datafree.models import (
+from datafree.models.load import (
     ModelError,
     Normalization,
     check_weights,
@@ -203,7 +203,7 @@ def test_pretrained_weights_that_cannot_be_stored(tmp_path, monkeypatch):
 
 
 def test_an_error_while_building_without_pretrained_is_not_hidden():
-    from datafree.models import _build
+    from datafree.models.load import _build
 
     with pytest.raises(KeyError, match="boom"):
         _build(lambda: {}["boom"], "timm:x", pretrained=False)

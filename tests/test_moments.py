@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from datafree import moments
-from datafree.affine import grid
-from datafree.moments import block_size, chunks, gather_moments, merged, output_size, positions, shrunk, unfold
+from datafree.quantization.affine import grid
 from datafree.records import Layer, MomentsError
-from datafree.solvers.compensation import least_squares
+from datafree.solve import moments
+from datafree.solve.compensation import least_squares
+from datafree.solve.moments import block_size, chunks, gather_moments, merged, output_size, positions, shrunk, unfold
 
 CONVS = {
     "3x3": ((3, 3), {}),

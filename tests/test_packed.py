@@ -27,10 +27,10 @@ from torch.utils._pytree import tree_leaves
 
 from datafree import Recipe, compress, load_model
 from datafree import graph as g
-from datafree.export import packed
-from datafree.export.coding import Coding, decode, encode, num_bytes, pack, unpack
-from datafree.export.packed import PackedError, load, save
-from datafree.serialize import graph_to_json, tensors_of
+from datafree.export.packed import packed
+from datafree.export.packed.coding import Coding, decode, encode, num_bytes, pack, unpack
+from datafree.export.packed.packed import PackedError, load, save
+from datafree.run.graph_json import graph_to_json, tensors_of
 from nets import THREE_FAST, compressed
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "read_packed.py"

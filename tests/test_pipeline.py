@@ -11,12 +11,12 @@ import torch
 
 from datafree import Recipe, compress
 from datafree import graph as g
-from datafree.capture import trace
-from datafree.layer import LayerError
-from datafree.models import ModelError
-from datafree.pools import processes
-from datafree.recipe import presets
+from datafree.execution.pools import processes
+from datafree.graph.capture import trace
+from datafree.models.load import ModelError
+from datafree.recipe.schema import presets
 from datafree.records import InputRange
+from datafree.solve.solve_layer import LayerError
 from nets import NETS
 
 DEPTHWISE = "depthwise inverted residual"

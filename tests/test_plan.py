@@ -11,10 +11,10 @@ from torch import nn
 
 from datafree import Recipe
 from datafree import graph as g
-from datafree.batchnorm import fold_batchnorm_
-from datafree.capture import trace
-from datafree.plan import plan_layers, root
-from datafree.recipe import RecipeError
+from datafree.graph.capture import trace
+from datafree.recipe.schema import RecipeError
+from datafree.solve.plan import plan_layers, root
+from datafree.teacher.batchnorm import fold_batchnorm_
 from nets import NETS, conv, head
 
 W4A4 = {"weights": {"bits": 4}, "activations": {"bits": 4}}

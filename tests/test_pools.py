@@ -4,7 +4,7 @@ import multiprocessing
 
 import pytest
 
-from datafree.pools import processes, serial
+from datafree.execution.pools import processes, serial
 
 
 def reciprocal(x):

@@ -10,10 +10,10 @@ from torch.utils._pytree import tree_leaves
 from cnns import FAST, SIDE, SIDES, SLOW
 from datafree import Recipe, compress, load_model
 from datafree import graph as g
-from datafree.batchnorm import fold_batchnorm_
-from datafree.capture import CaptureError, batch_norms, trace
-from datafree.depthwise import WIDEST
-from datafree.equalize import column_range, equalize_, row_range
+from datafree.graph.capture import CaptureError, batch_norms, trace
+from datafree.teacher.batchnorm import fold_batchnorm_
+from datafree.teacher.equalize import column_range, equalize_, row_range
+from datafree.teacher.equalize_depthwise import WIDEST
 from nets import FEW_FAST, NETS, THREE_FAST, calibrate_batchnorm_, randomise_batchnorm_
 
 UNCAPTURABLE = "in place through a view"

@@ -6,10 +6,10 @@ from torch import nn
 
 from datafree import Recipe, compress, load_model
 from datafree import graph as g
-from datafree.affine import fake_quantize
-from datafree.capture import trace
-from datafree.ranges import activation_grid, input_grid
+from datafree.graph.capture import trace
+from datafree.quantization.affine import fake_quantize
 from datafree.records import InputRange
+from datafree.solve.activation_grids import activation_grid, input_grid
 from nets import NETS
 
 LOUD, QUIET = 8.0, 0.01  # weights of a reader that listens to one channel

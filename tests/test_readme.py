@@ -8,8 +8,8 @@ import yaml
 from pydantic import BaseModel
 
 import readme
-from datafree import recipe as recipes
-from datafree.recipe import Recipe, presets
+from datafree.recipe import schema as recipes
+from datafree.recipe.schema import Recipe, presets
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

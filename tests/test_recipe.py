@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from datafree.recipe import Closed, LayerRule, Nearest, Recipe, RecipeError, Sgd, presets
+from datafree.recipe.schema import Closed, LayerRule, Nearest, Recipe, RecipeError, Sgd, presets
 
 PRESETS = pytest.mark.parametrize("name", presets())
 

@@ -8,16 +8,26 @@ from dataclasses import replace
 import pytest
 import torch
 
-from datafree.affine import dequantize
-from datafree.layer import LayerError, compress_layer
-from datafree.masks import in_cells, without_least
-from datafree.recipe import AdaRound, Closed, Nearest, Sgd, SQuant
+from datafree.quantization.affine import dequantize
+from datafree.quantization.sparsity import in_cells, without_least
+from datafree.recipe.schema import AdaRound, Closed, Nearest, Sgd, SQuant
 from datafree.records import PruneSpec, WeightSpec
-from datafree.solvers.closed import damped
-from datafree.solvers.grids import output_power, weight_grid
-from datafree.solvers.nearest import nearest
-from datafree.solvers.refit import inverse, price_of, pruned, refit, schedule, square_error, swapped, thinned, times
-from datafree.solvers.sgd import trained
+from datafree.solve.pruning import (
+    count_schedule,
+    inverse,
+    price_of,
+    pruned,
+    refit,
+    square_error,
+    swapped,
+    thinned,
+    times,
+)
+from datafree.solve.rounding.gptq import damped
+from datafree.solve.rounding.nearest import nearest
+from datafree.solve.rounding.straight_through import trained
+from datafree.solve.solve_layer import LayerError, compress_layer
+from datafree.solve.weight_grids import output_power, weight_grid
 from test_solvers import METHODS, assert_same_results, block_diagonal, in_blocks, make_job, with_covariance
 
 SGD = Sgd(steps=60, rows=64, lr=3e-3)
@@ -126,13 +136,13 @@ def test_a_rough_refit_lowers_the_error_and_a_finer_one_lowers_it_more():
 @pytest.mark.parametrize("steps", [1, 2, 16, 40])
 @pytest.mark.parametrize("size, count", [(100, 50), (100, 99), (576, 5), (576, 575), (9, 4), (7, 7)])
 def test_schedule_ends_at_the_count_and_never_falls(steps, size, count):
-    found = schedule(PruneSpec(count, "output", steps), size)
+    found = count_schedule(PruneSpec(count, "output", steps), size)
     assert len(found) == steps and found[-1] == count
     assert found == sorted(found) and found[0] >= 0
 
 
 def test_every_step_takes_the_same_share_of_what_is_left():
-    left = [10_000, *(10_000 - n for n in schedule(PruneSpec(9_000, "output", 8), 10_000))]
+    left = [10_000, *(10_000 - n for n in count_schedule(PruneSpec(9_000, "output", 8), 10_000))]
     shares = [b / a for a, b in itertools.pairwise(left)]
     assert all(share == pytest.approx(0.1 ** (1 / 8), abs=1e-3) for share in shares)
 
@@ -149,7 +159,7 @@ def problem(seed, groups=1):
 def test_many_steps_beat_one_by_either_score(seed, sparsity, times_better):
     weight, h, inverted = problem(seed)
     spec = PruneSpec(round(sparsity * weight.numel()), "output", 16)
-    *_, (x, keep) = thinned(weight, h, inverted, schedule(spec, weight.numel()), None)
+    *_, (x, keep) = thinned(weight, h, inverted, count_schedule(spec, weight.numel()), None)
     assert int((~keep).sum()) == spec.count and not x[~keep].any()
     ours = square_error(weight - x, h)
     for score in (weight.abs(), weight.square() * price_of(h, inverted, weight)):

@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from datafree import Recipe, Run, compress
 from datafree import graph as g
-from datafree.recipe import RecipeError
-from datafree.run import RunError
-from datafree.serialize import FormatError, graph_from_json, graph_to_json, tensors_of
+from datafree.recipe.schema import RecipeError
+from datafree.run.graph_json import FormatError, graph_from_json, graph_to_json, tensors_of
+from datafree.run.record import RunError
 from nets import NETS, block, head
 
 MIXED = ("weights.bits=4", "activations.bits=4", "layers.0.conv=keep")

@@ -8,14 +8,14 @@ from torch.utils._pytree import tree_leaves
 
 from datafree import Recipe, Run, compress
 from datafree import graph as g
-from datafree.batchnorm import fold_batchnorm_
-from datafree.capture import trace
-from datafree.layer import compress_layer
-from datafree.recipe import Closed, Inverted, Matched
+from datafree.graph.capture import trace
+from datafree.recipe.schema import Closed, Inverted, Matched
 from datafree.records import ChannelStats, InputRange, LayerJob, Moments, WeightSpec
-from datafree.run import RunError
+from datafree.run.record import RunError
 from datafree.signals.matching import SHORT, MatchingError, match
-from datafree.solvers.compensation import DAMPINGS, best_share, compensated, least_squares
+from datafree.solve.compensation import DAMPINGS, best_share, compensated, least_squares
+from datafree.solve.solve_layer import compress_layer
+from datafree.teacher.batchnorm import fold_batchnorm_
 from nets import NETS, THREE_FAST, calibrate_batchnorm_
 
 UNIT = InputRange((0.0,), (1.0,), "test")

@@ -14,13 +14,13 @@ from torch import nn
 
 from datafree import Recipe
 from datafree import graph as g
-from datafree.batchnorm import fold_batchnorm_
-from datafree.capture import trace
+from datafree.graph.capture import trace
 from datafree.records import ChannelStats, InputRange
 from datafree.signals import Source, flow, make_signal
 from datafree.signals.probes import dead_leaves
 from datafree.signals.scale import infer_input_range
 from datafree.signals.source import batch_statistics, restandardise
+from datafree.teacher.batchnorm import fold_batchnorm_
 from nets import NETS, block, calibrate_batchnorm_, conv, head
 
 SIDE = 24

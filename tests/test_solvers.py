@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from datafree.affine import dequantize, grid
-from datafree.layer import LayerError, compress_layer
-from datafree.pools import processes, serial
-from datafree.recipe import AdaRound, Closed, Nearest, Sgd, Solve, SQuant
+from datafree.execution.pools import processes, serial
+from datafree.quantization.affine import dequantize, grid
+from datafree.recipe.schema import AdaRound, Closed, Nearest, Sgd, Solve, SQuant
 from datafree.records import LayerJob, Moments, QParams, WeightSpec
-from datafree.solvers import NEEDS, SOLVERS
-from datafree.solvers.adaround import adaround
-from datafree.solvers.closed import closed, polished
-from datafree.solvers.compensation import compensated
-from datafree.solvers.grids import FACTORS, output_power, solve_on_best_grid, weight_grid
-from datafree.solvers.nearest import nearest
-from datafree.solvers.sgd import sgd
-from datafree.solvers.squant import squant
+from datafree.solve.compensation import compensated
+from datafree.solve.rounding import NEEDS, SOLVERS
+from datafree.solve.rounding.adaround import adaround
+from datafree.solve.rounding.gptq import closed, polished
+from datafree.solve.rounding.nearest import nearest
+from datafree.solve.rounding.squant import squant
+from datafree.solve.rounding.straight_through import sgd
+from datafree.solve.solve_layer import LayerError, compress_layer
+from datafree.solve.weight_grids import FACTORS, output_power, solve_on_best_grid, weight_grid
 
 SGD = Sgd(steps=60, rows=64, lr=3e-3)
 ADAROUND = AdaRound(steps=60)

@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from datafree import graph as g
-from datafree.batchnorm import fold_batchnorm_
-from datafree.capture import trace
-from datafree.spaces import channel_spaces
+from datafree.graph.capture import trace
+from datafree.graph.channel_ids import channel_spaces
+from datafree.teacher.batchnorm import fold_batchnorm_
 from nets import FEW, IMAGE, NETS, Concat, Residual, conv
 
 FREE, HOMOGENEOUS = False, True

@@ -12,10 +12,10 @@ from nets import block, head
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from datafree.export.onnx import export_onnx  # noqa: E402
-from datafree.export.ortcheck import run_file, session  # noqa: E402
-from datafree.export.stem import fold_stem  # noqa: E402
-from datafree.export.translate import translate  # noqa: E402
+from datafree.export.onnx.export import export_onnx  # noqa: E402
+from datafree.export.onnx.onnxruntime import run_file, session  # noqa: E402
+from datafree.export.onnx.space_to_depth import fold_stem  # noqa: E402
+from datafree.export.onnx.translate import translate  # noqa: E402
 
 CHEAP = Recipe.preset("w8a8").updated(["signal.kind=propagated", "signal.images=4"])
 

@@ -10,16 +10,16 @@ from torch import nn
 
 from datafree import Recipe, compress
 from datafree import graph as g
-from datafree.assemble import QUANTIZE, assemble
-from datafree.batchnorm import fold_batchnorm_
-from datafree.capture import trace
-from datafree.equalize import equalize_
-from datafree.plan import plan_layers
-from datafree.pools import serial
+from datafree.execution.pools import serial
+from datafree.graph.capture import trace
 from datafree.records import LayerResult, QParams
 from datafree.signals import make_signal
-from datafree.solve import solve_layers
-from datafree.ties import LARGEST, TOLERANCE, near_fractions, settled
+from datafree.solve.plan import plan_layers
+from datafree.solve.schedule import solve_layers
+from datafree.student.assemble import QUANTIZE, assemble
+from datafree.student.tie_free_scales import LARGEST, TOLERANCE, near_fractions, settled
+from datafree.teacher.batchnorm import fold_batchnorm_
+from datafree.teacher.equalize import equalize_
 from nets import FEW, NETS, block, conv, head
 
 FAST = ("concat", "pre-activation", "depthwise inverted residual")

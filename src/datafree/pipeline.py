@@ -12,28 +12,18 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from datafree import graph as g
-from datafree.allocate import allocate
-from datafree.batchnorm import fold_batchnorm_
-from datafree.budget import spend as share_out
-from datafree.capture import trace
-from datafree.channels import described
-from datafree.checkpoints import OnStep, Work, ignore_steps, open_checkpoints
-from datafree.counting import counted, counting, spend
-from datafree.distill import distill
-from datafree.distill_images import check_distillation
-from datafree.equalize import equalize_
-from datafree.estimate import with_estimate
-from datafree.evaluate import costs
+from datafree.allocation import allocate, choose_channels, without_channels
+from datafree.allocation import spend as share_out
+from datafree.execution import OnStep, Work, counted, counting, ignore_steps, open_checkpoints, serial, spend
+from datafree.graph import described, trace
 from datafree.models import check_weights, input_range
-from datafree.plan import plan_layers
-from datafree.pools import serial
 from datafree.recipe import Made, Recipe
 from datafree.records import InputRange, LayerResult, Summary
-from datafree.run import Run, images_of
+from datafree.run import Run, costs, images_of, with_estimate
 from datafree.signals import make_signal
-from datafree.solve import Pool, solve_layers
-from datafree.structured import choose_channels, without_channels
-from datafree.ties import settled
+from datafree.solve import Pool, plan_layers, solve_layers
+from datafree.student import check_distillation, distill, settled
+from datafree.teacher import equalize_, fold_batchnorm_
 
 
 def ignore(result: LayerResult) -> None:

@@ -1,1 +1,13 @@
-"""Files of a student: for other programs to run, and for this one to read back."""
+"""Files that run elsewhere: ONNX, and packed weights."""
+
+from datafree.export.onnx.export import ExportCheck, export_onnx
+from datafree.export.onnx.onnxruntime import session
+from datafree.export.packed.packed import load, save
+
+__all__ = [
+    "ExportCheck",
+    "export_onnx",
+    "load",
+    "save",
+    "session",
+]

@@ -17,9 +17,8 @@ from safetensors import safe_open
 from torch import Tensor, fx, nn
 
 from datafree import graph as g
-from datafree.affine import rounded_rows
-from datafree.checkpoints import EVERY, HERE, Work, adam_state, restore_adam, under
-from datafree.counting import spend_on_layer
+from datafree.execution import EVERY, HERE, Work, adam_state, restore_adam, spend_on_layer, under
+from datafree.quantization import rounded_rows
 from datafree.recipe import Adversarial
 from datafree.records import ChannelStats, InputRange, Stats
 from datafree.signals.matching import MatchingError, in_range, mismatch, on_device

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.affine import fake_quantize
 from datafree.graph import aten
+from datafree.quantization import fake_quantize
 from datafree.records import ChannelStats, Layer, QParams, Stats
 from datafree.signals.gaussian import draw, is_passed_over, taps_inside
 

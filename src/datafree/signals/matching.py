@@ -12,17 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.checkpoints import EVERY, HERE, Checkpoints, Work, adam_state, restore_adam
+from datafree.execution import EVERY, HERE, Checkpoints, Work, adam_state, restore_adam
 from datafree.recipe import Inverted, Moved
 from datafree.records import ChannelStats, InputRange, Stats
-from datafree.signals.inversion import (
-    PUBLISHED,
-    Motion,
-    competition,
-    size,
-    statistics_distance,
-    total_variation,
-)
+from datafree.signals.inversion import PUBLISHED, Motion, competition, size, statistics_distance, total_variation
 from datafree.signals.source import batch_statistics
 
 # ours; 8-bit pixels end about two standard deviations from their mean

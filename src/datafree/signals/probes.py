@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from datafree.pools import one_thread
+from datafree.execution import one_thread
 
 NUM_LEAVES = 400  # an image; about a tenth of the pixels stay bare and show the noise alone
 RADIUS_MIN, RADIUS_MAX = 0.02, 0.5  # of the longer side

@@ -1,0 +1,131 @@
+"""What `compress` would do with a model, found out without solving anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, fx, nn
+
+from datafree import graph as g
+from datafree.graph import batch_norms, trace
+from datafree.models import check_weights, input_range
+from datafree.pipeline import warnings_of
+from datafree.recipe import Made, Propagated, Recipe
+from datafree.records import InputRange, Skipped, Stats
+from datafree.signals import make_signal
+from datafree.solve import LayerPlan, plan_layers
+from datafree.teacher import Equalization, equalize_, fold_batchnorm_
+
+
+@dataclass(frozen=True)
+class InspectedLayer:
+    """One layer: its place in the network, what BatchNorm tells of it, the bits planned (None = float).
+
+    producers: layers (or inputs of the network) whose outputs reach this layer, in execution order.
+    knows_input: the mean and std of all tensors that its input is made from are known.
+    knows_output: the mean and std of its own output are known: a BatchNorm was folded into it.
+    """
+
+    name: str
+    kind: str
+    weight_shape: tuple[int, ...]
+    producers: tuple[str, ...]
+    knows_input: bool
+    knows_output: bool
+    weight_bits: int | None
+    input_bits: int | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `compress` would do. Equalization is tried in every mode, whichever the recipe asks for."""
+
+    model: str
+    input_shapes: tuple[tuple[int, ...], ...]  # without the batch dimension
+    input_range: str
+    layers: tuple[InspectedLayer, ...]
+    equalizations: tuple[Equalization, ...]  # free, foldable, depthwise
+    num_batchnorms: int
+    kept: tuple[Skipped, ...]  # BatchNorms that stay as an affine operator
+    skipped: tuple[Skipped, ...]  # everything else that is left as it is
+    warnings: tuple[str, ...]
+
+
+def inspect(
+    model: nn.Module,
+    example: Tensor | tuple[Tensor, ...],
+    *,
+    recipe: Recipe = Recipe(),  # noqa: B008  it is frozen
+) -> Inspection:
+    """Say what `compress` would do with `model`: read, fold and plan, but solve no layer.
+
+    Args:
+        model: trained network; never changed, a copy is looked at.
+        example: input(s) (N, C, H, W) float; only shape and dtype are used.
+        recipe: what would be done.
+
+    Raises:
+        CaptureError, RecipeError, ModelError: as `compress`, before any work is done.
+    """
+    check_weights(model)
+    teacher = trace(model, example)
+    num_batchnorms = len(batch_norms(teacher))
+    stats, kept = fold_batchnorm_(teacher)
+    plan = plan_layers(teacher, recipe)
+    chosen = _chosen_range(teacher, stats, recipe, input_range(model))
+    rows = recipe.weights.per == "tensor"
+    return Inspection(
+        model=type(model).__name__,
+        input_shapes=tuple(g.shape(node)[1:] for node in g.placeholders(teacher)),
+        input_range=str(chosen),
+        layers=tuple(_inspect_layer(teacher, item, stats) for item in plan.layers.values()),
+        equalizations=tuple(
+            equalize_(g.duplicate(teacher), stats, mode=mode, rows=rows)[1]
+            for mode in ("free", "foldable", "depthwise")
+        ),
+        num_batchnorms=num_batchnorms,
+        kept=kept,
+        skipped=plan.skipped,
+        warnings=warnings_of(model, stats, chosen),
+    )
+
+
+def _inspect_layer(teacher: fx.GraphModule, item: LayerPlan, stats: Stats) -> InspectedLayer:
+    layer, node = item.layer, g.node_of(teacher, item.layer.node)
+    return InspectedLayer(
+        name=layer.name,
+        kind=layer.kind,
+        weight_shape=tuple(g.weight(teacher, layer).shape),
+        producers=tuple(n.meta.get("layer") or n.name for n in _before(node, lambda n: False)),
+        knows_input=all(n.name in stats for n in _before(node, lambda n: n.name in stats)),
+        knows_output=node.name in stats,
+        weight_bits=item.weights.bits if item.weights else None,
+        input_bits=item.input_bits,
+    )
+
+
+def _before(layer: fx.Node, stop: Callable[[fx.Node], bool]) -> list[fx.Node]:
+    """Where walks from the input of `layer` towards the network's inputs end, in execution order."""
+    ends, seen = set(), set()
+    todo: list[fx.Node] = [layer.all_input_nodes[0]]
+    while todo:
+        node = todo.pop()
+        if node in seen or node.op == "get_attr" or "size" in node.meta:  # a constant; a symbolic integer
+            continue
+        seen.add(node)
+        if stop(node) or node.op == "placeholder" or node.meta.get("layer"):
+            ends.add(node)
+        else:
+            todo.extend(node.all_input_nodes)
+    return [node for node in layer.graph.nodes if node in ends]
+
+
+def _chosen_range(teacher: fx.GraphModule, stats: Stats, recipe: Recipe, known: InputRange | None) -> InputRange:
+    """The range of the network's input as `compress` chooses it."""
+    if recipe.signal.kind == "loader":
+        return InputRange((), (), "the images given")
+    signal = recipe.signal
+    if isinstance(signal, Made):  # the range is that of their probes, known before any step is taken
+        signal = Propagated(probes=signal.probes, images=signal.images)
+    return make_signal(teacher, stats, signal, seed=0, input_range=known)[1]

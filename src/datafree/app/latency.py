@@ -1,0 +1,195 @@
+"""How long written files take: each in a process of its own, taking turns, so that a noisy moment hits all alike."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median, quantiles
+
+import torch
+
+from datafree import graph as g
+from datafree.export import load, session
+
+TURN = 0.1  # seconds of one file's turn, at least
+WARM_UP = 3  # runs before the first turn
+RUNTIMES = {".onnx": "ONNX Runtime", ".safetensors": "PyTorch, simulated"}
+
+
+class BenchError(ValueError):
+    """A file that cannot be timed."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One file. Milliseconds of one run of a whole batch: median and quartiles over turns.
+
+    `speed` is how many times faster than the first file, the median of ratios within a turn. `compressed_bytes` are
+    those of zlib. `peak_memory_bytes` is of its process, Python and runtime included.
+    """
+
+    file: str
+    runtime: str
+    threads: int
+    batch: int
+    turns: int
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    speed: float
+    images_per_second: float
+    bytes: int
+    compressed_bytes: int
+    peak_memory_bytes: int
+
+
+def bench(files: Sequence[str | Path], *, threads: int = 1, batch: int = 1, turns: int = 20) -> list[Latency]:
+    """Time files side by side on random images.
+
+    Args:
+        files: .onnx, run by ONNX Runtime; or packed .safetensors, whose student PyTorch simulates in float. The first
+            is what the others are compared with.
+        threads: of each runtime.
+        batch: images in a run.
+        turns: rounds; in each, every file runs for a tenth of a second or once.
+
+    Raises:
+        BenchError: no such file, not one that is run here, or one that its runtime refuses.
+    """
+    paths = [Path(file) for file in files]
+    for path in paths:
+        _check(path)
+    with ExitStack() as stack:
+        workers = [stack.enter_context(_Worker(path, threads, batch)) for path in paths]
+        times = [[worker.turn() for worker in workers] for _ in range(turns)]
+        peaks = [worker.peak() for worker in workers]
+    columns = list(zip(*times, strict=True))
+    return [
+        _latency(path, own, columns[0], peak, threads, batch)
+        for path, own, peak in zip(paths, columns, peaks, strict=True)
+    ]
+
+
+def _check(path: Path) -> None:
+    if not path.is_file():
+        raise BenchError(
+            f"{path} is not a file; give .onnx or packed .safetensors files, as datafree export writes them"
+        )
+    if path.suffix not in RUNTIMES:
+        raise BenchError(f"{path} is not run here; give {' or '.join(RUNTIMES)} files, as datafree export writes them")
+
+
+def _latency(
+    path: Path, seconds: Sequence[float], first: Sequence[float], peak: int, threads: int, batch: int
+) -> Latency:
+    low, _, high = quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
+    content = path.read_bytes()
+    return Latency(
+        file=str(path),
+        runtime=RUNTIMES[path.suffix],
+        threads=threads,
+        batch=batch,
+        turns=len(seconds),
+        median_ms=1e3 * median(seconds),
+        low_ms=1e3 * low,
+        high_ms=1e3 * high,
+        speed=median(a / b for a, b in zip(first, seconds, strict=True)),
+        images_per_second=batch / median(seconds),
+        bytes=len(content),
+        compressed_bytes=len(zlib.compress(content, 6)),
+        peak_memory_bytes=peak,
+    )
+
+
+class _Worker:
+    """A process that holds one opened file and runs it when asked."""
+
+    def __init__(self, path: Path, threads: int, batch: int) -> None:
+        context, self._path = multiprocessing.get_context("spawn"), path
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, path, threads, batch), daemon=True)
+
+    def __enter__(self) -> _Worker:
+        self._process.start()
+        try:
+            self._ask(None)  # opened and warm
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.join()
+
+    def turn(self) -> float:
+        """Seconds of one run."""
+        return self._ask("turn")
+
+    def peak(self) -> int:
+        return int(self._ask("peak"))
+
+    def _ask(self, what: str | None) -> float:
+        if what is not None:
+            self._pipe.send(what)
+        while not self._pipe.poll(0.2):
+            if not self._process.is_alive():
+                raise BenchError(
+                    f"{self._path}: the process that ran it ended, perhaps out of memory; time fewer "
+                    "files, or a smaller --batch"
+                )
+        answer = self._pipe.recv()
+        if isinstance(answer, str):
+            raise BenchError(answer)
+        return answer
+
+
+def _serve(pipe: Connection, path: Path, threads: int, batch: int) -> None:
+    """Answer turns until the process is ended."""
+    try:
+        run = _open(path, threads, batch)
+        for _ in range(WARM_UP):
+            run()
+    except Exception as error:  # any runtime's; told on the other side
+        pipe.send(f"{path} cannot be timed: {' '.join(str(error).split())[:300]}")
+        return
+    pipe.send(0.0)
+    while True:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        pipe.send(_timed(run) if pipe.recv() == "turn" else float(peak if sys.platform == "darwin" else 1024 * peak))
+
+
+def _timed(run: Callable[[], object]) -> float:
+    start, count = time.perf_counter(), 0
+    while (spent := time.perf_counter() - start) < TURN or not count:
+        run()
+        count += 1
+    return spent / count
+
+
+def _open(path: Path, threads: int, batch: int) -> Callable[[], object]:
+    generator = torch.Generator().manual_seed(0)
+    if path.suffix == ".onnx":
+        opened = session(path, threads=threads)
+        shapes = {item.name: (batch, *item.shape[1:]) for item in opened.get_inputs()}
+        if any(not isinstance(side, int) for shape in shapes.values() for side in shape):
+            raise BenchError(f"its inputs have open sizes besides the batch: {shapes}")
+        feed = {name: torch.randn(shape, generator=generator).numpy() for name, shape in shapes.items()}
+        return lambda: opened.run(None, feed)
+    torch.set_num_threads(threads)
+    student = load(path)
+    inputs = [torch.randn(batch, *g.shape(node)[1:], generator=generator) for node in g.placeholders(student)]
+    return lambda: _without_grad(student, inputs)
+
+
+def _without_grad(student: torch.nn.Module, inputs: list[torch.Tensor]) -> object:
+    with torch.no_grad():
+        return student(*inputs)

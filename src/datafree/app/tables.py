@@ -1,0 +1,341 @@
+"""What the command line shows, built as rich renderables; nothing here prints."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from rich import box
+from rich.console import Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from datafree.app.inspect import Inspection
+from datafree.app.labelled_images import BATCH_SIZE
+from datafree.app.latency import Latency
+from datafree.export import ExportCheck
+from datafree.models import Normalization
+from datafree.recipe import Recipe
+from datafree.records import Estimate, LayerResult, Skipped, Summary
+from datafree.run import Evaluation, Run
+
+NUM_NAMES = 3  # layers named in one line
+
+DemoRow = tuple[str, Run, Evaluation, Evaluation]
+"""A preset, its run, the run's evaluation, and that of plain rounding."""
+
+
+# ---- name and value, one fact a row
+
+
+def run_facts(done: Run) -> dict[str, str]:
+    """What a compression did and what it cost."""
+    s = done.summary
+    widths = Counter(0 if layer.bits == 32 else layer.bits for layer in done.layers)
+    widths += Counter({0: s.num_layers - s.num_quantized})
+    size, float_size = num_bytes(s.bytes), num_bytes(s.float_bytes)
+    work = f"{count(s.bit_operations)}, {share(s.bit_operations, s.float_bit_operations)}"
+    errors = {layer.name: layer.error_db for layer in done.layers}
+    return {
+        "seed": str(s.seed),
+        "signal": s.signal,
+        "input range": s.input_range,
+        "layers": f"{s.num_quantized} of {s.num_layers} solved",
+        "weights": _widths(widths),
+        "pruned": _pruned(s),
+        "activations": s.activations,
+        "equalization": s.equalization,
+        "steps dropped": _dropped(done.layers),
+        "size": f"{size}, {share(s.bytes, s.float_bytes)} of {float_size} in float32",
+        "multiply-adds": f"{count(s.macs)} for one image, {share(s.macs, s.float_macs)} of {count(s.float_macs)}",
+        "bit operations": f"{work} of {count(s.float_bit_operations)} in float32",
+        "predicted SQNR": f"{_worst(errors)}; its weights alone, on the signal",
+        "agreement": _estimate_text(s.estimate),
+        "distillation": s.distilled or "none",
+        "time": f"{s.seconds:.1f} s",
+        "spent": f"{count(s.spent_macs)} multiply-adds, as {s.forward_equivalents:.0f} forward passes of one image",
+        "peak memory": f"{num_bytes(s.peak_memory_bytes)}, whole process",
+    }
+
+
+def _pruned(s: Summary) -> str:
+    """What was removed on purpose; rounding makes more zeros."""
+    gone = [f"{100 * s.sparsity:.1f} % of the weights are zero"] if s.sparsity else []
+    return "; ".join([*gone, *(f"removed: {line}" for line in s.removed)]) or "nothing"
+
+
+def _dropped(layers: Sequence[LayerResult]) -> str:
+    """Steps left out of some layers, because they would not have lowered the predicted error."""
+    found = Counter(step for layer in layers for step in layer.dropped)
+    return ", ".join(f"{step} in {n} of {len(layers)} layers" for step, n in found.items()) or "none"
+
+
+def _estimate_text(found: Estimate | None) -> str:
+    """Agreement, predicted."""
+    if found is None:
+        return "not estimated"
+    return (
+        f"about {found.agreement:.0f} % of images keep their class, {found.low:.0f} to {found.high:.0f} (no data read)"
+    )
+
+
+def inspection_facts(found: Inspection, recipe: Recipe) -> dict[str, str]:
+    """What a compression would do."""
+    layers, kept = found.layers, len(found.kept)
+    num_quantized = sum(layer.weight_bits is not None for layer in layers)
+    outputs = sum(layer.knows_output for layer in layers)
+    inputs = sum(layer.knows_input for layer in layers)
+    coverage = {f"if {e.mode}": str(e).removeprefix(f"{e.mode}: ") for e in found.equalizations}
+    return {
+        "input": ", ".join(f"(N, {', '.join(map(str, shape))})" for shape in found.input_shapes),
+        "input range": found.input_range,
+        "layers": f"{num_quantized} of {len(layers)} would be quantized",
+        "weights": _widths(Counter(layer.weight_bits or 0 for layer in layers)),
+        "layer inputs": _widths(Counter(layer.input_bits or 0 for layer in layers)),
+        "BatchNorm": f"{found.num_batchnorms - kept} fold into a layer, {kept} stay as affine operators",
+        "statistics": f"known at the output of {outputs} and the input of {inputs} of {len(layers)} layers",
+        "pruning": _pruning(recipe),
+        "equalization": f"{recipe.equalize}, of these:",
+        **coverage,
+    }
+
+
+def _pruning(recipe: Recipe) -> str:
+    """What the recipe would remove."""
+    if recipe.prune is None:
+        return "none" if recipe.budget is None else f"for a budget of {recipe.budget}"
+    of = "the multiply-adds, as whole channels" if recipe.prune.pattern == "channels" else "the weights"
+    pattern = f", {recipe.prune.pattern}" if recipe.prune.cell else ""
+    return f"{100 * recipe.prune.sparsity:g} % of {of}{pattern}"
+
+
+def evaluation_facts(found: Evaluation) -> dict[str, str]:
+    """What was lost on labelled images."""
+    return {
+        "top-1, student": f"{found.top1:.2f} ± {found.top1_error:.2f} %",
+        "top-1, float": f"{found.float_top1:.2f} %",
+        "lost": f"{found.lost:.2f} ± {found.lost_error:.2f} points",
+        "agreement": f"{found.agreement:.2f} % of images get the class that float gives them",
+        "SQNR": f"{_worst(found.layer_sqnr_db)}; the whole network running, first {BATCH_SIZE} images",
+        "±": f"one standard error over {found.num_images} images; of the loss, by paired differences",
+    }
+
+
+def pixels_text(used: Normalization | None) -> str:
+    """How images become the network's input."""
+    change = "not normalised (see --mean)"
+    if used is not None:
+        mean, std = (",".join(f"{v:g}" for v in values) for values in (used.mean, used.std))
+        change = f"less {mean}, divided by {std} ({used.source})"
+    return f"8-bit ones from 0 to 1, {change}; floating-point ones as they are"
+
+
+def facts_table(title: str, facts: dict[str, str]) -> Group:
+    """A title and its facts."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 1))
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column()
+    for row in facts.items():
+        table.add_row(*row)
+    return Group(Text(), Text(title, "bold"), Text(), table, Text())
+
+
+def export_facts(check: ExportCheck) -> dict[str, str]:
+    """An ONNX file, as it ran."""
+    same = "no logits to compare" if check.agreement is None else f"{check.agreement:.1f} % equal classes"
+    names = [name.split(" ")[0] for name in check.float_nodes]
+    kinds = ", ".join(f"{n} {name}" for name, n in Counter(names).items())
+    return {
+        "size": f"{num_bytes(check.bytes)}, {share(check.bytes, check.float_bytes)} of the float network's weights",
+        "file against student": f"{check.sqnr_db:.1f} dB, {same}, largest difference {check.largest_difference:.3g}",
+        "student against float": f"{check.quantization_db:.1f} dB",
+        "compared on": f"{check.num_probes} probe images, in ONNX Runtime",
+        "in float there": kinds or "nothing",
+    }
+
+
+def packed_facts(done: Run, file: Path) -> dict[str, str]:
+    """A packed checkpoint beside the float network's weights."""
+    size = file.stat().st_size
+    return {"size": f"{num_bytes(size)}, {share(size, done.summary.float_bytes)} of the float network's weights"}
+
+
+def latency_table(found: Sequence[Latency]) -> Group:
+    """One file a row."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("file")
+    for name in ("ms", "quartiles", "speed", "images/s", "size", "zlib", "peak memory"):
+        table.add_column(name, justify="right")
+    for item in found:
+        table.add_row(
+            Path(item.file).name,
+            f"{item.median_ms:.2f}",
+            f"{item.low_ms:.2f} to {item.high_ms:.2f}",
+            f"{item.speed:.2f}x",
+            f"{item.images_per_second:.1f}",
+            num_bytes(item.bytes),
+            num_bytes(item.compressed_bytes),
+            num_bytes(item.peak_memory_bytes),
+        )
+    first = found[0]
+    threads = "1 thread" if first.threads == 1 else f"{first.threads} threads"
+    said = (
+        f"ms: median of {first.turns} turns that the files took one after another, batch of {first.batch}, {threads}, "
+        "random images. speed: against the first file, within a turn. peak memory: of the whole process."
+    )
+    simulated = [Path(i.file).name for i in found if "simulated" in i.runtime]
+    if simulated:
+        said += f" {', '.join(simulated)}: simulated by PyTorch in float, so its speed says nothing."
+    return Group(table, Text(said, "dim"), Text())
+
+
+# ---- what the user should know beside the facts
+
+
+def notes(warnings: Sequence[str], skipped: Sequence[Skipped]) -> list[Text]:
+    """Warnings one by one; what is left as it was, grouped by reason."""
+    reasons: dict[str, list[str]] = {}
+    for item in skipped:
+        reasons.setdefault(item.reason, []).append(item.name)
+    lines = [Text.assemble(("warning: ", "yellow"), text) for text in warnings]
+    return lines + [
+        Text.assemble((f"{len(names)} x ", "yellow"), f"{reason} ({some(names)})") for reason, names in reasons.items()
+    ]
+
+
+def about_weights(origin: str) -> tuple[str, ...]:
+    """A warning where the weights are random."""
+    hint = "the weights are random, so accuracy means nothing; give --pretrained or --weights FILE"
+    return (hint,) if origin.endswith("random weights") else ()
+
+
+# ---- one row a layer
+
+
+def layers_table(layers: Sequence[LayerResult]) -> Table:
+    """What became of every layer."""
+    table = _columns("layer", "outputs", "inputs x taps", "bits", "zeros", "predicted SQNR, dB", "seconds")
+    for layer in layers:
+        sides = [str(side) for side in layer.weight.shape]
+        cells = (str(layer.bits), f"{100 * layer.sparsity:.1f} %", f"{layer.error_db:.1f}", f"{layer.seconds:.2f}")
+        table.add_row(layer.name, *sides, *cells)
+    return table
+
+
+def inspected_table(found: Inspection) -> Table:
+    """What is known and planned of every layer."""
+    table = _columns("layer", "weight", "bits, input bits", "statistics", "fed by", left=5)
+    for layer in found.layers:
+        known = {"input": layer.knows_input, "output": layer.knows_output}
+        statistics = " ".join(side for side, has in known.items() if has) or "none"
+        shape = "x".join(map(str, layer.weight_shape))
+        bits = ", ".join(str(width or "float") for width in (layer.weight_bits, layer.input_bits))
+        table.add_row(layer.name, shape, bits, statistics, some(layer.producers))
+    return table
+
+
+# ---- the demo
+
+
+def demo_table(reference: Evaluation, rows: Sequence[DemoRow]) -> Group:
+    """Every preset beside plain rounding, and what the figures mean."""
+    table = _columns("", "top-1, datafree", "top-1, plain rounding", "size", "of float32", "time")
+    float_size = num_bytes(rows[0][1].summary.float_bytes)
+    table.add_row("float32", f"{reference.top1:.1f} %", "", float_size, "100.0 %", "")
+    for preset, done, ours, plain in rows:
+        s = done.summary
+        cost = (num_bytes(s.bytes), share(s.bytes, s.float_bytes), f"{s.seconds:.1f} s")
+        table.add_row(preset, Text(f"{ours.top1:.1f} %", "bold"), f"{plain.top1:.1f} %", *cost)
+    title = Text("A digits network, compressed without one image", "bold")
+    return Group(Text(), title, table, *(Padding(note, (0, 2, 1, 2)) for note in _demo_notes(reference, rows)))
+
+
+def _demo_notes(reference: Evaluation, rows: Sequence[DemoRow]) -> list[str]:
+    ours_error, plain_error = (max(row[side].lost_error for row in rows) for side in (2, 3))
+    found = [
+        f"top-1: of {reference.num_images} held-out images; standard error of float32 "
+        f"{reference.top1_error:.1f} points, of the difference to it at most {ours_error:.1f} (datafree) and "
+        f"{plain_error:.1f} (plain rounding). size: weights and biases at their real widths. time: of one "
+        "compression on this computer; the first also loads torch's exporter.",
+        "plain rounding: the same bits for every weight and every activation, and as many weights to one scale; "
+        "each weight rounded to the nearest step between the smallest and the largest. No equalization, no clipping "
+        "of weight ranges, no error feedback, no bias correction. Activation ranges are found as by datafree.",
+    ]
+    found += [
+        f"{preset}: all weights of a layer share a scale. Equalization, {done.summary.equalization}; a layer equalized "
+        "in the requantization has one multiplier a channel there (4 bytes each): it costs what "
+        "one scale a channel costs."
+        for preset, done, _, _ in rows
+        if done.recipe.weights.per == "tensor" and done.recipe.equalize != "off"
+    ]
+    enough = [preset for preset, _, _, plain in rows if plain.lost <= 2 * plain.lost_error]
+    if enough:
+        found.append(
+            f"At {', '.join(enough)} plain rounding does not fail: it is within two standard errors of "
+            "float32, and this small network needs no more there."
+        )
+    level = [preset for preset, _, ours, plain in rows if preset not in enough and ours.top1 <= plain.top1]
+    if level:
+        found.append(f"At {', '.join(level)} datafree does no better than plain rounding on this network.")
+    if len(enough) < len(rows):
+        found.append(
+            "The network was chosen among trained variants as one that plain rounding visibly breaks where all weights "
+            "of a layer share a scale, as it breaks MobileNets; another one may lose more or less."
+        )
+    return found
+
+
+# ---- words and numbers
+
+
+def _columns(*headings: str, left: int = 1) -> Table:
+    """A table with these headings; numbers, to the right of the first columns, are aligned right."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for position, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if position < left else "right", overflow="fold")
+    return table
+
+
+def num_bytes(number: int) -> str:
+    """Three digits: 950 B, 1.21 kB, 3.50 MB."""
+    return f"{number} B" if number < 1000 else f"{count(number)}B"
+
+
+def count(number: int) -> str:
+    """Three digits: 950, 1.21 k, 3.50 M."""
+    if number < 1000:
+        return str(number)
+    power = min(int(math.log10(float(f"{number:.3g}"))) // 3, 4)
+    return f"{number / 1000**power:#.3g} {' kMGT'[power]}".replace(". ", " ")
+
+
+def share(part: int, whole: int) -> str:
+    """Percent, one decimal."""
+    return f"{100 * part / max(whole, 1):.1f} %"
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    rest = len(names) - NUM_NAMES
+    return ", ".join(names[:NUM_NAMES]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _layers(num: int) -> str:
+    return f"{num} layer{'' if num == 1 else 's'}"
+
+
+def _widths(counts: Counter[int]) -> str:
+    """The most frequent first; 0 = float."""
+    return ", ".join(f"{f'{b} bits' if b else 'float'} in {_layers(num)}" for b, num in counts.most_common())
+
+
+def _worst(sqnr_db: dict[str, float]) -> str:
+    if not sqnr_db:
+        return "of no layer"
+    name = min(sqnr_db, key=sqnr_db.__getitem__)
+    middle = f"median {median(sqnr_db.values()):.1f} dB of {_layers(len(sqnr_db))}"
+    return f"worst {sqnr_db[name]:.1f} dB ({name}), {middle}"

@@ -1,0 +1,186 @@
+"""Work that takes long leaves what it has done in a folder, whole or not at all, and goes on from there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from datafree.execution.atomic import written_whole
+from datafree.records import LayerResult, QParams
+
+JOB = "job.json"
+EVERY = 50  # steps between two states of an optimisation
+
+OnStep = Callable[[str, int, int], None]
+"""Called while long work goes on: what is being done, steps done, steps in all."""
+
+
+class CheckpointError(ValueError):
+    """A folder that holds another job's work, or is damaged."""
+
+
+def ignore_steps(what: str, done: int, total: int) -> None:
+    """The `on_step` of someone who does not watch."""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Named sets of tensors in a folder; without a folder nothing is kept.
+
+    A kill leaves the old file or the new one.
+    """
+
+    folder: Path | None = None
+    prefix: str = ""
+    job: Mapping[str, str] = field(default_factory=dict)
+
+    def part(self, name: str) -> Checkpoints:
+        """The same folder, for one of several pieces of work."""
+        return replace(self, prefix=f"{self.prefix}{name}.")
+
+    def write(self, name: str, tensors: dict[str, Tensor], record: dict | None = None) -> None:
+        if self.folder is None:
+            return
+        path = self._path(name)
+        if not self.folder.exists():
+            self.folder.mkdir(parents=True)
+            (self.folder / JOB).write_text(json.dumps(dict(self.job), indent=2))
+        with written_whole(path) as place:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, place, _metadata(record))
+
+    def read(self, name: str) -> dict[str, Tensor] | None:
+        """What `write` was given, None where it was not.
+
+        Raises:
+            CheckpointError: the file is damaged; names it.
+        """
+        path = self.folder and self._path(name)
+        if path is None or not path.exists():
+            return None
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}; delete that file, its work is done again") from None
+
+    def record(self, name: str) -> dict:
+        """The plain values written beside the tensors."""
+        assert self.folder is not None, "there is a record only where there are tensors"
+        with safe_open(self._path(name), "pt") as file:
+            return json.loads(file.metadata()["record"])
+
+    def write_layer(self, result: LayerResult) -> None:
+        tensors, record = layer_to_tensors(result)
+        self.write(f"layer.{result.name}", tensors, record)
+
+    def read_layer(self, name: str) -> LayerResult | None:
+        tensors = self.read(f"layer.{name}")
+        return None if tensors is None else layer_from_tensors(tensors, self.record(f"layer.{name}"))
+
+    def _path(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{self.prefix}{name}.safetensors".replace("/", "_")
+
+
+NOTHING_KEPT = Checkpoints()
+
+
+@dataclass(frozen=True)
+class Work:
+    """How something long is done: where ("cpu" or "cuda"), who is told of its steps, and what is kept of it."""
+
+    device: str = "cpu"
+    on_step: OnStep = ignore_steps
+    checkpoints: Checkpoints = NOTHING_KEPT
+
+    def part(self, name: str) -> Work:
+        """One of several pieces of it."""
+        return replace(self, checkpoints=self.checkpoints.part(name))
+
+
+HERE = Work()
+
+
+def _metadata(record: dict | None) -> dict[str, str] | None:
+    return None if record is None else {"record": json.dumps(record)}
+
+
+def open_checkpoints(folder: str | Path | None, job: dict[str, str]) -> Checkpoints:
+    """Checkpoints of one job, the same in all that is given, or a new folder for it once there is work to keep.
+
+    Raises:
+        CheckpointError: the folder holds another job's work; says what differs.
+    """
+    if folder is None:
+        return Checkpoints()
+    folder = Path(folder)
+    known = folder / JOB
+    if known.exists():
+        found = _job_of(known)
+        differs = [k for k in job if found.get(k) != job[k]]
+        if differs:
+            raise CheckpointError(
+                f"{folder} holds work on another {' and '.join(differs)}; resume it with the same model, recipe, "
+                "seed, input and images, or choose another folder"
+            )
+    elif folder.exists():
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+            return Checkpoints(folder, job=job)
+        raise CheckpointError(f"{folder} is not a folder of unfinished work; choose an empty or a new one")
+    return Checkpoints(folder, job=job)
+
+
+def _job_of(path: Path) -> dict[str, str]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}; delete the folder and start again") from None
+    return found if isinstance(found, dict) else {}
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
+
+
+def adam_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Everything Adam remembers, by the number of the parameter."""
+    held = [optimizer.state[p] for group in optimizer.param_groups for p in group["params"]]
+    return {f"adam.{i}.{k}": v for i, state in enumerate(held) for k, v in state.items()}
+
+
+def restore_adam(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Give a fresh Adam what `adam_state` returned."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, parameter in enumerate(parameters):
+        keys = ("step", "exp_avg", "exp_avg_sq")
+        if f"adam.{i}.step" in tensors:
+            held = {k: tensors[f"adam.{i}.{k}"].clone() for k in keys}
+            optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in held.items()}
+
+
+def layer_to_tensors(result: LayerResult) -> tuple[dict[str, Tensor], dict]:
+    """A solved layer as tensors and plain values."""
+    grid = result.weight_qparams
+    tensors = {"weight": result.weight, "bias": result.bias}
+    plain = {k: v for k, v in vars(result).items() if k not in ("weight", "bias", "weight_qparams")}
+    if grid is not None:
+        tensors |= {"scale": grid.scale, "zero_point": grid.zero_point}
+        plain |= {"qmin": grid.qmin, "qmax": grid.qmax}
+    return {k: v.contiguous() for k, v in tensors.items()}, plain
+
+
+def layer_from_tensors(tensors: dict[str, Tensor], record: dict) -> LayerResult:
+    """What `layer_to_tensors` was given."""
+    record = {**record, "dropped": tuple(record["dropped"])}
+    grid = None
+    if "scale" in tensors:
+        grid = QParams(tensors["scale"], tensors["zero_point"], record.pop("qmin"), record.pop("qmax"))
+    return LayerResult(weight=tensors["weight"], bias=tensors["bias"], weight_qparams=grid, **record)

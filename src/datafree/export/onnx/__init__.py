@@ -1,0 +1,1 @@
+"""ONNX files in quantize/dequantize form, checked by running them."""

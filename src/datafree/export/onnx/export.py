@@ -1,0 +1,236 @@
+"""A run as an ONNX file that integer runtimes fuse: written, checked, run, and compared with the student."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections import Counter
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from datafree.execution import written_whole
+from datafree.export.onnx.fusion import QUANTIZE
+from datafree.export.onnx.onnxruntime import agreement, open_and_read, repeatability, run_file, run_module, sqnr
+from datafree.export.onnx.space_to_depth import fold_stem
+from datafree.export.onnx.translate import translate
+from datafree.export.onnx.writer import IR_VERSIONS, ExportError
+from datafree.recipe import Propagated
+from datafree.run import Run
+from datafree.signals import make_signal
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["ExportCheck", "ExportError", "export_onnx"]
+
+NUM_PROBES = 32
+NEAR_DB, SLACK_DB = 10.0, 6.0  # above the quantization noise: near enough; below the student's own repeatability: not
+SAME_DB = 80.0  # float rounding alone; a file this near to the student is the student, however little that lost
+
+
+@dataclass(frozen=True)
+class ExportCheck:
+    """What the written file does, from running it in ONNX Runtime on `num_probes` images.
+
+    sqnr_db: file against student; quantization_db: student against the float network. Both of the worst output.
+    agreement: images that get the student's class, percent; None where the network gives no logits (N, classes).
+    largest_difference: of any output value, file against student.
+    bytes, float_bytes: of the file, and of the float network's weights and biases.
+    float_nodes: of ONNX Runtime's optimized graph, those that still compute in float, as `operator name`.
+    """
+
+    sqnr_db: float
+    agreement: float | None
+    largest_difference: float
+    quantization_db: float
+    bytes: int
+    float_bytes: int
+    float_nodes: tuple[str, ...]
+    notes: tuple[str, ...]
+    num_probes: int
+
+    def __str__(self) -> str:
+        same = "" if self.agreement is None else f", {self.agreement:.1f} % equal classes"
+        return (
+            f"{self.bytes / 1e6:.2f} MB, {self.bytes / max(1, self.float_bytes):.3f} of the float network; "
+            f"file against student {self.sqnr_db:.1f} dB{same} on {self.num_probes} probe images "
+            f"(student against float {self.quantization_db:.1f} dB); "
+            f"{len(self.float_nodes)} nodes in float in ONNX Runtime"
+        )
+
+
+def export_onnx(
+    run: Run,
+    path: str | Path,
+    *,
+    opset: int = 21,
+    int4: bool = False,
+    blocks: bool = True,
+    force: bool = False,
+    probes: Tensor | tuple[Tensor, ...] | None = None,
+) -> ExportCheck:
+    """Write the student as an ONNX file and check the file by running it.
+
+    Quantize/dequantize pairs around float operators (QDQ): unsigned 8-bit activations, signed 8-bit weights with
+    zero_point 0, 32-bit biases, all stored as integers; pruned float students as plain float. The batch dimension is
+    open. Recipe, seed, version and input range travel in the file's metadata.
+
+    Args:
+        path: of the file; it appears whole or not at all.
+        opset: 21 or 13.
+        int4: store weights of up to 4 bits as ONNX INT4: half the bytes, but slower in ONNX Runtime. Opset 21 only.
+        blocks: write a first convolution of stride 2 on blocks of 2x2 pixels: the same integers, a tenth faster in ONNX
+            Runtime; OpenVINO is up to a twentieth faster without.
+        force: replace a file that is there.
+        probes: images to compare on, (N, C, H, W) as the network sees them, one tensor for each input; None = the
+            run's own images, or dead leaves in the run's input range.
+
+    Raises:
+        ExportError: packages are missing, a file is there, an operator that ONNX lacks, a disk that is full; or the
+            file differs from the student as much as the student from the float network. No file is left then.
+    """
+    path = Path(path)
+    _check_arguments(path, opset, int4=int4, force=force)
+    model = translate(run.student, opset=opset, int4=int4)
+    folded = fold_stem(model) if blocks else None
+    _add_metadata(model, run)
+    inputs = _probes(run, probes)
+    try:
+        with written_whole(path) as place:
+            place.write_bytes(model.SerializeToString())
+            check = _check(run, place, inputs, tuple(_notes(run, model, folded)))
+    except OSError as error:
+        raise ExportError(
+            f"{path} could not be written: {error.strerror or error}; free some space or choose another place"
+        ) from error
+    return check
+
+
+def _check_arguments(path: Path, opset: int, *, int4: bool, force: bool) -> None:
+    for package in ("onnx", "onnxruntime"):
+        try:
+            importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            raise ExportError(f'{error.name} is not installed; pip install "datafree[onnx]"') from error
+    if opset not in IR_VERSIONS:
+        raise ExportError(f"opset {opset} is not one that is written; allowed are {', '.join(map(str, IR_VERSIONS))}")
+    if int4 and opset < 21:
+        raise ExportError(f"opset {opset} has no INT4; export with opset=21, or without int4")
+    if path.is_dir():
+        raise ExportError(f"{path} is a directory; give the name of a file in it")
+    if path.exists() and not force:
+        raise ExportError(f"{path} exists; choose another name, or force=True (--force) to replace it")
+
+
+def _add_metadata(model: onnx.ModelProto, run: Run) -> None:
+    from onnx import helper
+
+    known = run.input_range
+    entries = {
+        "datafree_version": metadata.version("datafree"),
+        "model": run.summary.model,
+        "recipe": run.recipe.dump(),
+        "seed": str(run.summary.seed),
+        "input_mean": json.dumps(known and known.mean),
+        "input_std": json.dumps(known and known.std),
+        "input_range": run.summary.input_range,
+    }
+    helper.set_model_props(model, entries)
+    model.producer_version = entries["datafree_version"]
+
+
+def _probes(run: Run, given: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+    """At most NUM_PROBES images of the run's own or made anew; all of those that were given."""
+    if given is not None:
+        return given if isinstance(given, tuple) else (given,)
+    if run.images:
+        return tuple(x[:NUM_PROBES] for x in run.images)
+    signal = Propagated(images=NUM_PROBES)
+    return make_signal(run.teacher, run.stats, signal, seed=0, input_range=run.input_range)[0].inputs
+
+
+def _check(run: Run, path: Path, inputs: tuple[Tensor, ...], notes: tuple[str, ...]) -> ExportCheck:
+    """Run the file and compare.
+
+    Raises:
+        ExportError: the file is not valid, or not the student.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"the file is no valid ONNX and was not written: {' '.join(str(error).split())[:300]}; try the other opset"
+        ) from None
+    opened, in_float = open_and_read(path, threads=torch.get_num_threads())
+    found, wanted = run_file(opened, inputs), run_module(run.student, inputs)
+    check = ExportCheck(
+        sqnr_db=sqnr(found, wanted),
+        agreement=agreement(found, wanted),
+        largest_difference=max(float((f - w).abs().max()) for f, w in zip(found, wanted, strict=True)),
+        quantization_db=sqnr(wanted, run_module(run.teacher, inputs)),
+        bytes=path.stat().st_size,
+        float_bytes=run.summary.float_bytes,
+        float_nodes=in_float,
+        notes=notes,
+        num_probes=len(inputs[0]),
+    )
+    return _judged(check, run, inputs, wanted)
+
+
+def _judged(check: ExportCheck, run: Run, inputs: tuple[Tensor, ...], wanted: list[Tensor]) -> ExportCheck:
+    """The check, with a note where the student itself depends on the last bit of its sums.
+
+    Raises:
+        ExportError: the file is as far from the student as the student from the float network, and more so than float
+            kernels explain.
+    """
+    if check.sqnr_db > min(check.quantization_db + NEAR_DB, SAME_DB):
+        return check
+    own = repeatability(run.student, inputs, wanted)
+    if not check.sqnr_db > min(check.quantization_db, SAME_DB, own - SLACK_DB):
+        raise ExportError(
+            f"the file is only {check.sqnr_db:.1f} dB near the student, which is {check.quantization_db:.1f} dB near "
+            "the float network; nothing was written. Try opset=21, without int4, and a newer onnxruntime"
+        )
+    note = f"rounding in float sums alone moves the student by as much as {own:.1f} dB: no file is much nearer"
+    return replace(check, notes=(*check.notes, note))
+
+
+def _notes(run: Run, model: onnx.ModelProto, folded: str | None) -> list[str]:
+    """What the file does not say by itself: containers wider than their integers, zeros that stay."""
+    from onnx import TensorProto
+
+    if run.student is run.teacher:
+        return ["the float network, not the student"]
+    stored = {t.name: t.data_type for t in model.graph.initializer}
+    notes = []
+    if folded:
+        notes.append(f"{folded} reads blocks of 2x2 pixels: its stored weight has another shape, and runs faster")
+    narrow = Counter(
+        r.bits for r in run.layers if r.weight_qparams and r.bits < 8 and stored[f"{r.name}.weight"] == TensorProto.INT8
+    )
+    notes += [f"{bits}-bit weights of {count} layers ride in int8" for bits, count in sorted(narrow.items())]
+    if TensorProto.INT4 in stored.values():
+        count = sum(stored[f"{r.name}.weight"] == TensorProto.INT4 for r in run.layers)
+        notes.append(f"weights of {count} layers are INT4, for size only: ONNX Runtime unpacks them, which is slower")
+    grids = [n.args[3:5] for n in run.student.graph.nodes if n.target is QUANTIZE]
+    widths = Counter((high - low).bit_length() for low, high in grids)
+    notes += [
+        f"{bits}-bit activations ride in uint8, {count} tensors" for bits, count in sorted(widths.items()) if bits < 8
+    ]
+    prune = run.recipe.prune
+    if prune is not None and prune.pattern != "channels":
+        notes.append(
+            f"{100 * run.summary.sparsity:.0f} % of the weights are zero ({prune.pattern}) and stored all the same: no "
+            "maintained CPU runtime is faster on them"
+        )
+    if run.summary.removed:
+        notes.append("removed channels are gone from the file: its layers are smaller, and dense")
+    return notes

@@ -1,0 +1,69 @@
+"""What stands between a layer and its quantize node, and where to write it instead, so that runtimes fuse the two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import fx
+
+from datafree import graph as g
+from datafree.graph import aten
+from datafree.solve import root
+from datafree.student import DEQUANTIZE, DEQUANTIZE_ROWS, QUANTIZE
+
+Bounds = tuple[np.ndarray | float, np.ndarray | float]
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Nodes that are left out of the file, and what takes their place.
+
+    bounds: by node left out, the ends its quantize nodes clip to instead, as integers.
+    factors: by dequantize node of a layer's weight or bias, what its scale is multiplied with (C_out,).
+    pads: zero paddings between integers, written on the integers.
+    """
+
+    bounds: dict[fx.Node, Bounds] = field(default_factory=dict)
+    factors: dict[fx.Node, np.ndarray] = field(default_factory=dict)
+    pads: set[fx.Node] = field(default_factory=set)
+
+
+def fuse(graph: fx.GraphModule) -> Fusion:
+    """Find activations that only clip, and multiplies by positive constants, in front of nothing but quantize nodes.
+
+    A multiply by v behind a layer moves into the layer's scales (its integers stay), through an activation too, whose
+    ends are then v times as far: v relu6(W x) = clip(v W x, 0, 6 v).
+    """
+    fusion = Fusion()
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or not node.users or any(u.target is not QUANTIZE for u in node.users):
+            continue
+        if node.target is aten.constant_pad_nd.default and all(on_grid(u) for u in node.users):
+            fusion.pads.add(node)
+        elif (bounds := g.clip_bounds(node)) is not None:
+            fusion.bounds[node] = bounds
+        elif (vector := g.channel_multiplier(graph, node)) is not None:
+            _move_into_scales(fusion, node, vector.numpy())
+    return fusion
+
+
+def on_grid(node: fx.Node) -> bool:
+    """Whether a quantize node reads values that were on its grid already and have only been moved since."""
+    source = root(node.args[0])
+    return source.target is DEQUANTIZE and source.args[1:5] == node.args[1:5]
+
+
+def _move_into_scales(fusion: Fusion, multiply: fx.Node, vector: np.ndarray) -> None:
+    before = multiply.args[0]
+    bounds = g.clip_bounds(before)
+    layer = before if bounds is None else before.args[0]
+    if not g.has_rows_in_dimension_1(layer) or len(layer.users) > 1 or len(before.users) > 1:
+        return
+    if any(p.target not in (DEQUANTIZE, DEQUANTIZE_ROWS) for p in layer.args[1:3]):
+        return
+    if bounds is not None:
+        fusion.bounds[before] = bounds
+    low, high = bounds or (-np.inf, np.inf)
+    fusion.bounds[multiply] = (low * vector, high * vector)
+    fusion.factors.update(dict.fromkeys(layer.args[1:3], vector.flatten()))

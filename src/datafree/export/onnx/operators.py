@@ -1,0 +1,273 @@
+"""What computes: ATen operators and the ONNX nodes that mean the same. Those that only move values are in `moves`.
+
+A row maps an operator to a function `(call, *arguments of the schema, defaults filled in) -> name of the value`;
+tensors arrive as names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from datafree.export.onnx.writer import Call
+from datafree.graph import aten
+
+Number = int | float
+Value = str | Number
+Pair = list[int]
+
+
+# ---- element by element
+
+
+def _unary(kind: str) -> Callable[..., str]:
+    return lambda call, x: call.emit(kind, x)
+
+
+def _binary(kind: str) -> Callable[..., str]:
+    def write(call: Call, a: Value, b: Value, alpha: Number = 1) -> str:
+        if alpha != 1:
+            b = call.emit("Mul", _operand(call, b), call.floats(alpha), step="alpha")
+        return call.emit(kind, _operand(call, a), _operand(call, b))
+
+    return write
+
+
+def _operand(call: Call, value: Value) -> str:
+    return value if isinstance(value, str) else call.floats(value)
+
+
+def _clip(call: Call, x: str, low: Number | None, high: Number | None) -> str:
+    return call.emit("Clip", x, None if low is None else call.floats(low), None if high is None else call.floats(high))
+
+
+def _hardsigmoid(call: Call, x: str, step: str = "") -> str:
+    return call.emit("HardSigmoid", x, step=step, alpha=1 / 6, beta=0.5)
+
+
+def _gelu(call: Call, x: str, approximate: str) -> str:
+    if call.writer.opset >= 20 or approximate != "none":
+        call.since(20, "Gelu")
+        return call.emit("Gelu", x, approximate=approximate)
+    erf = call.emit("Erf", call.emit("Mul", x, call.floats(math.sqrt(0.5)), step="scaled"), step="erf")
+    half = call.emit("Mul", x, call.floats(0.5), step="half")
+    return call.emit("Mul", half, call.emit("Add", erf, call.floats(1.0), step="gate"))
+
+
+def _mish(call: Call, x: str) -> str:
+    return call.emit("Mul", x, call.emit("Tanh", call.emit("Softplus", x, step="softplus"), step="tanh"))
+
+
+def _elu(call: Call, x: str, alpha: Number, scale: Number, input_scale: Number) -> str:
+    if (scale, input_scale) != (1, 1):
+        call.refuse(f"scale {scale} and input_scale {input_scale}")
+    return call.emit("Elu", x, alpha=float(alpha))
+
+
+def _prelu(call: Call, x: str, slope: str) -> str:
+    rank = len(call.shape)
+    shaped = call.emit("Reshape", slope, call.ints([-1, *[1] * (rank - 2)]), step="slope") if rank > 2 else slope
+    return call.emit("PRelu", x, shaped)
+
+
+# ---- layers
+
+
+def _conv(
+    call: Call, x: str, weight: str, bias: str | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> str:
+    rank = len(call.shape) - 2
+    pads = _full(padding, rank) * 2
+    return call.emit(
+        "Conv", x, weight, bias, strides=_full(stride, rank), pads=pads, dilations=_full(dilation, rank), group=groups
+    )
+
+
+def _conv_transpose(
+    call: Call,
+    x: str,
+    weight: str,
+    bias: str | None,
+    stride: Pair,
+    padding: Pair,
+    output_padding: Pair,
+    groups: int,
+    dilation: Pair,
+) -> str:
+    rank = len(call.shape) - 2
+    return call.emit(
+        "ConvTranspose", x, weight, bias, strides=_full(stride, rank), pads=_full(padding, rank) * 2,
+        output_padding=_full(output_padding, rank), dilations=_full(dilation, rank), group=groups,
+    )  # fmt: skip
+
+
+def _full(value: int | Pair, rank: int) -> Pair:
+    sides = [value] if isinstance(value, int) else list(value)
+    return sides * rank if len(sides) == 1 else sides
+
+
+def _linear(call: Call, x: str, weight: str, bias: str | None) -> str:
+    """Gemm, which is what has an integer kernel with a bias; other ranks become rows and come back."""
+    if len(call.shape) == 2:
+        return call.emit("Gemm", x, weight, bias, transB=1)
+    rows = call.emit("Reshape", x, call.ints([-1, call.input_shape[-1]]), step="rows")
+    rows = call.emit("Gemm", rows, weight, bias, step="product", transB=1)
+    return call.emit("Reshape", rows, call.ints([-1, *call.shape[1:]]))
+
+
+# ---- pooling, reductions, normalisation
+
+
+def _mean(call: Call, x: str, dims: list[int] | None, keepdim: bool, dtype: object) -> str:
+    axes = _axes(call, dims)
+    if len(call.input_shape) == 4 and axes == [2, 3]:  # has an integer kernel where ReduceMean has none
+        pooled = call.emit("GlobalAveragePool", x, step="" if keepdim else "pooled")
+        return pooled if keepdim else call.emit("Reshape", pooled, call.ints([0, -1]))
+    if call.writer.opset >= 18:
+        return call.emit("ReduceMean", x, call.ints(axes), keepdims=int(keepdim))
+    return call.emit("ReduceMean", x, axes=axes, keepdims=int(keepdim))
+
+
+def _sum(call: Call, x: str, dims: list[int] | None, keepdim: bool, dtype: object) -> str:
+    return call.emit("ReduceSum", x, call.ints(_axes(call, dims)), keepdims=int(keepdim))
+
+
+def _axes(call: Call, dims: list[int] | None) -> list[int]:
+    rank = len(call.input_shape)
+    return sorted(d % rank for d in (dims or range(rank)))
+
+
+def _max_pool(
+    call: Call, x: str, kernel: Pair, stride: Pair, padding: int | Pair, dilation: int | Pair, ceil_mode: bool
+) -> str:
+    return call.emit(
+        "MaxPool", x, kernel_shape=_full(kernel, 2), strides=_full(stride or kernel, 2), pads=_full(padding, 2) * 2,
+        dilations=_full(dilation, 2), ceil_mode=int(ceil_mode),
+    )  # fmt: skip
+
+
+def _avg_pool(
+    call: Call,
+    x: str,
+    kernel: Pair,
+    stride: Pair,
+    padding: int | Pair,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor: int | None,
+) -> str:
+    if divisor is not None:
+        call.refuse("divisor_override")
+    return call.emit(
+        "AveragePool", x, kernel_shape=_full(kernel, 2), strides=_full(stride or kernel, 2),
+        pads=_full(padding, 2) * 2, ceil_mode=int(ceil_mode), count_include_pad=int(count_include_pad),
+    )  # fmt: skip
+
+
+def _adaptive_pool(kind: str) -> Callable[..., str]:
+    def write(call: Call, x: str, size: Pair) -> str:
+        given, wanted = call.input_shape[-2:], _full(size, 2)
+        if wanted == [1, 1]:
+            return call.emit(f"Global{kind}", x)
+        if any(have % want for have, want in zip(given, wanted, strict=True)):
+            call.refuse(f"windows of unequal size, {list(given)} to {wanted}")
+        window = [have // want for have, want in zip(given, wanted, strict=True)]
+        return call.emit(kind, x, kernel_shape=window, strides=window)
+
+    return write
+
+
+def _layer_norm(
+    call: Call, x: str, shape: list[int], weight: str | None, bias: str | None, eps: float, cudnn: bool
+) -> str:
+    call.since(17, "LayerNormalization")
+    weight = weight or call.floats(np.ones(shape))
+    return call.emit("LayerNormalization", x, weight, bias, axis=-len(shape), epsilon=float(eps))
+
+
+def _group_norm(call: Call, x: str, groups: int, weight: str | None, bias: str | None, eps: float, cudnn: bool) -> str:
+    """Each group as one channel of an instance normalisation, whose own scale and shift do nothing."""
+    rows = call.emit("Reshape", x, call.ints([0, groups, -1]), step="groups")
+    ones, zeros = call.floats(np.ones(groups)), call.floats(np.zeros(groups))
+    rows = call.emit("InstanceNormalization", rows, ones, zeros, step="normalised", epsilon=float(eps))
+    value = call.emit("Reshape", rows, call.ints([-1, *call.shape[1:]]), step="" if weight is None else "whole")
+    column = call.ints([-1, *[1] * (len(call.shape) - 2)])
+    if weight is not None:
+        value = call.emit("Mul", value, call.emit("Reshape", weight, column, step="weight"), step="scaled")
+    if bias is not None:
+        value = call.emit("Add", value, call.emit("Reshape", bias, column, step="bias"))
+    return value
+
+
+def _resize(mode: str) -> Callable[..., str]:
+    def write(call: Call, x: str, size: Pair | None, *rest: object) -> str:
+        coordinates = "asymmetric" if mode == "nearest" else "align_corners" if rest[0] else "half_pixel"
+        factors = rest[-1] if mode != "nearest" else None  # nearest takes the pixel of the size, not of the factor
+        sides = zip(call.shape[2:], call.input_shape[2:], strict=True)
+        factors = [np.float32(f) for f in (factors or [o / i for o, i in sides])]
+        # the size is rounded down from the factor: never let it fall short by a rounding error
+        factors = [np.nextafter(f, np.float32(np.inf)) if f % 1 else f for f in factors]
+        return call.emit(
+            "Resize", x, None, call.floats(np.array([1, 1, *factors])), mode=mode,
+            coordinate_transformation_mode=coordinates, nearest_mode="floor",
+        )  # fmt: skip
+
+    return write
+
+
+OPERATORS: dict[object, Callable[..., str | list[str]]] = {
+    aten.relu.default: _unary("Relu"),
+    aten.sigmoid.default: _unary("Sigmoid"),
+    aten.tanh.default: _unary("Tanh"),
+    aten.exp.default: _unary("Exp"),
+    aten.log.default: _unary("Log"),
+    aten.sqrt.default: _unary("Sqrt"),
+    aten.abs.default: _unary("Abs"),
+    aten.neg.default: _unary("Neg"),
+    aten.reciprocal.default: _unary("Reciprocal"),
+    aten.square.default: lambda call, x: call.emit("Mul", x, x),
+    aten.rsqrt.default: lambda call, x: call.emit("Reciprocal", call.emit("Sqrt", x, step="sqrt")),
+    aten.add.Tensor: _binary("Add"),
+    aten.add.Scalar: _binary("Add"),
+    aten.sub.Tensor: _binary("Sub"),
+    aten.sub.Scalar: _binary("Sub"),
+    aten.mul.Tensor: _binary("Mul"),
+    aten.mul.Scalar: _binary("Mul"),
+    aten.div.Tensor: _binary("Div"),
+    aten.div.Scalar: _binary("Div"),
+    aten.maximum.default: _binary("Max"),
+    aten.minimum.default: _binary("Min"),
+    aten.pow.Tensor_Scalar: _binary("Pow"),
+    aten.matmul.default: _binary("MatMul"),
+    aten.bmm.default: _binary("MatMul"),
+    aten.hardtanh.default: _clip,
+    aten.clamp.default: _clip,
+    aten.clamp_min.default: lambda call, x, low: _clip(call, x, low, None),
+    aten.clamp_max.default: lambda call, x, high: _clip(call, x, None, high),
+    aten.relu6.default: lambda call, x: _clip(call, x, 0.0, 6.0),
+    aten.silu.default: lambda call, x: call.emit("Mul", x, call.emit("Sigmoid", x, step="gate")),
+    aten.hardsigmoid.default: _hardsigmoid,
+    aten.hardswish.default: lambda call, x: call.emit("Mul", x, _hardsigmoid(call, x, "gate")),
+    aten.gelu.default: _gelu,
+    aten.mish.default: _mish,
+    aten.elu.default: _elu,
+    aten.leaky_relu.default: lambda call, x, slope: call.emit("LeakyRelu", x, alpha=float(slope)),
+    aten.prelu.default: _prelu,
+    aten.softmax.int: lambda call, x, dim, dtype: call.emit("Softmax", x, axis=dim),
+    aten.conv1d.default: _conv,
+    aten.conv2d.default: _conv,
+    aten.conv_transpose2d.input: _conv_transpose,
+    aten.linear.default: _linear,
+    aten.mean.dim: _mean,
+    aten.sum.dim_IntList: _sum,
+    aten.max_pool2d.default: _max_pool,
+    aten.avg_pool2d.default: _avg_pool,
+    aten.adaptive_avg_pool2d.default: _adaptive_pool("AveragePool"),
+    aten.adaptive_max_pool2d.default: lambda call, x, size: [_adaptive_pool("MaxPool")(call, x, size)],
+    aten.layer_norm.default: _layer_norm,
+    aten.group_norm.default: _group_norm,
+    aten.upsample_nearest2d.vec: _resize("nearest"),
+    aten.upsample_bilinear2d.vec: _resize("linear"),
+}

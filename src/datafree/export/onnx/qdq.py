@@ -1,0 +1,105 @@
+"""Integer grids in ONNX: QuantizeLinear and DequantizeLinear pairs that runtimes turn into integer kernels.
+
+Grids below 8 bits keep their scale and lie in the lower part of uint8; their upper end is a Clip of *integers*, behind
+QuantizeLinear. Anything between a layer and its QuantizeLinear would make ONNX Runtime run the layer in float.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from datafree.export.onnx.fusion import Bounds, on_grid
+from datafree.export.onnx.shape_operators import pad_sizes
+from datafree.export.onnx.writer import Call
+
+BYTE = (0, 255)
+INT4 = (-8, 7)
+UNBOUNDED = (-np.inf, np.inf)
+
+
+def quantize(call: Call, x: str, bounds: Bounds | None) -> str:
+    """x -> QuantizeLinear, and a clip of the integers where a byte's own ends are not those of the grid or `bounds`.
+
+    Rounding to a grid never reverses an order, so that clip(round(x / scale)) = round(clip(x) / scale), to the bit.
+
+    Args:
+        x: name of the value, as it is before the activation that clips it.
+        bounds: real values the activation clips to; None = there is none.
+    """
+    scale, zero_point, low, high = call.node.args[1:5]
+    writer = call.writer
+    grid = (
+        writer.tensor(f"{call.name}_scale", np.array(scale, np.float32)),
+        writer.tensor(f"{call.name}_zero_point", np.array(zero_point, np.uint8)),
+    )
+    q = call.emit("QuantizeLinear", x, *grid)
+    if bounds is not None or not on_grid(call.node):
+        ends = (np.clip(np.round(np.asarray(v) / scale) + zero_point, low, high) for v in bounds or UNBOUNDED)
+        q = _clip_integers(call, q, *(np.asarray(v, np.uint8) for v in ends))
+    writer.grids[q] = grid
+    return q
+
+
+def _clip_integers(call: Call, q: str, low: np.ndarray, high: np.ndarray) -> str:
+    """Bytes clipped to ends of their own, one for all or one for each channel; nothing where a byte ends there too."""
+    ends = [v.flat[:1].reshape(()) if (v == v.flat[0]).all() else v for v in (low, high)]
+    if all(v.ndim == 0 for v in ends):
+        if tuple(ends) == BYTE:
+            return q
+        return call.emit("Clip", q, *map(call.writer.constant, ends), step="clipped")
+    if low.any():
+        q = call.emit("Max", q, call.writer.constant(ends[0]), step="raised")
+    return call.emit("Min", q, call.writer.constant(ends[1]), step="clipped")
+
+
+def requantize(call: Call, x: str, q: str) -> str:
+    """Values that are on the grid of `q` already, as integers of it."""
+    made = call.emit("QuantizeLinear", x, *call.writer.grids[q])
+    call.writer.grids[made] = call.writer.grids[q]
+    return made
+
+
+def pad(call: Call, q: str) -> str:
+    """Integers padded with their zero_point, which is what zero is on every grid."""
+    writer, padding = call.writer, call.node.args[0]
+    padded = call.emit("Pad", q, pad_sizes(call, padding.args[1]), writer.grids[q][1], mode="constant")
+    writer.grids[padded] = writer.grids[q]
+    return padded
+
+
+def dequantize(call: Call, q: str) -> str:
+    """The way back, on the grid of the quantize node that gave `q`."""
+    return call.emit("DequantizeLinear", q, *call.writer.grids[q])
+
+
+def parameter(call: Call, path: str, stored: np.ndarray, scale: np.ndarray, *, int4: bool) -> str:
+    """Stored integers -> DequantizeLinear. Weights are int8 (or int4 where they fit and it is asked for), biases int32.
+
+    Args:
+        stored: int8 (C_out, ...) or int32 (C_out,).
+        scale: float32, () or (C_out,).
+        int4: store weights in four bits where every row spans no more than 16 steps; rows that reach beyond
+            -8..7 get a zero_point, which changes no value.
+    """
+    writer, weight = call.writer, stored.dtype == np.int8
+    scale_name = writer.tensor(f"{path}_scale", scale)
+    offsets = four_bit_offsets(stored, rows=scale.ndim == 1) if int4 and weight else None
+    if offsets is not None:
+        moved = stored + offsets.reshape(-1, *[1] * (stored.ndim - 1))
+        names = [writer.int4(path, moved), scale_name, writer.int4(f"{path}_zero_point", offsets)]
+    else:
+        names = [writer.tensor(path, stored), scale_name]
+        if weight:  # a bias has none: ONNX says so of int32. Each its own: ONNX Runtime rewrites them where it needs to
+            names.append(writer.tensor(f"{path}_zero_point", np.zeros_like(scale, np.int8)))
+    axis = {"axis": 0} if scale.ndim else {}
+    return call.emit("DequantizeLinear", *names, **axis)
+
+
+def four_bit_offsets(values: np.ndarray, *, rows: bool) -> np.ndarray | None:
+    """Zero points (C_out,) or () that bring int8 weights into -8..7; zeros where they lie there, None where none do."""
+    flat = values.reshape(len(values) if rows else 1, -1)
+    low, high = np.minimum(flat.min(1), 0).astype(np.int64), np.maximum(flat.max(1), 0).astype(np.int64)
+    if (high - low > INT4[1] - INT4[0]).any():
+        return None
+    fits = (low >= INT4[0]) & (high <= INT4[1])
+    return np.where(fits, 0, INT4[0] - low).reshape(-1 if rows else ())

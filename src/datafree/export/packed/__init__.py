@@ -1,0 +1,1 @@
+"""One file of the student alone, weights at their real width."""

@@ -1,0 +1,276 @@
+"""From the user's model to a clean ATen graph; the only file that knows torch.export."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx, nn
+
+from datafree.graph.view import BATCH_NORM, CONV, LINEAR, aten, attribute, get_tensor, shape, tidy
+
+_IDENTITIES = {
+    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.detach.default,
+    aten.alias.default, aten.lift_fresh_copy.default,
+}  # fmt: skip
+_ASSERTIONS = ("_assert", "sym_constrain_range", "_guards_fn")
+
+
+class CaptureError(ValueError):
+    """A model that torch.export cannot turn into a graph, or holds what this package cannot rewrite."""
+
+
+def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> fx.GraphModule:
+    """Capture a private copy of `model`, in eval mode, as a functional ATen graph with the user's layer names.
+
+    Every conv2d and linear gets a weight and bias of its own at `{layer}.weight`, `{layer}.bias`, where `layer` is
+    its path in the model; a module called twice gives `path` and `path@1`. Shapes are kept in `node.meta["shape"]`
+    for a batch of two; the batch dimension itself stays free.
+
+    Args:
+        model: any nn.Module; not changed.
+        example: input(s) (N, ...); only shape and dtype are used.
+
+    Raises:
+        CaptureError: says what torch.export met, where, and what to do.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    examples = tuple(_batch_of_two(x) for x in (example if isinstance(example, tuple) else (example,)))
+    exported = _export(model, examples).module()
+    graph = fx.GraphModule(exported, exported.graph)
+    graph.meta.clear()
+    for node in graph.graph.nodes:
+        node.meta = _meta(node)
+    _drop_assertions(graph)
+    _make_functional(graph)
+    _drop_identities(graph)
+    _fold_constants(graph)
+    _name_constant_padding(graph)
+    _own_parameters(graph)
+    tidy(graph)
+    return graph.eval()
+
+
+def _batch_of_two(x: Tensor) -> Tensor:
+    return torch.zeros((2, *x.shape[1:]), dtype=x.dtype)
+
+
+def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim.DYNAMIC
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(
+                model, examples, dynamic_shapes=tuple({0: batch} for _ in examples), strict=False
+            )
+    except Exception as error:  # torch.export raises whatever the model's own forward raises
+        kind = type(model).__name__
+        shapes = ", ".join(str(tuple(x.shape)) for x in examples)
+        raise CaptureError(
+            f"{kind} cannot be captured with input {shapes}: {_first_line(error)}{_user_frame(error)}. "
+            "The forward pass must be free of data-dependent Python branches and must accept any batch size; "
+            "check that model(example) runs and the example has the right shape"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300].rstrip(".")
+
+
+def _user_frame(error: Exception) -> str:
+    """The innermost line of code outside of torch, as ' (at file:line in name)'."""
+    place, frame = "", error.__traceback__
+    while frame is not None:
+        code = frame.tb_frame.f_code
+        if "/torch/" not in code.co_filename and not code.co_filename.endswith("capture.py"):
+            place = f" (at {code.co_filename}:{frame.tb_lineno} in {code.co_name})"
+        frame = frame.tb_next
+    return place
+
+
+def _meta(node: fx.Node) -> dict[str, object]:
+    """Shape for a batch of two (or the value of a symbolic integer) and the module the node was called in."""
+    value, meta = node.meta.get("val"), {"shape": (), "path": _module_path(node)}
+    if isinstance(value, Tensor):
+        meta["shape"] = tuple(_size(s) for s in value.shape)
+    elif isinstance(value, int | torch.SymInt):
+        meta["size"] = _size(value)
+    return meta
+
+
+def _size(value: int | torch.SymInt) -> int:
+    return value if isinstance(value, int) else value.node.hint
+
+
+def _module_path(node: fx.Node) -> str:
+    stack = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())
+    return stack[-1][0]
+
+
+def _drop_assertions(graph: fx.GraphModule) -> None:
+    for node in list(graph.graph.nodes):
+        if any(word in str(node.target) for word in _ASSERTIONS):
+            graph.graph.erase_node(node)
+        elif isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise CaptureError(
+                f"{node.meta['path'] or 'the model'}: {node.target} wraps a part of the network that cannot be looked "
+                "into; remove the autocast, checkpoint or control-flow block around it"
+            )
+
+
+def _drop_identities(graph: fx.GraphModule) -> None:
+    """Remove what does nothing in eval mode; only after in-place operators are gone, for some are copies."""
+    for node in list(graph.graph.nodes):
+        if node.target in _IDENTITIES and not (len(node.args) > 2 and node.args[2] is True):  # dropout that trains
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+
+
+def _name_constant_padding(graph: fx.GraphModule) -> None:
+    """pad(x, pads, "constant", value) as constant_pad_nd, which padding with zeros means elsewhere too."""
+    for node in graph.graph.nodes:
+        if node.target is aten.pad.default and (*node.args, "constant")[2] == "constant":
+            node.args = (*node.args[:2], (*node.args, None)[3] or 0.0 if len(node.args) > 3 else 0.0)
+            node.target = aten.constant_pad_nd.default
+
+
+# ---- in-place operators
+
+
+def _make_functional(graph: fx.GraphModule) -> None:
+    """Replace `relu_(x)` by `relu(x)` and let everything that reads x later read the result."""
+    order = {node: i for i, node in enumerate(graph.graph.nodes)}
+    for node in list(graph.graph.nodes):
+        if not (isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable):
+            continue
+        changed = node.args[0]
+        assert isinstance(changed, fx.Node)
+        aliases = _aliases(changed)
+        late = [u for a in aliases for u in a.users if order.get(u, -1) > order[node] and a is not changed]
+        functional = _functional(node.target)
+        if late or functional is None or changed.op == "get_attr":
+            raise CaptureError(
+                f"{node.meta['path'] or 'the model'}: {node.target} writes into a tensor that is also read elsewhere; "
+                "use the operator that returns a new tensor there"
+            )
+        changed.replace_all_uses_with(node, delete_user_cb=lambda u, at=order[node]: order.get(u, at) > at)
+        node.target = functional
+
+
+def _functional(target: torch._ops.OpOverload) -> Callable | None:
+    packet, overload = target._schema.name.removeprefix("aten::"), target._overloadname
+    return getattr(getattr(aten, packet.rstrip("_"), None), overload, None) if packet.endswith("_") else None
+
+
+def _aliases(node: fx.Node) -> set[fx.Node]:
+    """All nodes that may share memory with `node` through views."""
+    seen, todo = {node}, [node]
+    while todo:
+        here = todo.pop()
+        for other in [*([here.args[0]] if _is_view(here) else []), *(u for u in here.users if _is_view(u))]:
+            if other not in seen:
+                seen.add(other)
+                todo.append(other)
+    return seen
+
+
+def _is_view(node: fx.Node) -> bool:
+    if node.target is operator.getitem:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(r.alias_info and not r.alias_info.is_write for r in schema.returns)
+
+
+# ---- constants and parameters
+
+
+def _fold_constants(graph: fx.GraphModule) -> None:
+    """Compute once what depends on parameters alone (standardised weights, lifted tensors)."""
+    values: dict[fx.Node, Tensor] = {}
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr":
+            values[node] = get_tensor(graph, node.target)
+        elif node.op == "call_function" and node.all_input_nodes and all(n in values for n in node.all_input_nodes):
+            value = node.target(*fx.node.map_arg(node.args, values.get), **fx.node.map_arg(node.kwargs, values.get))
+            if isinstance(value, Tensor):
+                with graph.graph.inserting_before(node):
+                    new = attribute(graph, f"constant_{node.name}", value)
+                new.meta["path"] = node.meta["path"]
+                values[new] = value
+                node.replace_all_uses_with(new)
+            else:
+                values[node] = value
+
+
+def _own_parameters(graph: fx.GraphModule) -> None:
+    """Give every layer its own weight and bias, and bring its arguments into one full form."""
+    taken: dict[str, int] = {}
+    known = {str(n.target) for n in graph.graph.nodes if n.op == "get_attr"}
+    for node in list(graph.graph.nodes):
+        if node.target is aten.conv2d.padding:
+            _explicit_padding(graph, node)
+        if node.target not in (CONV, LINEAR) or not _is_constant(node.args[1]):
+            continue
+        source = node.args[1]
+        value, offset = get_tensor(graph, source.target), (*node.args, None)[2]
+        path = _layer_name(node, source, known)
+        count = taken.setdefault(path, 0)
+        taken[path] += 1
+        name = path if count == 0 else f"{path}@{count}"
+        if offset is not None and not _is_constant(offset):
+            continue
+        offset = torch.zeros(value.shape[0]) if offset is None else get_tensor(graph, offset.target)
+        with graph.graph.inserting_before(node):
+            own = (
+                attribute(graph, f"{name}.weight", value.clone()),
+                attribute(graph, f"{name}.bias", offset.clone()),
+            )
+        rest = (*node.args[3:], *([1, 1], [0, 0], [1, 1], 1)[len(node.args[3:]) :]) if node.target is CONV else ()
+        node.args = (node.args[0], *own, *rest)
+        node.meta["layer"] = name
+
+
+def _is_constant(node: object) -> bool:
+    return isinstance(node, fx.Node) and node.op == "get_attr"
+
+
+def _layer_name(node: fx.Node, source: fx.Node, known: set[str]) -> str:
+    """The path of the module that is called, where the weight is its own; else the parameter's path."""
+    called, path = node.meta["path"], str(source.target)
+    if f"{called}.weight" in known:
+        return called
+    if path.endswith(".weight"):
+        return path.removesuffix(".weight")
+    return called or (node.name if path.startswith("constant_") else path)
+
+
+def _explicit_padding(graph: fx.GraphModule, node: fx.Node) -> None:
+    """conv2d with padding "same" or "valid" as numbers; what is not symmetric is padded in front of it."""
+    x, w, b, stride, mode, dilation, groups = (
+        *node.args,
+        *(None, [1, 1], "valid", [1, 1], 1)[len(node.args) - 2 :],
+    )
+    total = [d * (k - 1) if mode == "same" else 0 for d, k in zip(dilation, shape(w)[2:], strict=True)]
+    if any(t % 2 for t in total):
+        pads = [p for t in reversed(total) for p in (t // 2, t - t // 2)]
+        n, c, height, width = shape(x)
+        with graph.graph.inserting_before(node):
+            x = graph.graph.call_function(aten.constant_pad_nd.default, (x, pads, 0.0))
+        x.meta = {"shape": (n, c, height + total[0], width + total[1]), "path": node.meta["path"]}
+        total = [0, 0]
+    node.target = CONV
+    node.args = (x, w, b, stride, [t // 2 for t in total], dilation, groups)
+
+
+def batch_norms(graph: fx.GraphModule) -> list[fx.Node]:
+    """Batch normalisations that use running statistics: batch_norm(x, gamma, beta, mean, var, False, ...)."""
+    return [
+        n
+        for n in graph.graph.nodes
+        if n.target is BATCH_NORM and not n.args[5] and all(a is None or _is_constant(a) for a in n.args[1:5])
+        and n.args[3] is not None
+    ]  # fmt: skip

@@ -1,0 +1,302 @@
+"""Whole channels: which must go together, and a network without them that is smaller and still dense.
+
+A channel is followed through everything that keeps it apart from the others (`spaces.py`). Whoever makes it loses a
+row, whoever reads it loses columns, and what lies between (a slope, a kept BatchNorm, v_o) loses an entry.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, fx
+
+from datafree.graph import view as g
+from datafree.graph.channel_ids import MOVES, PRODUCTS, SCALING, SUMS, Walk
+from datafree.graph.view import CONV, aten
+from datafree.records import Skipped
+
+SIZED = {aten.view.default, aten.reshape.default, aten.expand.default, aten._unsafe_view.default}
+SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
+FOLLOWED = SIZED | SPLITS | {
+    aten.cat.default, aten.stack.default, aten.flatten.using_ints, aten.permute.default, aten.transpose.int,
+    aten.slice.Tensor, operator.getitem, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
+}  # fmt: skip
+MEETS_VECTORS = SUMS | PRODUCTS | SCALING | {aten.prelu.default, aten._prelu_kernel.default}
+NORMS = {aten.group_norm.default, aten.instance_norm.default, aten.batch_norm.default}
+
+Members = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+class ChannelsError(ValueError):
+    """Channels that cannot be removed."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that can only go together, by layer or tensor: the smallest unit of channel pruning.
+
+    Several indices of one layer belong to one group behind a flatten (features of one channel), in a depthwise layer
+    with a multiplier, and in a grouped one, where every convolution group loses the same position.
+    """
+
+    producers: Members  # (layer, output channels)
+    consumers: Members  # (layer, input channels of all convolution groups, or input features)
+    vectors: Members  # (path of a tensor between layers, entries along its channel axis)
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """The class of every channel of every tensor, classes numbered from 0."""
+
+    groups: dict[Group, int]  # only what may be removed
+    nodes: dict[fx.Node, Int[Tensor, "..."]]  # broadcast to the node's shape; tensors between layers included
+    skipped: tuple[Skipped, ...]
+    count: int
+
+
+def channel_groups(teacher: fx.GraphModule) -> tuple[Group, ...]:
+    """Find every channel that may be removed, with all that has to go with it, in execution order.
+
+    Args:
+        teacher: a captured graph, BatchNorm folded, equalized or not.
+    """
+    return tuple(_classes(teacher).groups)
+
+
+def untouched(teacher: fx.GraphModule) -> tuple[Skipped, ...]:
+    """Layers whose output channels, or some of them, are in no group, and why."""
+    return _classes(teacher).skipped
+
+
+def described(groups: Iterable[Group]) -> list[str]:
+    """One line for each set of layers: `conv1 + layer1.0.conv2 -> layer1.0.conv1 + fc: 16 channels`."""
+    sets: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for group in groups:
+        sets[_names(group.producers), _names(group.consumers)].append(max(len(c) for _, c in group.producers))
+    return [f"{made} -> {read}: {_count(sizes)}" for (made, read), sizes in sets.items()]
+
+
+def _names(members: Members) -> str:
+    names = [name for name, _ in members]
+    return " + ".join(names if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more"]) or "nothing"
+
+
+def _count(sizes: list[int]) -> str:
+    if set(sizes) == {1}:
+        return f"{len(sizes)} channel{'s' * (len(sizes) > 1)}"
+    return " + ".join(f"{number} x {size}" for size, number in Counter(sizes).items()) + " channels"
+
+
+def remove_(teacher: fx.GraphModule, groups: Iterable[Group]) -> None:
+    """Remove whole channels in place: the network stays dense, with the same layers and outputs, and is smaller.
+
+    It computes what it computed with the consumers' weights for these channels set to zero.
+
+    Args:
+        teacher: the graph that `groups` were found in, by `channel_groups`.
+
+    Raises:
+        ChannelsError: a layer would be left without channels, or the groups are of another graph.
+    """
+    classes = _classes(teacher)
+    gone = torch.zeros(classes.count, dtype=torch.bool)
+    for group in groups:
+        if group not in classes.groups:
+            raise ChannelsError(
+                f"{described([group])[0]} is no group of this graph; find groups anew with channel_groups(teacher) "
+                "after every change of its channels"
+            )
+        gone[classes.groups[group]] = True
+    _check_not_empty({node: gone[ids] for node, ids in classes.nodes.items()})
+    kept = {node: _kept(~gone[ids], g.shape(node)) for node, ids in classes.nodes.items()}
+    for node in teacher.graph.nodes:
+        if node.meta.get("layer"):
+            _shrink_layer(teacher, node, kept)
+        elif node.op == "get_attr" and node in kept:
+            g.set_tensor(teacher, node.target, _sliced(g.get_tensor(teacher, node.target), kept[node]))
+        elif node.op == "call_function":
+            _shrink_arguments(node, kept)
+    for node, masks in kept.items():
+        node.meta["shape"] = tuple(int(mask.sum()) for mask in masks)
+    teacher.recompile()
+
+
+# ---- which channels go together
+
+
+class _ChannelWalk(Walk):
+    """Ids of channels, united further where the network would not stay dense if one went without the other."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph, homogeneous=False)
+        self.returned = set(g.outputs(graph))
+        self.vectors: dict[fx.Node, Tensor] = {}
+        self.reasons: dict[int, str] = {}  # why an id is blocked
+
+    def freeze(self, ids: object, reason: str) -> None:
+        self._block(ids)
+        self._explain(reason)
+
+    def _explain(self, reason: str) -> None:
+        self.reasons.update(dict.fromkeys(self.blocked_ids - self.reasons.keys(), reason))
+
+    def _call(self, node: fx.Node) -> object:
+        ids, sources, name = super()._call(node), node.all_input_nodes, node.target.__name__.partition(".")[0]
+        self._explain(f"{name} ({node.name}) does not keep channels apart")
+        self.freeze([self.ids[n] for n in sources if n.op == "placeholder"], "tied to the network's input")
+        if not _is_followed(node, ids):
+            self.freeze([ids, *(self.ids.get(n) for n in sources)], f"{name} ({node.name}) cannot lose channels")
+        if node in self.returned:
+            self.freeze(ids, "the network returns it")
+        if node.meta.get("layer"):
+            self._couple_groups(node, ids)
+        elif isinstance(ids, Tensor):
+            self._couple_axes(ids)
+            for vector in (n for n in sources if n.op == "get_attr" and node.target in MEETS_VECTORS):
+                self._enter_vector(vector, ids, is_slope=node.target is aten.prelu.default)
+        return ids
+
+    def _couple_groups(self, node: fx.Node, ids: Tensor) -> None:
+        """Depthwise: a channel goes with all it makes. Grouped: all convolution groups lose the same position."""
+        groups, source = node.args[6] if node.target is CONV else 1, self.ids[node.args[0]]
+        if groups == 1:
+            return
+        if source.numel() != g.shape(node.args[0])[1]:
+            self.freeze(ids, "its input channels are not known one by one")
+        elif source.numel() == groups:
+            self._unite(source.view(groups, 1), ids.view(groups, -1))
+        else:
+            for channels in (source.view(groups, -1), ids.view(groups, -1)):
+                self._unite(channels, channels[:1])
+
+    def _couple_axes(self, ids: Tensor) -> None:
+        """Channels seen as (2, C/2), as a shuffle does: both rows lose the same position."""
+        for d in range(ids.dim()):
+            if d != _channel_axis(ids):
+                self._unite(ids, ids.narrow(d, 0, 1))
+
+    def _enter_vector(self, vector: fx.Node, ids: Tensor, *, is_slope: bool) -> None:
+        """Give a constant operand the ids of the tensor it meets, right-aligned as broadcasting does."""
+        axis, shape = _channel_axis(ids), g.shape(vector)
+        own = 0 if is_slope else axis - ids.dim() + len(shape)
+        if own < 0 or not shape or shape[own] == 1:
+            return
+        channels = ids.movedim(axis, 0).flatten(1)[:, 0].view([-1 if d == own else 1 for d in range(len(shape))])
+        self.vectors[vector] = self._unite(channels, self.vectors.get(vector, channels))
+
+
+def _channel_axis(ids: Tensor) -> int:
+    return max(range(ids.dim()), key=lambda d: ids.shape[d])
+
+
+def _is_followed(node: fx.Node, ids: object) -> bool:
+    """Whether `remove_` knows what an operator does once channels are gone."""
+    if node.target in NORMS or (node.target in MOVES and node.target not in FOLLOWED):
+        return False
+    if not isinstance(ids, Tensor):
+        return True
+    if node.target is aten.slice.Tensor and len(node.args) == 5 and node.args[4] != 1:
+        return ids.shape[node.args[1]] == 1
+    return ids.dim() < 2 or ids.shape[0] == 1  # channels and images do not share a dimension
+
+
+def _classes(teacher: fx.GraphModule) -> _Classes:
+    walk = _ChannelWalk(teacher)
+    spaces = walk.result()
+    for port in [*spaces.producers, *spaces.consumers]:
+        if len(set(port.classes.tolist())) == 1:
+            walk.freeze(port.classes, f"all channels of {port.layer} would go together")
+    roots = torch.tensor([walk._find(i) for i in range(len(walk.parent))])
+    nodes = {n: roots[ids] for n, ids in [*walk.ids.items(), *walk.vectors.items()] if isinstance(ids, Tensor)}
+    frozen = {int(roots[i]): reason for i, reason in reversed(walk.reasons.items())}
+    sides = (
+        [(port.layer, port.classes) for port in spaces.producers],
+        [(port.layer, port.classes) for port in spaces.consumers],
+        [(str(node.target), nodes[node].flatten()) for node in walk.vectors],
+    )
+    made, read, between = (_members(side) for side in sides)
+    groups = {Group(made[c], read.get(c, ()), between.get(c, ())): c for c in made if c not in frozen}
+    skipped = []
+    for node in (n for n in nodes if n.meta.get("layer")):
+        reasons = [frozen[c] for c in nodes[node].flatten().tolist() if c in frozen]
+        if reasons:
+            share = "" if len(reasons) == nodes[node].numel() else f"{len(reasons)} of {nodes[node].numel()} channels: "
+            skipped.append(Skipped(node.meta["layer"], share + reasons[0]))
+    return _Classes(groups, nodes, tuple(skipped), len(roots))
+
+
+def _members(side: list[tuple[str, Tensor]]) -> dict[int, Members]:
+    """Who has channels of a class, and which, by class."""
+    found: dict[int, dict[str, list[int]]] = defaultdict(dict)
+    for name, classes in side:
+        for i, c in enumerate(classes.tolist()):
+            found[c].setdefault(name, []).append(i)
+    return {c: tuple((name, tuple(indices)) for name, indices in names.items()) for c, names in found.items()}
+
+
+# ---- without them
+
+
+def _check_not_empty(gone: dict[fx.Node, Tensor]) -> None:
+    layers = [n for n in gone if n.meta.get("layer")]
+    emptied = [n.meta["layer"] for n in layers if gone[n].all() or gone[n.args[0]].all()]
+    emptied = emptied or [n.name for n, mask in gone.items() if mask.all()]
+    if emptied:
+        raise ChannelsError(
+            f"{', '.join(emptied)}: no channel would be left, and one is the least; keep a group of these layers"
+        )
+
+
+def _kept(mask: Tensor, shape: tuple[int, ...]) -> list[Bool[Tensor, " n"]]:
+    """True = kept, for every index of every dimension."""
+    return [mask.movedim(d, 0).reshape(mask.shape[d], -1).any(1).expand(size) for d, size in enumerate(shape)]
+
+
+def _sliced(value: Tensor, masks: list[Tensor]) -> Tensor:
+    for d, mask in enumerate(masks):
+        value = value if bool(mask.all()) else value.index_select(d, mask.nonzero().flatten())
+    return value.contiguous()
+
+
+def _shrink_layer(teacher: fx.GraphModule, node: fx.Node, kept: dict[fx.Node, list[Tensor]]) -> None:
+    axis = 1 if node.target is CONV else -1
+    rows, columns = kept[node][axis], kept[node.args[0]][axis]
+    groups = node.args[6] if node.target is CONV else 1
+    if groups == len(columns) > 1:
+        node.args = (*node.args[:6], int(columns.sum()))
+    columns = columns.reshape(groups, -1).any(0)  # the same in every convolution group
+    for operand, masks in zip(node.args[1:3], ([rows, columns], [rows]), strict=True):
+        value = _sliced(g.get_tensor(teacher, operand.target), masks)
+        g.set_tensor(teacher, operand.target, value)
+        operand.meta["shape"] = tuple(value.shape)
+
+
+def _shrink_arguments(node: fx.Node, kept: dict[fx.Node, list[Tensor]]) -> None:
+    """Bring sizes and positions that are written into a call up to date."""
+    if node.target in SIZED and node in kept:
+        sizes = [
+            int(k.sum()) if isinstance(s, int) and s > 0 else s for s, k in zip(node.args[1], kept[node], strict=True)
+        ]
+        node.args = (node.args[0], sizes)
+    elif node.target in SPLITS:
+        dim = (*node.args, 0)[2]
+        if not bool((mask := kept[node.args[0]][dim]).all()):
+            sizes = [int(part.sum()) for part in node.target(mask, node.args[1])]
+            node.target, node.args = aten.split_with_sizes.default, (node.args[0], sizes, dim)
+    elif node.target is aten.slice.Tensor:
+        dim, start, end = (*node.args, *(0, None, None)[len(node.args) - 1 :])[1:4]
+        if not bool((mask := kept[node.args[0]][dim]).all()):
+            start, end, _ = slice(start, end).indices(len(mask))
+            node.args = (node.args[0], dim, int(mask[:start].sum()), int(mask[:end].sum()))
+    elif node.target is aten.constant_pad_nd.default:
+        pads = []
+        for i, count in enumerate(node.args[1]):
+            mask = kept[node][-1 - i // 2]
+            ends = mask[:count] if i % 2 == 0 else mask.flip(0)[:count]
+            pads.append(count if bool(mask.all()) else int(ends.sum()))
+        node.args = (node.args[0], pads, *node.args[2:])

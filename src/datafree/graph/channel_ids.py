@@ -1,0 +1,245 @@
+"""Which channels of which tensors are the same channel: the map that equalization and channel pruning read.
+
+Every tensor carries an array of channel ids that broadcasts to its shape, (1, C, 1, 1) in the usual case. Layers make
+new ids, element-wise operators unite the ids of their operands, and operators that move data are *executed on the
+ids*, so views, concatenations, shuffles and splits need no case of their own.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+
+from datafree.graph import view as g
+from datafree.graph.view import CONV, aten
+
+# f(s x) = s f(x) for s > 0 per channel
+HOMOGENEOUS = {
+    aten.relu.default, aten.leaky_relu.default, aten.max_pool2d.default, aten.avg_pool2d.default,
+    aten.adaptive_avg_pool2d.default, aten.adaptive_max_pool2d.default, aten.mean.dim, aten.upsample_nearest2d.vec,
+    aten.upsample_bilinear2d.vec, aten.abs.default, aten.neg.default, aten.prelu.default, aten._prelu_kernel.default,
+    aten.amax.default, aten.sum.dim_IntList, aten.contiguous.default, aten.clone.default,
+}  # fmt: skip
+POINTWISE = {
+    aten.hardtanh.default, aten.relu6.default, aten.silu.default, aten.hardswish.default, aten.hardsigmoid.default,
+    aten.sigmoid.default, aten.gelu.default, aten.tanh.default, aten.elu.default, aten.mish.default, aten.clamp.default,
+    aten.softplus.default, aten.celu.default, aten.selu.default, aten.exp.default, aten.clamp_min.default,
+    aten.add.Scalar, aten.sub.Scalar, aten.pow.Tensor_Scalar, aten.rsub.Scalar, aten.to.dtype, aten.sqrt.default,
+    aten.group_norm.default, aten.instance_norm.default, aten.batch_norm.default,
+}  # fmt: skip
+SCALING = {aten.mul.Scalar, aten.div.Scalar, aten.div.Tensor}
+SUMS = {aten.add.Tensor, aten.sub.Tensor, aten.add_.Tensor, aten.maximum.default, aten.minimum.default}
+PRODUCTS = {aten.mul.Tensor}
+MOVES = {
+    aten.cat.default, aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.permute.default,
+    aten.transpose.int, aten.slice.Tensor, aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default,
+    operator.getitem, aten.select.int, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
+    aten.unsqueeze.default, aten.expand.default, aten.unbind.int, aten.stack.default, aten.narrow.default,
+    aten.roll.default, aten.flip.default, aten.pixel_shuffle.default, aten.unflatten.int, aten._unsafe_view.default,
+    aten.channel_shuffle.default,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Port:
+    """One side of one layer: channel c of its input or output belongs to class `classes[c]`."""
+
+    layer: str
+    classes: Tensor  # (C,) int64
+
+
+@dataclass
+class Spaces:
+    """Producers and consumers of every class of channels; `blocked` classes may not be rescaled."""
+
+    producers: list[Port] = field(default_factory=list)
+    consumers: list[Port] = field(default_factory=list)
+    blocked: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+
+
+def channel_spaces(graph: fx.GraphModule, *, homogeneous: bool) -> Spaces:
+    """Find the classes of channels that are tied together between layers.
+
+    Args:
+        graph: a captured graph, BatchNorm folded.
+        homogeneous: True = a scale must pass unchanged from producer to consumer, so ReLU6, SiLU, gates, kept
+            affine ops, graph inputs and outputs block the classes they touch. False = any element-wise operator,
+            pooling and gate keeps a channel the same channel (what AFCLE assumes, which is nothing else).
+    """
+    return Walk(graph, homogeneous).result()
+
+
+class Walk:
+    """Ids of every tensor while the graph is read; union-find over ids."""
+
+    def __init__(self, graph: fx.GraphModule, homogeneous: bool) -> None:
+        self.graph, self.homogeneous = graph, homogeneous
+        self.parent: list[int] = []
+        self.blocked_ids: set[int] = set()
+        self.ids: dict[fx.Node, object] = {}
+        self.ports: tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]] = ([], [])
+
+    def result(self) -> Spaces:
+        for node in self.graph.graph.nodes:
+            if node.op == "placeholder":
+                self.ids[node] = self._fresh(g.shape(node), blocked=self.homogeneous)
+            elif node.op == "call_function":
+                self.ids[node] = self._call(node)
+        if self.homogeneous:
+            for node in g.outputs(self.graph):
+                self._block(self.ids.get(node))
+        roots = torch.tensor([self._find(i) for i in range(len(self.parent))])
+        blocked = torch.zeros(len(roots), dtype=torch.bool)
+        blocked[[self._find(i) for i in self.blocked_ids]] = True
+        producers, consumers = ([Port(name, roots[ids]) for name, ids in side] for side in self.ports)
+        return Spaces(producers, consumers, blocked)
+
+    # ---- union-find
+
+    def _find(self, i: int) -> int:
+        while self.parent[i] != i:
+            self.parent[i] = self.parent[self.parent[i]]
+            i = self.parent[i]
+        return i
+
+    def _unite(self, a: Tensor, b: Tensor) -> Tensor:
+        a, b = torch.broadcast_tensors(a, b)
+        for i, j in {*zip(a.flatten().tolist(), b.flatten().tolist(), strict=True)}:
+            self.parent[self._find(i)] = self._find(j)
+        return b.clone()
+
+    def _fresh(self, shape: tuple[int, ...], *, blocked: bool, dim: int | None = None) -> Tensor:
+        """New ids along the channel dimension; where nothing says which, 1 for images, the last for anything else."""
+        dim = (1 if len(shape) == 4 else len(shape) - 1) if dim is None else dim % len(shape)
+        count = shape[dim] if shape else 1
+        ids = torch.arange(len(self.parent), len(self.parent) + count)
+        self.parent.extend(ids.tolist())
+        if blocked:
+            self.blocked_ids.update(ids.tolist())
+        return ids.view([-1 if d == dim else 1 for d in range(len(shape))])
+
+    def _block(self, ids: object) -> None:
+        if isinstance(ids, Tensor):
+            self.blocked_ids.update(ids.flatten().tolist())
+        elif isinstance(ids, list | tuple):
+            for part in ids:
+                self._block(part)
+
+    def _is_blocked(self, ids: Tensor) -> bool:
+        roots = {self._find(i) for i in self.blocked_ids}
+        return all(self._find(i) in roots for i in ids.flatten().tolist())
+
+    # ---- operators
+
+    def _call(self, node: fx.Node) -> object:
+        if node.meta.get("layer"):
+            return self._layer(node)
+        if "size" in node.meta:
+            return None  # a symbolic integer
+        operands = [self.ids[n] for n in node.all_input_nodes if isinstance(self.ids.get(n), Tensor)]
+        if node.target in MOVES:
+            return self._move(node)
+        if node.target in (aten.constant_pad_nd.default, aten.pad.default) and isinstance(
+            self.ids.get(node.args[0]), Tensor
+        ):
+            return self._pad(node, self.ids[node.args[0]])
+        if (
+            len(operands) == 1
+            and (isinstance(self.ids.get(node.args[0]), Tensor) or node.target in PRODUCTS | SUMS)
+            and not (self.homogeneous and "affine" in node.meta)
+        ):
+            if node.target in HOMOGENEOUS | SCALING | PRODUCTS or (
+                not self.homogeneous and node.target in POINTWISE | SUMS
+            ):
+                return self._keep(node, operands[0])
+        elif len(operands) == 2 and node.target in SUMS:
+            return self._unite(*operands)
+        elif len(operands) == 2 and node.target in PRODUCTS:
+            return self._gate(*operands)
+        return self._unknown(node, operands)
+
+    def _keep(self, node: fx.Node, ids: Tensor) -> object:
+        rank = len(g.shape(node))
+        if ids.dim() == rank:
+            return (
+                ids
+                if all(s == 1 or s == t for s, t in zip(ids.shape, g.shape(node), strict=True))
+                else self._unknown(node, [ids])
+            )
+        if node.target in (aten.mean.dim, aten.amax.default, aten.sum.dim_IntList) and ids.numel() == ids.shape[1]:
+            dims = {d % ids.dim() for d in node.args[1]}
+            return ids.flatten().view(1, -1, *[1] * (rank - 2)) if 1 not in dims else self._unknown(node, [ids])
+        return self._unknown(node, [ids])
+
+    def _gate(self, a: Tensor, b: Tensor) -> Tensor:
+        """x * gate: one scale passes where the other side is fixed; assumption-free, both are the same channel."""
+        if not self.homogeneous:
+            return self._unite(a, b)
+        if self._is_blocked(b):
+            return torch.broadcast_tensors(a, b)[0].clone()
+        if self._is_blocked(a):
+            return torch.broadcast_tensors(a, b)[1].clone()
+        self._block(a)
+        self._block(b)
+        return torch.broadcast_tensors(a, b)[0].clone()
+
+    def _layer(self, node: fx.Node) -> Tensor:
+        name, source = node.meta["layer"], self.ids.get(node.args[0])
+        axis = 1 if node.target is CONV else -1
+        channels = g.shape(node.args[0])[axis]
+        if isinstance(source, Tensor) and source.numel() == channels == source.shape[axis]:
+            self.ports[1].append((name, source.flatten()))
+        else:
+            self._block(source)
+        new = self._fresh(g.shape(node), blocked=False, dim=axis)
+        self.ports[0].append((name, new.flatten()))
+        return new
+
+    def _pad(self, node: fx.Node, ids: Tensor) -> object:
+        """Zeros may take any scale: along channels they get ids of their own, elsewhere they change nothing."""
+        pads, value = node.args[1], (*node.args, 0.0)[2]
+        if value and self.homogeneous and value != "reflect":
+            return self._unknown(node, [ids])
+        before = {ids.dim() - 1 - i // 2: (pads[i], pads[i + 1]) for i in range(0, len(pads), 2)}
+        for dim, (left, right) in before.items():
+            if ids.shape[dim] == 1 or not (left or right):
+                continue
+            if ids.numel() != ids.shape[dim] or left < 0 or right < 0:
+                return self._unknown(node, [ids])
+            extra = self._fresh((left + right,), blocked=False)
+            ids = torch.cat([extra[:left], ids.flatten(), extra[left:]]).view(
+                [-1 if d == dim else 1 for d in range(ids.dim())]
+            )
+        return ids
+
+    def _move(self, node: fx.Node) -> object:
+        full = {n: self._expanded(n) for n in node.all_input_nodes}
+        if any(v is None for v in full.values()):
+            return self._unknown(node, [v for v in full.values() if isinstance(v, Tensor)])
+        moved = node.target(*fx.node.map_arg(node.args, full.get), **fx.node.map_arg(node.kwargs, full.get))
+        return _compact(moved) if isinstance(moved, Tensor) else [_compact(m) for m in moved]
+
+    def _expanded(self, node: fx.Node) -> object:
+        ids = self.ids.get(node)
+        if ids is None:
+            return node.meta.get("size")  # a symbolic integer, for a batch of two
+        if isinstance(ids, list):
+            return ids
+        assert isinstance(ids, Tensor)
+        return ids.expand(g.shape(node)) if g.shape(node) else ids
+
+    def _unknown(self, node: fx.Node, operands: list[Tensor]) -> object:
+        for ids in operands:
+            self._block(ids)
+        return self._fresh(g.shape(node), blocked=True) if g.shape(node) else None
+
+
+def _compact(ids: Tensor) -> Tensor:
+    for dim in range(ids.dim()):
+        first = ids.narrow(dim, 0, 1)
+        if ids.shape[dim] > 1 and bool((ids == first).all()):
+            ids = first
+    return ids.contiguous()

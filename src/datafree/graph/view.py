@@ -1,0 +1,226 @@
+"""The ATen graph as the rest of the package sees it: layers, tensors, shapes, walking, rewriting."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from datafree.execution import spend_on_layer
+from datafree.records import Layer
+
+aten = torch.ops.aten
+CONV, LINEAR, BATCH_NORM = aten.conv2d.default, aten.linear.default, aten.batch_norm.default
+
+
+def shape(node: fx.Node) -> tuple[int, ...]:
+    """Shape of a node's tensor for a batch of two (the batch size every graph is captured with)."""
+    return node.meta["shape"]
+
+
+def layers(graph: fx.GraphModule) -> dict[str, Layer]:
+    """Every conv2d and linear whose weight is its own parameter, by name, in execution order."""
+    found = {}
+    for node in graph.graph.nodes:
+        if node.meta.get("layer") is None:
+            continue
+        name = node.meta["layer"]
+        if node.target is CONV:
+            stride, padding, dilation, groups = node.args[3:7]
+            found[name] = Layer(name, node.name, "conv2d", _pair(stride), _pair(padding), _pair(dilation), groups)
+        else:
+            found[name] = Layer(name, node.name, "linear")
+    return found
+
+
+def _pair(value: int | list[int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
+def node_of(graph: fx.GraphModule, name: str) -> fx.Node:
+    """The graph node called `name`."""
+    return next(n for n in graph.graph.nodes if n.name == name)
+
+
+def nodes_by_name(graph: fx.GraphModule) -> dict[str, fx.Node]:
+    return {n.name: n for n in graph.graph.nodes}
+
+
+def weight(graph: fx.GraphModule, layer: Layer) -> Tensor:
+    """(C_out, C_in/groups, kh, kw) or (C_out, C_in)."""
+    return get_tensor(graph, f"{layer.name}.weight")
+
+
+def bias(graph: fx.GraphModule, layer: Layer) -> Tensor:
+    """(C_out,); capture gives every layer a bias."""
+    return get_tensor(graph, f"{layer.name}.bias")
+
+
+def grouped(weight: Tensor, groups: int) -> Tensor:
+    """Weights as rows: (groups, C_out/groups, n), n = taps of one output channel."""
+    return weight.reshape(groups, weight.shape[0] // groups, -1)
+
+
+def num_macs(layer: Layer, weight: Tensor, output_shape: tuple[int, ...]) -> int:
+    """Multiply-adds of the layer for one image."""
+    positions = 1
+    for side in output_shape[2:] if layer.kind == "conv2d" else output_shape[1:-1]:
+        positions *= side
+    return weight.numel() * positions
+
+
+def duplicate(graph: fx.GraphModule) -> fx.GraphModule:
+    """A graph of its own with the same node names and the same tensors (which nobody writes into)."""
+    new, made = fx.Graph(), {}
+    result = new.graph_copy(graph.graph, made, return_output_node=True)
+    assert isinstance(result, tuple)
+    new.output(result[0]).meta = dict(result[1].meta)
+    new.set_codegen(graph.graph._codegen)
+    return fx.GraphModule(graph, new).eval()
+
+
+def with_weights(graph: fx.GraphModule, weights: dict[str, Tensor]) -> fx.GraphModule:
+    """A graph of its own with other weights, by layer name; as rows or in the layer's own shape."""
+    new = duplicate(graph)
+    for name, weight in weights.items():
+        set_tensor(new, f"{name}.weight", weight.view_as(get_tensor(graph, f"{name}.weight")))
+    return new
+
+
+# ---- tensors by their path
+
+
+def get_tensor(graph: fx.GraphModule, path: str) -> Tensor:
+    """The parameter, buffer or attribute at a dotted path."""
+    parent, _, name = path.rpartition(".")
+    return getattr(graph.get_submodule(parent), name)
+
+
+def set_tensor(graph: fx.GraphModule, path: str, value: Tensor) -> None:
+    """Put a tensor at a dotted path as a buffer, making the modules on the way."""
+    module: torch.nn.Module = graph
+    *parents, name = path.split(".")
+    for parent in parents:
+        if parent not in module._modules:
+            module.add_module(parent, torch.nn.Module())
+        module = module.get_submodule(parent)
+    module._parameters.pop(name, None)
+    if hasattr(module, name):
+        delattr(module, name)
+    module.register_buffer(name, value.detach())
+
+
+def attribute(graph: fx.GraphModule, path: str, value: Tensor) -> fx.Node:
+    """A get_attr node for a new tensor, at the graph's current insertion point."""
+    set_tensor(graph, path, value)
+    node = graph.graph.get_attr(path)
+    node.meta["shape"] = tuple(value.shape)
+    return node
+
+
+def insert_after(graph: fx.GraphModule, node: fx.Node, target: object, path: str, value: Tensor) -> fx.Node:
+    """Insert `target(node, value)` behind `node` for all of its users; `value` is stored at `path`."""
+    users = list(node.users)
+    with graph.graph.inserting_after(node):
+        operand = attribute(graph, path, value)
+    with graph.graph.inserting_after(operand):
+        new = graph.graph.call_function(target, (node, operand))  # type: ignore[arg-type]
+    new.meta["shape"] = shape(node)
+    for user in users:
+        user.replace_input_with(node, new)
+    return new
+
+
+def scale_input(graph: fx.GraphModule, layer: fx.Node, path: str, factor: Tensor) -> None:
+    """Multiply what enters `layer` by the constant `factor`, stored at `path`."""
+    source: fx.Node = layer.args[0]  # type: ignore[assignment]
+    with graph.graph.inserting_before(layer):
+        new = graph.graph.call_function(aten.mul.Tensor, (source, attribute(graph, path, factor)))
+    new.meta.update(shape=shape(source), v_i=path.removesuffix(".v_i"))
+    layer.args = (new, *layer.args[1:])
+
+
+def fingerprint(graph: fx.GraphModule) -> str:
+    """Sixteen hexadecimal digits that change with any weight, statistic or name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(graph.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def tidy(graph: fx.GraphModule) -> None:
+    """Drop nodes nobody uses and tensors no node reads; recompile."""
+    graph.graph.eliminate_dead_code()
+    graph.delete_all_unused_submodules()
+    used = {n.target for n in graph.graph.nodes if n.op == "get_attr"}
+    for path, _ in [
+        *graph.named_parameters(remove_duplicate=False),
+        *graph.named_buffers(remove_duplicate=False),
+    ]:
+        if path not in used:
+            parent, _, name = path.rpartition(".")
+            delattr(graph.get_submodule(parent), name)
+    graph.graph.lint()
+    graph.recompile()
+
+
+# ---- running
+
+
+def walk(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Iterator[tuple[fx.Node, dict[fx.Node, Any]]]:
+    """Yield (node, values) for every input and every call in execution order, with the call's inputs in `values`.
+
+    The caller may put the node's own value into `values`; what it leaves out is executed when the walk goes on.
+    A value is freed after its last use; those the graph returns are kept until the end.
+    """
+    last_use = {used: node for node in graph.graph.nodes for used in node.all_input_nodes}
+    values: dict[fx.Node, Any] = {}
+    feed = iter(inputs)
+    for node in graph.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = next(feed)
+        elif node.op == "get_attr":
+            values[node] = get_tensor(graph, node.target)
+            continue
+        elif node.op == "output":
+            return
+        yield node, values
+        if node not in values:  # placeholders have theirs
+            values[node] = execute(node, values)
+        for used in node.all_input_nodes:
+            if last_use[used] is node:
+                values.pop(used, None)
+        if node not in last_use:
+            values.pop(node, None)
+
+
+def execute(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    """Run one call on the values of its inputs."""
+    args = fx.node.map_arg(node.args, values.__getitem__)
+    kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
+    value = node.target(*args, **kwargs)  # type: ignore[operator]
+    if node.target in (CONV, LINEAR):
+        spend_on_layer(args[0], args[1], value)
+    return value
+
+
+def first_output(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Tensor:
+    """Run the graph up to its first output; unlike a call of the graph, its multiply-adds are counted."""
+    wanted = outputs(graph)[0]
+    for node, values in walk(graph, inputs):
+        if node is wanted:
+            return values[node] if node in values else execute(node, values)
+    raise AssertionError("a graph has an output")
+
+
+def outputs(graph: fx.GraphModule) -> list[fx.Node]:
+    """The nodes whose values the graph returns."""
+    return list(next(n for n in reversed(graph.graph.nodes) if n.op == "output").all_input_nodes)
+
+
+def placeholders(graph: fx.GraphModule) -> list[fx.Node]:
+    """The graph's inputs in the order of its flattened arguments."""
+    return [n for n in graph.graph.nodes if n.op == "placeholder"]

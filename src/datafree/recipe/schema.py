@@ -1,0 +1,435 @@
+"""Everything a user can choose, as frozen records read from YAML. Nothing else in the package holds configuration."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)  # fmt: skip
+
+Bits = Annotated[int, Field(ge=2, le=8)]
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used: an unknown key, a value out of range, a preset that does not exist."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Images(_Part):
+    probes: Literal["leaves", "pink"] = "leaves"
+    images: int | None = Field(default=None, ge=1)  # None: 64, and more where they are small
+
+
+class Gaussian(_Images):
+    """Independent Gaussians at BatchNorm outputs (the paper's)."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    pooling: Literal["ignored", "executed"] = "ignored"  # ignored, as in the paper: statistics pass over it unchanged
+
+
+class Propagated(_Images):
+    """Procedural images once through the teacher, re-standardised at every BatchNorm."""
+
+    kind: Literal["propagated"] = "propagated"
+
+
+class Matched(_Images):
+    """The same after a few dozen steps on the images that match BatchNorm outputs to their statistics."""
+
+    kind: Literal["matched"] = "matched"
+    steps: int = Field(default=40, ge=1)
+    smoothness: float = Field(default=1.0, ge=0)
+
+
+class Inverted(_Images):
+    """`matched` with class targets, for the steps of the setting."""
+
+    kind: Literal["inverted"] = "inverted"
+    setting: Literal["short", "cifar10", "imagenet"] = "short"  # others: Deep Inversion as published, its own numbers
+    steps: int | None = Field(default=None, ge=1)  # None: the setting's, 200, 2000, 20000
+    smoothness: float = Field(default=1.0, ge=0)
+    class_weight: float = Field(default=0.3, ge=0)
+
+
+class Adversarial(_Images):
+    """Images of a generator trained on what BatchNorm remembers, against a rounded network."""
+
+    kind: Literal["adversarial"] = "adversarial"
+    steps: int = Field(default=1000, ge=1)
+    warmup: int = Field(default=200, ge=0)  # steps before the student counts
+    batch: int = Field(default=64, ge=2)
+    lr: float = Field(default=1e-3, gt=0)
+    statistics: float = Field(default=1.0, ge=0)
+    rivalry: float = Field(default=1.0, ge=0)
+    rival_bits: Bits = 4  # of the student it is trained against, where there is none yet
+
+
+Moved = Matched | Inverted
+"""Signals whose images are moved until the network remembers them."""
+
+Made = Matched | Inverted | Adversarial
+"""Signals whose images are dear, so they are kept and used again."""
+
+
+class Loader(_Images):
+    """Real images, when there are some after all."""
+
+    kind: Literal["loader"] = "loader"
+    restandardise: bool = False  # bring them to what BatchNorm remembers, as made ones are
+
+
+Signal = Annotated[
+    Gaussian | Propagated | Matched | Inverted | Adversarial | Loader,
+    Field(discriminator="kind"),
+    BeforeValidator(lambda value: {"kind": "propagated", **value} if isinstance(value, dict) else value),
+]
+
+
+class Weights(_Part):
+    """Width and granularity of the weights; 8 bits are always symmetric."""
+
+    bits: Bits | None = 8
+    per: Literal["tensor", "channel"] = "channel"
+    symmetric: bool = False
+
+
+class Activations(_Part):
+    """Width of every layer's input, one scale per tensor."""
+
+    bits: Bits | None = 8
+    per: Literal["tensor"] = "tensor"
+
+
+class Prune(_Part):
+    """Which share of the weights becomes zero, and by what measure; null = none."""
+
+    sparsity: float = Field(default=0.5, ge=0, lt=1)
+    pattern: Annotated[
+        str, BeforeValidator(lambda v: f"{v // 60}:{v % 60}" if type(v) is int else v)  # YAML 1.1: 2:4 is 124
+    ] = Field(default="unstructured", pattern=r"^(unstructured|channels|[1-9]\d*:[1-9]\d*)$")
+    scope: Literal["global", "layer"] = "global"
+    score: Literal["output", "magnitude"] = "output"
+    steps: int = Field(default=16, ge=1)
+
+    @model_validator(mode="after")
+    def _pattern_says_how_many(self) -> Prune:
+        if self.cell is not None:
+            n, m = self.cell
+            if n >= m:
+                raise ValueError(f"pattern {self.pattern!r} keeps {n} of {m}; write n:m with n < m, as 2:4")
+            if "sparsity" in self.model_fields_set and abs(self.sparsity - (1 - n / m)) > 1e-9:
+                raise ValueError(
+                    f"pattern {self.pattern!r} is a sparsity of {1 - n / m:g}, not {self.sparsity:g}; leave one out"
+                )
+            object.__setattr__(self, "sparsity", 1 - n / m)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_the_pattern_says(self, fields: Any) -> dict[str, Any]:
+        return {k: v for k, v in fields(self).items() if k != "sparsity" or self.cell is None}
+
+    @property
+    def cell(self) -> tuple[int, int] | None:
+        """n and m of an n:m pattern."""
+        n, colon, m = self.pattern.partition(":")
+        return (int(n), int(m)) if colon else None
+
+
+class Budget(_Part):
+    """What the student may cost: one of these; bits and zeros of every layer follow from it."""
+
+    bytes: int | None = Field(default=None, gt=0)
+    mean_bits: float | None = Field(default=None, ge=2, le=8)
+    macs: int | None = Field(default=None, gt=0)
+    sparsity: float | None = Field(default=None, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _is_one_of_them(self) -> Budget:
+        if len(self.model_dump(exclude_none=True)) != 1:
+            raise ValueError("a budget is one of bytes, mean_bits, macs, sparsity; give exactly one")
+        return self
+
+    def __str__(self) -> str:
+        [(name, value)] = self.model_dump(exclude_none=True).items()
+        return f"{name} {value:.12g}"
+
+
+class _Method(_Part):
+    sequential: bool = False  # layers in order, each on the inputs its student sees; else each by itself (the paper)
+    compensation: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"  # share of the error upstream
+
+
+class Nearest(_Method):
+    """Round to nearest, then correct the bias."""
+
+    method: Literal["nearest"] = "nearest"
+    bias_correction: bool = True
+    clip: bool = True  # False: min-max ranges
+
+
+class Closed(_Method):
+    """Optimal-brain rounding with error feedback through the Cholesky factor of H."""
+
+    method: Literal["closed"] = "closed"
+    damping: float = Field(default=0.01, gt=0)
+    polish: int = Field(default=1, ge=0)  # passes of coordinate descent after rounding
+
+
+class Sgd(_Method):
+    """The paper's layer-wise training: straight-through rounding, Adam, fresh draws."""
+
+    method: Literal["sgd"] = "sgd"
+    steps: int = Field(default=300, ge=1)
+    rows: int = Field(default=256, ge=1)  # layer-input rows drawn for one step
+    lr: float = Field(default=1e-3, gt=0)
+
+
+class SQuant(_Method):
+    """Round to nearest, then flip single weights until errors cancel within kernels and channels."""
+
+    method: Literal["squant"] = "squant"
+
+
+class AdaRound(_Method):
+    """Rounding up or down learned by Adam on the layer's quadratic form."""
+
+    method: Literal["adaround"] = "adaround"
+    steps: int = Field(default=500, ge=1)
+    lr: float = Field(default=0.1, gt=0)
+    regularizer: float = Field(default=3.0, ge=0)
+
+
+Solve = Annotated[
+    Nearest | Closed | Sgd | SQuant | AdaRound,
+    Field(discriminator="method"),
+    BeforeValidator(lambda value: {"method": "closed", **value} if isinstance(value, dict) else value),
+]
+
+
+class Distill(_Part):
+    """Training of the whole student against the teacher, after all layers are solved; null = none."""
+
+    images: Literal["inverted", "adversarial", "matched", "loader"] = "inverted"
+    steps: int = Field(default=200, ge=1)
+    lr: float = Field(default=1e-3, gt=0)  # a step of Adam, as a share of a layer's largest weight
+    loss: Literal["mse", "kl"] = "mse"  # of the logits, of the classes' probabilities
+    batch: int = Field(default=64, ge=2)
+    compete: float = Field(default=0.0, ge=0)  # Deep Inversion's: weight of images on which the student errs
+    guard: bool = True  # keep what is best on images held out and on procedural ones; false: the last step (published)
+
+    @model_validator(mode="after")
+    def _only_moved_images_compete(self) -> Distill:
+        if self.compete and self.images not in ("inverted", "matched"):
+            raise ValueError(f"images {self.images!r} are not moved to where the student errs; leave compete out")
+        return self
+
+
+class LayerPrune(_Part):
+    """The share of one pattern's layers, where it is not the recipe's."""
+
+    sparsity: float = Field(default=0.5, ge=0, lt=1)
+
+
+class LayerRule(_Part):
+    """What differs for the layers of one pattern; fields left out keep the recipe's value."""
+
+    weights: Weights = Weights()
+    activations: Activations = Activations()
+    prune: LayerPrune = LayerPrune()
+
+    @model_serializer
+    def given(self) -> dict[str, dict[str, Any]]:
+        """Only the fields that were given."""
+        parts = {name: getattr(self, name).model_dump(exclude_unset=True) for name in type(self).model_fields}
+        return {name: fields for name, fields in parts.items() if fields}
+
+
+_Rule = Annotated[
+    Annotated[LayerRule, Tag("rule")] | Annotated[Literal["keep"], Tag("word")],
+    Discriminator(lambda value: "word" if isinstance(value, str) else "rule"),
+]
+
+
+class Recipe(_Part):
+    """What to do with a network: signal, equalization, bits, solver, exceptions by layer.
+
+    Example:
+        >>> Recipe.preset("w4a8").weights.bits
+        4
+        >>> Recipe(weights={"bits": 3}).activations.bits
+        8
+    """
+
+    signal: Signal = Propagated()
+    equalize: Annotated[
+        Literal["free", "foldable", "between", "rows", "depthwise", "off"],
+        BeforeValidator(lambda v: "off" if v is False else v),  # YAML 1.1: off
+    ] = "foldable"
+    weights: Weights = Weights()
+    activations: Activations = Activations()
+    prune: Prune | None = None
+    solve: Solve = Closed()
+    distill: Distill | None = None
+    budget: Budget | None = None
+    ends: Literal["eight", "alike"] = "eight"  # first and last layer: at least 8 bits, or like the others
+    layers: dict[str, _Rule] = {}  # shell wildcards, last match wins
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise RecipeError(_explain(error)) from None
+
+    @classmethod
+    def preset(cls, name: str) -> Recipe:
+        """Read one of the recipes shipped in the package.
+
+        Raises:
+            RecipeError: no such preset; lists those there are.
+        """
+        if name not in presets():
+            raise RecipeError(f"there is no preset {name!r}; presets are {', '.join(presets())}; or give a .yaml file")
+        return cls.parse((resources.files("datafree") / "recipe" / "presets" / f"{name}.yaml").read_text(), source=name)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a recipe from a YAML file; RecipeError names the file and the key that is wrong."""
+        try:
+            text = Path(path).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not a text file"
+            raise RecipeError(f"cannot read the recipe {path}: {reason}; give a .yaml file or a preset") from None
+        return cls.parse(text, source=str(path))
+
+    @classmethod
+    def parse(cls, text: str, *, source: str = "recipe") -> Recipe:
+        """Read a recipe from YAML text."""
+        try:
+            fields = yaml.safe_load(text) or {}
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(fields, dict):
+            raise RecipeError(
+                f"{source} holds a {type(fields).__name__}; a recipe is a mapping such as 'weights: {{bits: 4}}'"
+            )
+        return cls(**{str(key): value for key, value in fields.items()})
+
+    def updated(self, assignments: list[str]) -> Recipe:
+        """The recipe with "dotted.key=value" settings applied; values are YAML.
+
+        Example:
+            >>> Recipe.preset("w4a8").updated(["weights.bits=3"]).weights.bits
+            3
+        """
+        fields = self.model_dump(mode="json")
+        settings = [_setting(text) for text in assignments]
+        for path, value in settings:  # another method or kind has other fields; those set beside it are kept
+            if path in (["solve", "method"], ["signal", "kind"]) and value != fields[path[0]].get(path[1]):
+                common = _Method.model_fields if path[0] == "solve" else _Images.model_fields
+                fields[path[0]] = {k: v for k, v in fields[path[0]].items() if k in common}
+        for path, value in settings:
+            place = fields
+            for parent in path[:-1]:
+                if place.get(parent) is None:
+                    place[parent] = {}
+                place = place[parent]
+                if not isinstance(place, dict):
+                    raise RecipeError(f"{'.'.join(path)}: {parent} is a value, not a section of the recipe")
+            place[path[-1]] = value
+        return Recipe(**fields)
+
+    def dump(self) -> str:
+        """The resolved recipe as YAML text that `Recipe.parse` reads back to an equal recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _setting(text: str) -> tuple[list[str], Any]:
+    """The path and value of "dotted.key=value"; a layer's own dots belong to its name."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise RecipeError(f"setting {text!r} has no '='; write it as weights.bits=3")
+    path = key.split(".")
+    if path[0] == "layers" and len(path) > 1:
+        stop = max((i for i, part in enumerate(path) if part in LayerRule.model_fields), default=len(path))
+        path = ["layers", ".".join(path[1:stop]), *path[stop:]]
+    try:
+        return path, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{key}: {value!r} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def presets() -> list[str]:
+    """Names of the recipes shipped in the package: quantization, pruning, the paper's; from little to much."""
+    names = [p.name.removesuffix(".yaml") for p in (resources.files("datafree") / "recipe" / "presets").iterdir()]
+    return sorted(names, key=_order)
+
+
+def _order(preset: str) -> tuple:
+    numbers = [int(d) for d in re.findall(r"\d+", preset)]
+    quantizes = re.match(r"(paper-)?w\d", preset) is not None
+    what = "" if quantizes else re.split(r"\d", preset)[0]
+    return preset.startswith("paper"), what, [-n for n in numbers] if quantizes else numbers, preset
+
+
+def _explain(error: ValidationError) -> str:
+    """One line: path, what is wrong, what is allowed."""
+    lines = []
+    for item in error.errors():
+        path = _user_path(item["loc"])
+        if item["type"] == "union_tag_invalid":
+            context = item.get("ctx", {})
+            tag, allowed = context["discriminator"].strip("'"), context["expected_tags"]
+            lines.append(f"{'.'.join([*path, tag])}: allowed are {allowed}, got {item['input'][tag]!r}")
+        elif item["type"] == "extra_forbidden":
+            lines.append(f"{'.'.join(path)}: unknown key; {_allowed(item['loc'])}")
+        elif item["type"] == "string_pattern_mismatch":
+            lines.append(f"{'.'.join(path)}: allowed are unstructured, channels, and n:m as 2:4, got {item['input']!r}")
+        elif item["type"] == "value_error":
+            lines.append(f"{'.'.join(path)}: {item['msg'].removeprefix('Value error, ')}")
+        else:
+            lines.append(f"{'.'.join(path)}: {item['msg']}, got {item['input']!r}")
+    return "recipe: " + "; ".join(lines)
+
+
+def _user_path(loc: tuple[int | str, ...]) -> list[str]:
+    """The path as written in the recipe, without the names of the alternatives pydantic tried."""
+    path = [str(p) for p in loc]
+    tag = {"solve": 1, "signal": 1, "layers": 2}.get(path[0], len(path))
+    return path[:tag] + path[tag + 1 :]
+
+
+def _allowed(loc: tuple[int | str, ...]) -> str:
+    prune = LayerPrune if loc[0] == "layers" else Prune
+    parts = {
+        "weights": Weights,
+        "activations": Activations,
+        "prune": prune,
+        "distill": Distill,
+        "budget": Budget,
+        "layers": LayerRule,
+    }
+    parts |= {**_tagged(Signal), **_tagged(Solve)}
+    owner = next((parts[str(p)] for p in reversed(loc[:-1]) if str(p) in parts), Recipe)
+    return f"allowed here are {', '.join(owner.model_fields)}"
+
+
+def _tagged(union: Any) -> dict[str, type[BaseModel]]:
+    """The alternatives of a part of the recipe by the word that selects them."""
+    tag = get_args(union)[1].discriminator
+    return {kind.model_fields[tag].default: kind for kind in get_args(get_args(union)[0])}

@@ -1,0 +1,176 @@
+"""What was lost, measured on labelled images; and what the student costs in bytes and arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, fx, nn
+
+from datafree import graph as g
+from datafree.quantization import stored_size
+from datafree.records import LayerResult, decibel
+from datafree.solve import Plan
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Percent, over `num_images`; standard errors are binomial, that of the loss is of paired differences."""
+
+    top1: float
+    float_top1: float
+    agreement: float
+    num_images: int
+    top1_error: float
+    lost: float  # float_top1 - top1, points
+    lost_error: float
+    layer_sqnr_db: dict[str, float]  # of each layer's output against the teacher's, whole network running
+
+
+def evaluate_models(
+    student: nn.Module,
+    teacher: nn.Module,
+    data: Iterable[tuple[Tensor, Tensor]],
+    *,
+    layers: bool = True,
+) -> Evaluation:
+    """Compare student and teacher on labelled images.
+
+    Args:
+        student, teacher: map (N, C, H, W) to logits (N, classes).
+        data: batches (x, y); y holds class indices (N,).
+        layers: whether to compare every layer's output, on the first batch.
+
+    Raises:
+        ValueError: no images; logits that are not (N, classes).
+    """
+    right, float_right, same = [], [], []
+    sqnr: dict[str, float] = {}
+    with torch.no_grad():
+        for x, y in data:
+            if layers and not sqnr and isinstance(student, fx.GraphModule) and isinstance(teacher, fx.GraphModule):
+                sqnr = layer_sqnr(student, teacher, x)
+            ours, theirs = student(x), teacher(x)
+            if not isinstance(ours, Tensor) or ours.dim() != 2:
+                raise ValueError("top-1 needs a network that returns one tensor of logits (N, classes)")
+            wrong = y[(y < 0) | (y >= ours.shape[1])]
+            if len(wrong):
+                raise ValueError(
+                    f"label {int(wrong[0])} is outside of the network's {ours.shape[1]} classes; check the labels"
+                )
+            right.append(ours.argmax(1) == y), float_right.append(theirs.argmax(1) == y)
+            same.append(ours.argmax(1) == theirs.argmax(1))
+    if not right:
+        raise ValueError("there are no images to evaluate on; give batches of (x, y)")
+    hits, float_hits, agree = (100 * torch.cat(v).double() for v in (right, float_right, same))
+    lost = float_hits - hits
+    return Evaluation(
+        top1=float(hits.mean()),
+        float_top1=float(float_hits.mean()),
+        agreement=float(agree.mean()),
+        num_images=len(hits),
+        top1_error=_standard_error(hits),
+        lost=float(lost.mean()),
+        lost_error=_standard_error(lost),
+        layer_sqnr_db=sqnr,
+    )
+
+
+def _standard_error(values: Float[Tensor, " n"]) -> float:
+    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+
+
+def layer_sqnr(student: fx.GraphModule, teacher: fx.GraphModule, x: Tensor) -> dict[str, float]:
+    """Signal to noise ratio of each layer's output, decibel, with the whole student running.
+
+    Layers that lost output channels are left out.
+    """
+    outputs = {layer.node: name for name, layer in g.layers(teacher).items()}
+    for node in teacher.graph.nodes:  # the student's layer includes the vector behind the teacher's
+        if node.meta.get("v_o"):
+            outputs.pop(node.args[0].name)
+            outputs[node.name] = node.meta["v_o"]
+    wanted = _values(teacher, x, outputs)
+    names = {layer.node: name for name, layer in g.layers(student).items()}
+    for node in student.graph.nodes:
+        if node.meta.get("v_o"):  # a layer left in float keeps its vector
+            names.pop(node.args[0].name, None)
+            names[node.name] = node.meta["v_o"]
+    found = _values(student, x, names)
+    return {
+        n: decibel(float(v.square().mean()), float((v - found[n]).square().mean()))
+        for n, v in wanted.items()
+        if found[n].shape == v.shape
+    }
+
+
+def _values(graph: fx.GraphModule, x: Tensor, names: dict[str, str]) -> dict[str, Tensor]:
+    values = {}
+    for node, env in g.walk(graph, (x,)):
+        if node.name in names:
+            env[node] = values[names[node.name]] = g.execute(node, env)
+    return values
+
+
+# ---- cost
+
+
+def costs(
+    plan: Plan, teacher: fx.GraphModule, smaller: fx.GraphModule, results: dict[str, LayerResult], *, spent: int
+) -> dict[str, int | float]:
+    """The fields of a summary that count: bytes, multiply-adds, bit operations, of the student and of the teacher.
+
+    Args:
+        smaller: the teacher without the channels that were removed.
+        spent: multiply-adds of the compression itself.
+    """
+    macs, float_macs = layer_macs(smaller), sum(layer_macs(teacher).values())
+    weights = {n: r.weight.numel() for n, r in results.items()}
+    return {
+        "bytes": num_bytes(plan, smaller, results),
+        "float_bytes": num_bytes(plan, teacher, {}),
+        "macs": sum(macs.values()),
+        "float_macs": float_macs,
+        "spent_macs": spent,
+        "forward_equivalents": spent / max(1, float_macs),
+        "bit_operations": bit_operations(plan, macs, results),
+        "float_bit_operations": 32 * 32 * float_macs,
+        "num_layers": len(plan.layers),
+        "num_quantized": len(results),
+        "sparsity": sum(r.sparsity * weights[n] for n, r in results.items()) / max(1, sum(weights.values())),
+    }
+
+
+def num_bytes(plan: Plan, teacher: fx.GraphModule, results: dict[str, LayerResult]) -> int:
+    """Bytes of all layers' parameters: weights at their real width, scales, 32-bit biases; float where not solved."""
+    wide = {n.meta["v_o"] for n in teacher.graph.nodes if n.meta.get("v_o")}  # one multiplier a channel, not a layer
+    total = 0
+    for name, item in plan.layers.items():
+        weight, bias = g.weight(teacher, item.layer), g.bias(teacher, item.layer)
+        multipliers = len(bias) if name in wide else None
+        total += 4 * bias.numel()
+        total += _weight_bytes(results[name], multipliers) if name in results else 4 * weight.numel()
+    return total
+
+
+def _weight_bytes(result: LayerResult, num_multipliers: int | None) -> int:
+    """Weights at their real width and their scales."""
+    size, grid = result.weight.numel(), result.weight_qparams
+    scales = 0 if grid is None else num_multipliers or len(grid.scale)
+    return stored_size(size, result.bits, round(result.sparsity * size)) + 4 * scales
+
+
+def layer_macs(teacher: fx.GraphModule) -> dict[str, int]:
+    """Multiply-adds of every layer for one image."""
+    nodes = g.nodes_by_name(teacher)
+    return {n: g.num_macs(l, g.weight(teacher, l), g.shape(nodes[l.node])) for n, l in g.layers(teacher).items()}
+
+
+def bit_operations(plan: Plan, macs: dict[str, int], results: dict[str, LayerResult]) -> int:
+    """Multiply-adds times weight bits times input bits, summed over layers, for one image; float counts 32 bits."""
+    return sum(
+        macs[n] * (results[n].bits if n in results else 32) * (item.input_bits or 32) for n, item in plan.layers.items()
+    )

@@ -1,0 +1,179 @@
+"""A graph as JSON and back: data only, no code runs from a file. Tensors live in a safetensors file beside it."""
+
+from __future__ import annotations
+
+import keyword
+import operator
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from datafree import student  # noqa: F401  registers torch.ops.quantized_decomposed
+from datafree.graph import get_tensor, set_tensor
+
+FORMAT = 1
+OPS = ("placeholder", "get_attr", "call_function", "output")
+NAMESPACES = ("aten", "quantized_decomposed")
+PLAIN = {f.__name__: f for f in (operator.getitem, operator.mul, operator.add, operator.sub, operator.floordiv,
+                                 operator.truediv, operator.neg, operator.mod)}  # fmt: skip
+KINDS = (torch.dtype, torch.device, torch.memory_format, torch.layout)
+
+
+class FormatError(ValueError):
+    """A file that does not hold what this package writes."""
+
+
+def graph_to_json(graph: fx.GraphModule) -> dict[str, Any]:
+    """Nodes with operator names and arguments, and the structure of inputs and outputs."""
+    nodes = [
+        {"name": n.name, "op": n.op, "target": _target_name(n), "layer": n.meta.get("layer"), "v_o": n.meta.get("v_o"),
+         "args": _encode(n.args), "kwargs": _encode(dict(n.kwargs)), "shape": list(n.meta.get("shape", ()))}
+        for n in graph.graph.nodes
+    ]  # fmt: skip
+    info = graph.graph._codegen.pytree_info  # type: ignore[attr-defined]
+    return {
+        "format": FORMAT,
+        "nodes": nodes,
+        "inputs": {"names": list(info.orig_args), "spec": pytree.treespec_dumps(info.in_spec)},
+        "outputs": {"spec": pytree.treespec_dumps(info.out_spec)},
+    }
+
+
+def tensors_of(graph: fx.GraphModule) -> dict[str, Tensor]:
+    """Every tensor the graph reads, by path, contiguous and none sharing memory with another."""
+    paths = dict.fromkeys(str(n.target) for n in graph.graph.nodes if n.op == "get_attr")
+    return {p: get_tensor(graph, p).detach().clone(memory_format=torch.contiguous_format) for p in paths}
+
+
+def graph_from_json(data: dict[str, Any], tensors: dict[str, Tensor]) -> fx.GraphModule:
+    """Rebuild the module `graph_to_json` was given.
+
+    Raises:
+        FormatError: unknown format, an operator outside of ATen, a missing tensor.
+    """
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        found = data.get("format") if isinstance(data, dict) else data
+        raise FormatError(f"the graph has format {found!r}; this version reads {FORMAT}")
+    root, graph = fx.GraphModule({}, fx.Graph()), fx.Graph()
+    made: dict[str, fx.Node] = {}
+    try:
+        for item in data["nodes"]:
+            made[item["name"]] = _make_node(graph, root, item, made, tensors)
+        in_spec = pytree.treespec_loads(data["inputs"]["spec"])
+        out_spec = pytree.treespec_loads(data["outputs"]["spec"])
+    except (KeyError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
+        raise FormatError(f"the graph is damaged: {type(error).__name__} {error}; write the run again") from None
+    names = data["inputs"]["names"]
+    for name in names:
+        _check_name(name)
+    graph.set_codegen(fx.graph._PyTreeCodeGen(fx.graph._PyTreeInfo(names, in_spec, out_spec)))
+    return fx.GraphModule(root, graph).eval()
+
+
+def _make_node(
+    graph: fx.Graph,
+    root: fx.GraphModule,
+    item: dict[str, Any],
+    made: dict[str, fx.Node],
+    tensors: dict[str, Tensor],
+) -> fx.Node:
+    op, target = item["op"], item["target"]
+    if op not in OPS or not isinstance(target, str):
+        raise FormatError(f"node {op!r} {target!r} is not one this package writes; allowed are {', '.join(OPS)}")
+    for name in (item["name"], *([target] if op == "placeholder" else []), *item["kwargs"]["dict"]):
+        _check_name(name)
+    if op == "get_attr":
+        _check_path(target)
+        if target not in tensors:
+            raise FormatError(
+                f"tensor {target} is missing; the file beside the graph is another run's or was cut short"
+            )
+        set_tensor(root, target, tensors[target])
+    args, kwargs = _decode(item["args"], made), _decode(item["kwargs"], made)
+    callee: Any = _target(target) if op == "call_function" else target
+    node = graph.create_node(op, callee, tuple(args), kwargs, name=item["name"])
+    node.meta = {"shape": tuple(item["shape"]), "path": "", "layer": item.get("layer"), "v_o": item.get("v_o")}
+    return node
+
+
+def _check_name(name: object) -> None:
+    """Names become Python source when torch.fx compiles the graph, so they must be nothing but names."""
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+        raise FormatError(f"{name!r} is not a plain name; the graph is damaged or was made by something else")
+
+
+def _check_path(path: str) -> None:
+    if not path.isprintable() or re.search(r"[\"'\\]", path):  # nothing that could end a string in generated code
+        raise FormatError(f"{path!r} is not the path of a tensor; the graph is damaged or was made by something else")
+
+
+def _target_name(node: fx.Node) -> str:
+    if node.op != "call_function":
+        return str(node.target)
+    if isinstance(node.target, torch._ops.OpOverload):
+        return f"{node.target._schema.name.replace('::', '.')}.{node.target._overloadname}"
+    return f"operator.{node.target.__name__}"  # type: ignore[union-attr]
+
+
+def _target(name: str) -> Callable:
+    namespace, *rest = name.split(".")
+    if namespace == "operator" and len(rest) == 1 and rest[0] in PLAIN:
+        return PLAIN[rest[0]]
+    if namespace in NAMESPACES and len(rest) == 2:
+        overload = getattr(getattr(getattr(torch.ops, namespace), rest[0], None), rest[1], None)
+        if isinstance(overload, torch._ops.OpOverload) and _is_pure(overload):
+            return overload
+    raise FormatError(
+        f"operator {name!r} is not one this package writes; allowed are {', '.join(NAMESPACES)} operators"
+    )
+
+
+def _is_pure(overload: torch._ops.OpOverload) -> bool:
+    """Tensors in, tensors or sizes out: no operator that opens files or writes into its inputs."""
+    schema = overload._schema
+    return not schema.is_mutable and schema.name not in ("aten::from_file", "aten::set_")
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, tuple | list):
+        return [_encode(v) for v in value]
+    if isinstance(value, dict):
+        return {"dict": {k: _encode(v) for k, v in value.items()}}
+    if isinstance(value, KINDS):
+        return {"torch": str(value)}
+    if isinstance(value, slice):
+        return {"slice": [_encode(v) for v in (value.start, value.stop, value.step)]}
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return {"float": str(value)}
+    assert value is None or isinstance(value, bool | int | float | str), f"cannot write {type(value)}"
+    return value
+
+
+def _decode(value: Any, made: dict[str, fx.Node]) -> Any:
+    if isinstance(value, list):
+        return [_decode(v, made) for v in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, inner),) = value.items()
+    if kind == "node":
+        return made[inner]
+    if kind == "dict":
+        return {k: _decode(v, made) for k, v in inner.items()}
+    if kind == "slice":
+        return slice(*(_decode(v, made) for v in inner))
+    if kind == "float":
+        return float(inner)
+    if kind != "torch" or not isinstance(inner, str):
+        raise FormatError(f"a value of kind {kind!r} is not one this package writes")
+    if inner in ("cpu", "cuda"):
+        return torch.device(inner)
+    found = getattr(torch, inner.removeprefix("torch."), None)
+    if not isinstance(found, KINDS):
+        raise FormatError(f"{inner!r} is not a torch dtype, layout or memory format")
+    return found

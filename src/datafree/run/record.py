@@ -1,0 +1,188 @@
+"""A finished compression: in memory, and as a self-contained directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, fx
+
+from datafree.execution import layer_from_tensors, layer_to_tensors, written_whole
+from datafree.recipe import Recipe
+from datafree.records import ChannelStats, Estimate, InputRange, LayerResult, Skipped, Stats, Summary
+from datafree.run.contact_sheet import contact_sheet
+from datafree.run.evaluate import Evaluation, evaluate_models
+from datafree.run.graph_json import FormatError, graph_from_json, graph_to_json, tensors_of
+from datafree.signals import Generator
+
+GRAPHS = ("teacher", "student")
+GENERATOR = "generator.safetensors"
+
+
+_DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    SafetensorError,
+    NotImplementedError,
+)
+
+
+class RunError(ValueError):
+    """A run directory that is in the way, or cannot be read."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `compress` returns.
+
+    student: compressed network, eval mode, same inputs and outputs as the model.
+    teacher: folded and equalized float network, same function as the model.
+    stats: what BatchNorm remembers, by the teacher's node names.
+    images: those that `matched`, `inverted` or `adversarial` made (N, C, H, W), for other recipes of the same network:
+        `compress(..., images=run.images)`; empty where they are made in a second, or were given.
+    input_range: mean and std that images were made in; None = the images were given.
+    generator: of `adversarial` images; noise (N, 128) to unit-variance images.
+    """
+
+    student: fx.GraphModule
+    teacher: fx.GraphModule
+    recipe: Recipe
+    layers: tuple[LayerResult, ...]
+    summary: Summary
+    stats: Stats = field(default_factory=dict)
+    images: tuple[Tensor, ...] = ()
+    input_range: InputRange | None = None
+    generator: Generator | None = None
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the run directory at once: into a temporary neighbour, then renamed.
+
+        Raises:
+            RunError: `path` holds something already and `force` is not set.
+        """
+        path = Path(path)
+        check_free(path, force=force)
+        with written_whole(path) as place:
+            (place / "layers").mkdir(parents=True)
+            self._write(place)
+
+    def _write(self, path: Path) -> None:
+        (path / "recipe.yaml").write_text(self.recipe.dump())
+        (path / "summary.json").write_text(json.dumps(asdict(self.summary), indent=2))
+        for name in GRAPHS:
+            graph = getattr(self, name)
+            (path / f"{name}.json").write_text(json.dumps(graph_to_json(graph)))
+            save_file(tensors_of(graph), path / f"{name}.safetensors")
+        known = {"input_range": json.dumps(self.input_range and asdict(self.input_range))}
+        save_file(_signal_to_file(self.stats, self.images), path / "signal.safetensors", known)
+        if self.generator is not None:
+            self.generator.save(path / GENERATOR)
+        for shown in [x for x in self.images if x.dim() == 4][:1]:
+            (path / "images.png").write_bytes(contact_sheet(shown))
+        for number, result in enumerate(self.layers):
+            tensors, record = layer_to_tensors(result)
+            save_file(tensors, path / "layers" / f"{number:04d}.safetensors", {"layer": json.dumps(record)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Run:
+        """Read a run directory; bit-exact, and no code runs from its files.
+
+        Raises:
+            RunError: not a run directory, or damaged; says which file.
+        """
+        path = Path(path)
+        if not (path / "summary.json").is_file():
+            raise RunError(f"{path} is not a run directory (no summary.json); give the --out of a `datafree compress`")
+        try:
+            fields = json.loads((path / "summary.json").read_text())
+            fields["skipped"] = tuple(Skipped(**s) for s in fields["skipped"])
+            fields["warnings"] = tuple(fields["warnings"])
+            fields["removed"] = tuple(fields.get("removed", ()))
+            fields["pareto"] = tuple(map(tuple, fields.get("pareto", ())))
+            fields["estimate"] = fields["estimate"] and Estimate(**fields["estimate"])
+            teacher, student = (
+                graph_from_json(json.loads((path / f"{n}.json").read_text()), load_file(path / f"{n}.safetensors"))
+                for n in GRAPHS
+            )
+            files = sorted((path / "layers").glob("*.safetensors"))
+            layers = tuple(layer_from_tensors(load_file(p), json.loads(_metadata(p)["layer"])) for p in files)
+            if not (path / "recipe.yaml").read_text().strip():
+                raise FormatError("recipe.yaml is empty")
+            summary = Summary(**fields)
+            if len(layers) != summary.num_quantized:
+                raise FormatError(f"{len(layers)} of {summary.num_quantized} layers are in layers/")
+            signal = _signal_from_file(path / "signal.safetensors")
+            generator = Generator.load(path / GENERATOR) if (path / GENERATOR).exists() else None
+            return cls(student, teacher, Recipe.load(path / "recipe.yaml"), layers, summary, *signal, generator)
+        except _DAMAGE as error:
+            reason = " ".join(str(error).split())
+            raise RunError(f"{path} is damaged: {type(error).__name__}: {reason}; compress again") from None
+
+
+def images_of(run: Run, fingerprint: str) -> tuple[Tensor, ...]:
+    """The images a run made, for the same network.
+
+    Raises:
+        RunError: it made none, or for other weights.
+    """
+    if not run.images:
+        raise RunError(
+            f"that run keeps no images: its signal is {run.recipe.signal.kind!r}; use "
+            "one whose signal is inverted, matched or adversarial"
+        )
+    if run.summary.fingerprint != fingerprint:
+        raise RunError("that run's images were made for other weights; leave them out, and they are made anew")
+    return run.images
+
+
+def evaluate(run: Run, data: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
+    """Top-1 of the student and its agreement with the float network, percent, on batches (x (N, C, H, W), y (N,)).
+
+    Raises:
+        ValueError: no images, or a network that does not return logits (N, classes).
+    """
+    return evaluate_models(run.student, run.teacher, data)
+
+
+def check_free(path: Path, *, force: bool) -> None:
+    """Refuse to write over a directory that holds something.
+
+    Raises:
+        RunError: what is there, and that --force replaces a run.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if path.is_dir() and (path / "summary.json").is_file():
+        if not force:
+            raise RunError(f"{path} holds another run; choose another --out, or --force to replace it")
+        return
+    raise RunError(f"{path} exists and is not a run directory; choose another --out (nothing is replaced there)")
+
+
+def _signal_to_file(stats: Stats, images: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Statistics as they are; images, which hold nothing finer, as float16."""
+    tensors = {f"mean.{n}": s.mean.contiguous() for n, s in stats.items()}
+    tensors |= {f"std.{n}": s.std.contiguous() for n, s in stats.items()}
+    return tensors | {f"images.{i}": x.half().contiguous() for i, x in enumerate(images)}
+
+
+def _signal_from_file(path: Path) -> tuple[Stats, tuple[Tensor, ...], InputRange | None]:
+    tensors, known = load_file(path), json.loads(_metadata(path)["input_range"])
+    chosen = known and InputRange(tuple(known["mean"]), tuple(known["std"]), known["source"])
+    names = [n.removeprefix("mean.") for n in tensors if n.startswith("mean.")]
+    num_images = sum(n.startswith("images.") for n in tensors)
+    stats = {n: ChannelStats(tensors[f"mean.{n}"], tensors[f"std.{n}"]) for n in names}
+    return stats, tuple(tensors[f"images.{i}"].float() for i in range(num_images)), chosen
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()

@@ -1,0 +1,136 @@
+"""Where a layer's inputs come from: one file a kind, and the table of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx, nn
+
+from datafree import graph as g
+from datafree.execution import HERE, Work
+from datafree.recipe import Adversarial, Gaussian, Loader, Made, Propagated
+from datafree.records import ChannelStats, InputRange, Stats
+from datafree.signals.adversarial import train
+from datafree.signals.matching import SHORT, Rival, in_range, match, motion_of
+from datafree.signals.probes import dead_leaves, pink_noise
+from datafree.signals.scale import infer_input_range
+from datafree.signals.source import Source
+
+AT_BATCHNORM = {
+    "gaussian": "draw",
+    "propagated": "restandardise",
+    "matched": "restandardise",
+    "inverted": "restandardise",
+    "adversarial": "restandardise",
+}
+INPUT_REACH = 3.5  # deviations: real inputs reach further than those made here, above all where std is inferred
+PROBES = {"leaves": dead_leaves, "pink": pink_noise}
+
+
+def make_signal(
+    teacher: fx.GraphModule,
+    stats: Stats,
+    signal: Gaussian | Propagated | Made | Loader,
+    *,
+    seed: int,
+    input_range: InputRange | None = None,
+    images: tuple[Tensor, ...] | None = None,
+    rival: Rival | None = None,
+    work: Work = HERE,
+) -> tuple[Source, InputRange]:
+    """Make the inputs every layer will be solved on.
+
+    Args:
+        teacher: folded, equalized.
+        stats: BatchNorm statistics by node name.
+        signal: the recipe's part.
+        input_range: mean and standard deviation of the network's first input; None = inferred from the first BatchNorm.
+        images: inputs made before or real ones, as the network sees them; kind "loader" needs them.
+        rival: a student that images moved here shall be hard for.
+        work: where images are moved by `matched` and `inverted`, and the generator of `adversarial` is trained.
+
+    Returns:
+        The signal, and the range the images of the first input were made in.
+
+    Raises:
+        ValueError: kind "loader" without images.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(signal, Loader) and images is None:
+        raise ValueError("signal.kind is 'loader' but no images were given; pass images= to compress()")
+    images = images and tuple(x.detach() for x in images)
+    if isinstance(signal, Loader):
+        at_batchnorm = "restandardise" if signal.restandardise else "keep"
+        return Source(signal.kind, images, stats, at_batchnorm, seed=seed), InputRange((), (), "the images given")
+    shapes = [g.shape(node)[1:] for node in g.placeholders(teacher)]
+    dear = isinstance(signal, Made)
+    count = signal.images or num_images(shapes[0], most=128 if dear else 512)
+    shapes = [(count, *shape) for shape in shapes]
+    unit = tuple(_unit_images(shape, signal, generator) for shape in shapes)
+    first = input_range or infer_input_range(teacher, 0, unit[0], stats)
+    ranges = [first, *(infer_input_range(teacher, i, unit[i], stats) for i in range(1, len(unit)))]
+    note, network = "", None
+    if dear and stats and images is None and len(unit) == 1 and unit[0].dim() == 4:
+        image, note, network = _dear_images(teacher, stats, signal, unit[0], first, generator, rival, work)
+        images = (image,)
+    inputs = images or tuple(in_range(x, r) for x, r in zip(unit, ranges, strict=True))
+    if dear:
+        inputs = tuple(x.half().float() for x in inputs)  # as a run directory keeps them
+    reach = tuple((min(r.mean) - INPUT_REACH * max(r.std), max(r.mean) + INPUT_REACH * max(r.std)) for r in ranges)
+    drawn = ranges if isinstance(signal, Gaussian) and images is None else []
+    if drawn:
+        note = f"; the network's input is drawn at {first}; pooling is {signal.pooling}"
+    source = Source(
+        signal.kind,
+        inputs,
+        stats,
+        AT_BATCHNORM[signal.kind],
+        pooling=signal.pooling if isinstance(signal, Gaussian) else "executed",
+        seed=seed,
+        reach=reach,
+        note=note,
+        generator=network,
+        input_stats={n.name: _drawn(r, g.shape(n)) for n, r in zip(g.placeholders(teacher), drawn, strict=False)},
+    )
+    return source, first
+
+
+def _drawn(known: InputRange, shape: tuple[int, ...]) -> ChannelStats:
+    """Statistics of an input's channels, for it is drawn as BatchNorm outputs are."""
+    mean, std = (torch.tensor(values).expand(shape[1]) for values in (known.mean, known.std))
+    return ChannelStats(mean, std)
+
+
+def _dear_images(
+    teacher: fx.GraphModule,
+    stats: Stats,
+    signal: Made,
+    probes: Tensor,
+    known: InputRange,
+    rng: torch.Generator,
+    rival: Rival | None,
+    work: Work,
+) -> tuple[Tensor, str, nn.Module | None]:
+    """Images as the network sees them, how well they came out, and the generator that made them."""
+    if isinstance(signal, Adversarial):
+        network = train(teacher, stats, signal, input_range=known, generator=rng, work=work)
+        with torch.no_grad():
+            return in_range(network(network.noise(len(probes), rng)), known), "", network
+    start = probes if motion_of(signal) is SHORT else torch.randn(probes.shape, generator=rng)
+    made = match(teacher, stats, start, signal, input_range=known, generator=rng, rival=rival, work=work)
+    return in_range(made.images, known), f"; {made}", None
+
+
+def num_images(shape: tuple[int, ...], *, most: int) -> int:
+    """64 images, and more where the input (C, H, W) is small, for the last layers see few positions of each (ours)."""
+    side = min(shape[1:]) if len(shape) == 3 else 1
+    return max(64, min(most, 64 * 112 // side))
+
+
+def _unit_images(
+    shape: tuple[int, ...], signal: Gaussian | Propagated | Made | Loader, generator: torch.Generator
+) -> Tensor:
+    """Zero mean, unit standard deviation: N(0, 1) for the paper's signal, procedural images for ours."""
+    if signal.kind == "gaussian" or len(shape) != 4:
+        return torch.randn(shape, generator=generator)
+    n, channels, height, width = shape
+    return PROBES[signal.probes](n, height=height, width=width, channels=channels, generator=generator)

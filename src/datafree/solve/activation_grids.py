@@ -1,0 +1,84 @@
+"""The integer grid of a tensor between layers: clipped where that moves the layers that read it least."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from datafree import graph as g
+from datafree.quantization import fake_quantize, grid, search_grid
+from datafree.records import Layer, QParams
+from datafree.signals import Source
+from datafree.solve.moments import positions, unfold
+from datafree.solve.plan import WIDE
+
+SAMPLE = 2**16  # values looked at
+ROWS = 1024  # output positions looked at
+FACTORS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5)  # of the range that is best for the values themselves
+
+
+def tensor_grid(
+    teacher: fx.GraphModule, node: fx.Node, x: Tensor, bits: int, source: Source, *, readers: tuple[Layer, ...] = ()
+) -> QParams:
+    """The grid of what `node` puts out: by the layers that read it; of the network's input, by what may come in."""
+    if node.op == "placeholder" and source.reach is not None:
+        return input_grid(source.reach[g.placeholders(teacher).index(node)], bits)
+    return activation_grid(teacher, x, bits, source.seed, readers=readers)
+
+
+def activation_grid(
+    teacher: fx.GraphModule, x: Tensor, bits: int, seed: int, *, readers: tuple[Layer, ...] = ()
+) -> QParams:
+    """One unsigned grid for a whole tensor.
+
+    First the clipping that minimises the square error of a sample of the values; then, below 8 bits, the factors of
+    that range, of both ends at once and then of each end alone, which minimise the error at the output of the layers
+    that read the tensor, each relative to its output's variance (ours). Means do not count, the bias corrects them.
+
+    Args:
+        x: the tensor, (N, C, ...).
+        readers: layers whose input is this tensor at this width.
+    """
+    first = _by_values(x, bits, seed)
+    if bits >= WIDE or not readers:
+        return first
+    low, high = (float((q - first.zero_point) * first.scale) for q in (first.qmin, first.qmax))
+    least, most = min(0.0, float(x.min())), max(0.0, float(x.max()))
+    ends = [(low, high)]
+    for moves in ((1, 1), (0, 1), (1, 0)) if low < 0 < high else ((1, 1),):
+        low, high = ends[-1]
+        tried = [(max(least, low * f ** moves[0]), min(most, high * f ** moves[1])) for f in FACTORS]
+        error = sum(_output_errors(teacher, layer, x, [_unsigned(e, bits) for e in tried], seed) for layer in readers)
+        ends.append(tried[int(torch.as_tensor(error).argmin())])
+    return _unsigned(ends[-1], bits)
+
+
+def _unsigned(ends: tuple[float, float], bits: int) -> QParams:
+    low, high = (torch.tensor([end]) for end in ends)
+    return grid(low, high, bits=bits, symmetric=False)
+
+
+def input_grid(reach: tuple[float, float], bits: int) -> QParams:
+    """The grid of an input of the network: whatever a real one may hold, for what was made here says little of that."""
+    return _unsigned(reach, bits)
+
+
+def _by_values(x: Tensor, bits: int, seed: int) -> QParams:
+    flat = x.flatten()
+    generator = torch.Generator().manual_seed(seed)
+    pick = torch.randint(flat.numel(), (min(SAMPLE, flat.numel()),), generator=generator)
+    sample = torch.cat([flat[pick], flat.amin()[None], flat.amax()[None]])
+    importance = torch.ones_like(sample)
+    importance[-2:] = 0  # the extremes bound the search; they are too rare to count as much as what was drawn
+    return search_grid(sample[None], bits=bits, symmetric=False, importance=importance[None])
+
+
+def _output_errors(teacher: fx.GraphModule, layer: Layer, x: Tensor, trials: list[QParams], seed: int) -> Tensor:
+    """Variance of W (u - Q(u)) for every grid, as a share of that of W u."""
+    weight = g.weight(teacher, layer)
+    kernel = tuple(weight.shape[2:]) or (1, 1)
+    rows = g.grouped(weight, layer.groups).transpose(1, 2)  # (g, n, o)
+    at = positions(tuple(x.shape), layer, kernel, ROWS, seed)
+    u = unfold(x, layer, kernel, at).permute(1, 0, 2)  # (g, r, n)
+    errors = [((fake_quantize(u, trial) - u) @ rows).var(1, correction=0).sum() for trial in trials]
+    return torch.stack(errors) / (u @ rows).var(1, correction=0).sum().clamp(min=1e-30)

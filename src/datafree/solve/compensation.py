@@ -1,0 +1,80 @@
+"""Weights that make up for the error upstream: least squares of the teacher's output on the student's input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from datafree.execution import spend
+from datafree.records import LayerJob, Moments
+from datafree.solve.moments import shrunk
+from datafree.solve.rounding.gptq import damped
+
+DAMPINGS = (0.01, 0.1, 1.0)  # shares of H's mean diagonal to choose from; the first where the recipe gives the share
+
+
+def compensated(job: LayerJob) -> tuple[LayerJob, float]:
+    """The job with float weights that make up for the error upstream, as far as that holds for images not seen (ours).
+
+        W* = (W C + d W) (H + d)^-1,   C = Cov[u, u'],   target = W + a (W* - W)
+
+    The share a and the damping d are the recipe's, or those that err least on one half of the images when W* comes from
+    the other half.
+
+    Returns:
+        The job, and the share; 0 = there is nothing to make up for, or it would not hold: the job as it was.
+    """
+    share = job.method.compensation  # type: ignore[attr-defined]
+    if job.moments.cross is None or job.folds is None:
+        return job, 0.0
+    weight, damping = job.weight.double(), DAMPINGS[0]
+    if share == "auto":
+        damping, share = best_share(weight, *job.folds)
+    if not share:
+        return job, 0.0
+    best = least_squares(weight, job.moments, damping)
+    return replace(job, weight=torch.lerp(weight, best, share).float()), share
+
+
+def least_squares(weight: Float[Tensor, "g o n"], moments: Moments, damping: float) -> Float[Tensor, "g o n"]:
+    """W*, float64, damped towards the weights as they are."""
+    weights = weight.split(moments.cov.shape[2], 2)
+    return torch.cat([_least_squares(w, block, damping) for w, block in zip(weights, moments.blocks(), strict=True)], 2)
+
+
+def _least_squares(weight: Float[Tensor, "g o n"], moments: Moments, damping: float) -> Float[Tensor, "g o n"]:
+    assert moments.cross is not None, "least squares needs Cov[u, u']"
+    h = damped(moments.cov, damping)
+    extra = (h - moments.cov.double()).diagonal(dim1=1, dim2=2)[:, None, :]
+    spend(h.numel() * h.shape[2] // 6 + 2 * weight.numel() * h.shape[2])
+    right = weight @ moments.cross.double() + extra * weight
+    return torch.cholesky_solve(right.transpose(1, 2), torch.linalg.cholesky(h)).transpose(1, 2)
+
+
+def best_share(weight: Float[Tensor, "g o n"], first: Moments, second: Moments) -> tuple[float, float]:
+    """Damping and share a whose output error is least over both halves, each with W* from the other (ours).
+
+    E |W u - (W + a S) u'|^2 = const - 2 a <S, W (C - H)> + a^2 <S H, S>,   S = W* - W
+
+    W* is of H and C as shrunk for so few rows, the error of the other half's as they are, so that nothing biases it.
+    """
+    halves = ((shrunk(first), second.blocks()), (shrunk(second), first.blocks()))
+    parts = weight.split(first.cov.shape[2], 2)
+    found = []
+    for damping in DAMPINGS:
+        gain = power = 0.0
+        for own, others in halves:
+            steps = (least_squares(weight, own, damping) - weight).split(first.cov.shape[2], 2)
+            for w, step, other in zip(parts, steps, others, strict=True):
+                assert other.cross is not None, "both halves know Cov[u, u']"
+                h = other.cov.double()
+                spend(2 * w.numel() * h.shape[2])
+                gain += float((step * (w @ (other.cross.double() - h))).sum())
+                power += float(((step @ h) * step).sum())
+        share = max(0.0, min(1.0, gain / power)) if power > 0 else 0.0
+        found.append((2 * share * gain - share**2 * power, damping, share))
+    _, damping, share = max(found)
+    return damping, share

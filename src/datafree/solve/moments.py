@@ -1,0 +1,180 @@
+"""What a layer's solver needs to know of its inputs: unfolded columns, their mean and covariance."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from datafree.execution import spend
+from datafree.quantization import fake_quantize
+from datafree.records import Layer, Moments, QParams
+
+CHUNK = 2**24  # elements of unfolded input held at once
+MAX_TAPS = 4608  # 3 x 3 x 512; above, H is kept in diagonal blocks: at most n * MAX_TAPS elements a group, not n^2
+SHIFT_ROWS = 256  # rows spread over all, whose mean is near that of all
+
+
+def positions(
+    x_shape: tuple[int, ...], layer: Layer, kernel: tuple[int, int], count: int, seed: int
+) -> Int[Tensor, "r 3"]:
+    """Up to `count` output positions (image, row, column) drawn at random; all of them where there are no more."""
+    size = output_size(x_shape, layer, kernel)
+    total = size[0] * size[1] * size[2]
+    generator = torch.Generator().manual_seed(seed)
+    flat = torch.arange(total) if total <= count else torch.randint(total, (count,), generator=generator)
+    return torch.stack(torch.unravel_index(flat, size), 1)
+
+
+def output_size(x_shape: tuple[int, ...], layer: Layer, kernel: tuple[int, int]) -> tuple[int, int, int]:
+    """Images, rows and columns of the layer's output; a linear layer has one position for each of its input vectors."""
+    if layer.kind == "linear":
+        return int(torch.Size(x_shape[:-1]).numel()), 1, 1
+    rows, columns = (
+        (x_shape[2 + i] + 2 * layer.padding[i] - layer.dilation[i] * (kernel[i] - 1) - 1) // layer.stride[i] + 1
+        for i in (0, 1)
+    )
+    return x_shape[0], rows, columns
+
+
+def unfold(x: Tensor, layer: Layer, kernel: tuple[int, int], at: Int[Tensor, "r 3"]) -> Float[Tensor, "r g n"]:
+    """The input columns the layer sees at the given output positions, n = taps of one output channel.
+
+    Args:
+        x: the layer's input, (N, C_in, H, W) or (..., C_in).
+    """
+    if layer.kind == "linear":
+        return x.reshape(-1, 1, x.shape[-1])[at[:, 0]]
+    top, left = layer.padding
+    x = F.pad(x, (left, left, top, top)) if top or left else x
+    corner = at[:, 1:] * torch.tensor(layer.stride)
+    if kernel == (1, 1):
+        return x[at[:, 0], :, corner[:, 0], corner[:, 1]].reshape(len(at), layer.groups, -1)
+    rows, columns = (torch.arange(k) * step for k, step in zip(kernel, layer.dilation, strict=True))
+    places = (corner[:, 0, None, None] + rows[:, None]) * x.shape[3] + corner[:, 1, None, None] + columns
+    found = x.new_empty(len(at), x.shape[1], kernel[0] * kernel[1])
+    for image, own in _by_image(at[:, 0]):  # one image after another, plane by plane: memory is read in order
+        taken = x[image].flatten(1).index_select(1, places[own].flatten())
+        found[own] = taken.view(x.shape[1], len(own), -1).transpose(0, 1)
+    return found.reshape(len(at), layer.groups, -1)
+
+
+def _by_image(images: Int[Tensor, " r"]) -> Iterator[tuple[int, Int[Tensor, " s"]]]:
+    """Every image that occurs, with the places where it does."""
+    numbers, counts = images.unique(return_counts=True)
+    return zip(numbers.tolist(), images.argsort(stable=True).split(counts.tolist()), strict=True)
+
+
+def gather_moments(
+    x: Tensor,
+    layer: Layer,
+    kernel: tuple[int, int],
+    at: Int[Tensor, "r 3"],
+    *,
+    qparams: QParams | None,
+    full: bool,
+    student_x: Tensor | None = None,
+) -> Moments:
+    """Accumulate mean and covariance of the layer's input, as the student will see it, over the given positions.
+
+    With more than MAX_TAPS taps only the diagonal blocks of the covariance are formed, each as if it were a group.
+
+    Args:
+        x: the teacher's input of the layer.
+        qparams: grid of the student's input; None = float.
+        full: True = the covariance (g * b, m, m) in b = n / m blocks, mostly one; False = its diagonal (g, n).
+        student_x: what reaches the layer in the student so far, before it is quantized; None = x.
+    """
+    as_seen = lambda u: u if qparams is None else fake_quantize(u, qparams)  # noqa: E731
+    some = at[:: max(1, math.ceil(len(at) / SHIFT_ROWS))]
+    shift = as_seen(unfold(x if student_x is None else student_x, layer, kernel, some)).mean(0)  # near the mean: exact
+    groups, taps = shift.shape
+    size = block_size(taps, kernel[0] * kernel[1]) if full else taps
+    blocks = groups * taps // size
+    mean, rest = torch.zeros(groups, taps).double(), torch.zeros(blocks, size).double()
+    cov = torch.zeros(blocks, *[size] * (2 if full else 1)).double()
+    cross = torch.zeros_like(cov) if full and student_x is not None else None
+    scatter = torch.zeros(blocks).double()
+    grouped = lambda u: (u - shift).view(-1, blocks, size).permute(1, 0, 2)  # noqa: E731
+    columns = chunks(x, layer, kernel, at)
+    pairs = itertools.tee(columns) if student_x is None else (columns, chunks(student_x, layer, kernel, at))
+    for u, own in zip(*pairs, strict=True):
+        centred = grouped(as_seen(own))  # (g * b, r, m)
+        square = centred.square()
+        mean += u.sum(0)
+        rest += centred.sum(1)
+        cov += centred.transpose(1, 2) @ centred if full else square.sum(1)
+        spend(centred.numel() * (size * (1 + (cross is not None)) if full else 1))
+        if cross is not None:
+            cross += grouped(u).transpose(1, 2) @ centred
+        if full:
+            scatter += (square.sum(2).square() - square.square_().sum(2)).sum(1)
+    for total in (mean, rest, cov, scatter):
+        total /= len(at)
+    student_mean = mean if qparams is None and student_x is None else shift + rest.view_as(shift)
+    if cross is not None:
+        cross = cross.div_(len(at)).baddbmm_((mean - shift).view_as(rest)[:, :, None], rest[:, None, :], alpha=-1)
+    if not full:
+        cov = (cov - rest.square()).clamp(min=0)
+        return Moments(mean.float(), student_mean.float(), cov.float(), len(at))
+    cov = cov.baddbmm_(rest[:, :, None], rest[:, None, :], alpha=-1)
+    cross = None if cross is None else cross.float()
+    return Moments(mean.float(), student_mean.float(), cov.float(), len(at), cross, scatter)
+
+
+def block_size(taps: int, kernel_size: int = 1) -> int:
+    """Taps of each of the fewest equal blocks that hold at most MAX_TAPS and whole input channels."""
+    channels = taps // kernel_size
+    counts = itertools.count(math.ceil(taps / MAX_TAPS))
+    return next(taps // num for num in counts if channels % num == 0 or num > channels)
+
+
+def merged(a: Moments, b: Moments) -> Moments:
+    """The moments of all rows of both; `scatter` is about the mean of each."""
+    num_rows = a.num_rows + b.num_rows
+    share = a.num_rows / num_rows
+    lerp = lambda x, y: None if x is None or y is None else torch.lerp(y, x, share)  # noqa: E731
+    apart = (a.mean - b.mean).view(a.cov.shape[:2])
+    student_apart = (a.student_mean - b.student_mean).view(a.cov.shape[:2])
+    between = share * (1 - share) * student_apart[:, None, :]
+    cov, cross = torch.lerp(b.cov, a.cov, share), lerp(a.cross, b.cross)
+    cov = cov + (student_apart[:, :, None] * between if cov.dim() == 3 else student_apart * between[:, 0])
+    cross = None if cross is None else cross + apart[:, :, None] * between
+    mean, student_mean = lerp(a.mean, b.mean), lerp(a.student_mean, b.student_mean)
+    return Moments(mean, student_mean, cov, num_rows, cross, lerp(a.scatter, b.scatter))
+
+
+def shrunk(moments: Moments) -> Moments:
+    """Move H towards its own diagonal, as far as the noise of an estimate from so few rows asks for.
+
+        H' = (1 - a) H + a diag(H),   a = min(1, sum Var(H_ij) / sum H_ij^2) over i != j
+
+    Schafer & Strimmer 2005, target D; rows count as independent. C = Cov[u, u'] moves by the same a (ours): inputs that
+    are the same keep C = H. What has no `scatter`, because it is exact or shrunk, stays as it is.
+    """
+    if moments.scatter is None:
+        return moments
+    diagonal = moments.cov.diagonal(dim1=1, dim2=2)
+    power = moments.cov.square().sum((1, 2), dtype=torch.float64) - diagonal.double().square().sum(1)
+    noise = (moments.scatter - power).clamp(min=0) / max(1, moments.num_rows - 1)
+    keep = 1 - (noise / power.clamp(min=1e-300)).clamp(max=1).float()[:, None, None]
+    cov, cross = (
+        None if h is None else (h * keep).diagonal_scatter(h.diagonal(dim1=1, dim2=2), dim1=1, dim2=2)
+        for h in (moments.cov, moments.cross)
+    )
+    return replace(moments, cov=cov, cross=cross, scatter=None)
+
+
+def chunks(
+    x: Tensor, layer: Layer, kernel: tuple[int, int], at: Int[Tensor, "r 3"]
+) -> Iterator[Float[Tensor, "r g n"]]:
+    """Unfolded columns in pieces of bounded size."""
+    per_row = x.shape[-1] if layer.kind == "linear" else x.shape[1] * kernel[0] * kernel[1]
+    for part in at.split(max(1, CHUNK // per_row)):
+        yield unfold(x, layer, kernel, part)

@@ -1,0 +1,34 @@
+"""One layer's problem: integer weights and a bias whose output moves least. One file a method, one table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from datafree.recipe import AdaRound, Closed, Nearest, Sgd, SQuant
+from datafree.records import LayerJob, QParams
+from datafree.solve.rounding.adaround import adaround
+from datafree.solve.rounding.gptq import closed
+from datafree.solve.rounding.nearest import nearest
+from datafree.solve.rounding.squant import squant
+from datafree.solve.rounding.straight_through import sgd
+
+SOLVERS: dict[type, Callable[[LayerJob, QParams], Float[Tensor, "g o n"]]] = {
+    Nearest: nearest,
+    Closed: closed,
+    Sgd: sgd,
+    SQuant: squant,
+    AdaRound: adaround,
+}
+"""Recipe class -> function(job, grid) -> integers (g, o, n) as floats."""
+
+NEEDS = {
+    Nearest: "diagonal",
+    Closed: "covariance",
+    Sgd: "rows",
+    SQuant: "diagonal",
+    AdaRound: "covariance",
+}
+"""What each method needs to know of a layer's inputs."""

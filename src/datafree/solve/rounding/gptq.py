@@ -1,0 +1,101 @@
+"""Optimal-brain rounding in closed form: no samples, no gradient, one Cholesky factor a layer."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from datafree.execution import spend
+from datafree.quantization import dequantize, quantize
+from datafree.records import LayerJob, QParams
+
+BLOCK = 64  # columns rounded between two matrix products
+
+
+def closed(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
+    """Round columns one after another and let the later ones make up for the error of the earlier ones.
+
+    With H = R R^T, R upper triangular, the error of a row is |(w - w') R|^2, and column k of that product depends on
+    columns j <= k only. Going through k = 0, 1, ... the best integer is that nearest to
+
+        w_k + sum_{j<k} (w_j - w'_j) R_jk / R_kk
+
+    This is GPTQ (arXiv 2210.17323) without its matrix inverse: U = R^-1 is the Cholesky factor of H^-1 used there.
+    Columns go in decreasing order of H_kk; H is damped by a share of its mean diagonal.
+    """
+    q = torch.cat([_closed(block, qparams) for block in job.blocks()], 2)
+    return polished(q, job, qparams, passes=job.method.polish)  # type: ignore[attr-defined]
+
+
+def _closed(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
+    h = damped(job.moments.cov, job.method.damping)  # type: ignore[attr-defined]
+    order = torch.argsort(h.diagonal(dim1=1, dim2=2), dim=1, descending=True)  # (g, n)
+    columns = order[:, None].expand_as(job.weight)
+    w = torch.gather(job.weight, 2, columns).double()
+    h = torch.gather(torch.gather(h, 1, order[:, :, None].expand_as(h)), 2, order[:, None].expand_as(h))
+    keep = None if job.keep is None else torch.gather(job.keep, 2, columns)
+    q = _round_columns(w, _upper_factor(h), qparams, keep)
+    return torch.gather(q, 2, torch.argsort(order, 1)[:, None].expand_as(job.weight))
+
+
+def polished(q: Float[Tensor, "g o n"], job: LayerJob, qparams: QParams, *, passes: int) -> Float[Tensor, "g o n"]:
+    """Coordinate descent: move one integer a row at a time to where the output error is least (ours).
+
+    The error e H e^T of a row, e = w - w', falls or stays: element k moves by (e H)_k / H_kk, rounded to whole steps.
+    """
+    if not passes:
+        return q
+    if job.moments.cov.shape[-1] != q.shape[2]:
+        parts = zip(q.split(job.moments.cov.shape[-1], 2), job.blocks(), strict=True)
+        return torch.cat([polished(part, block, qparams, passes=passes) for part, block in parts], 2)
+    groups, rows, taps = q.shape
+    spend((1 + passes) * q.numel() * taps)
+    scale = qparams.scale.double().expand(groups * rows).view(groups, rows)
+    h = job.moments.cov.double()
+    slope = (job.weight - dequantize(q.flatten(0, 1), qparams).view_as(q)).double() @ h
+    q = q.clone()
+    for start in list(range(0, taps, BLOCK)) * passes:
+        here = slice(start, min(start + BLOCK, taps))
+        near, moved = h[:, here, here], torch.zeros(groups, rows, here.stop - start).double()
+        slope_here = slope[:, :, here].clone()
+        for k in range(here.stop - start):
+            steps = torch.round(slope_here[:, :, k] / (near[:, k, k, None].clamp(min=1e-12) * scale))
+            steps = steps if job.keep is None else steps * job.keep[:, :, start + k]
+            old = q[:, :, start + k]
+            new = (old + steps.to(q)).clamp(qparams.qmin, qparams.qmax)
+            moved[:, :, k] = (new - old).double() * scale
+            q[:, :, start + k] = new
+            slope_here -= moved[:, :, k, None] * near[:, None, k]
+        slope -= moved @ h[:, here]
+    return q
+
+
+def damped(h: Float[Tensor, "g n n"], share: float) -> Float[Tensor, "g n n"]:
+    """H in float64 with `share` of its mean diagonal added to the diagonal."""
+    diagonal = h.diagonal(dim1=1, dim2=2).double().mean(1).clamp(min=1e-12)
+    return h.double() + torch.diag_embed((share * diagonal)[:, None].expand(h.shape[:2]))
+
+
+def _upper_factor(h: Float[Tensor, "g n n"]) -> Float[Tensor, "g n n"]:
+    """R with H = R R^T, R upper triangular: the Cholesky factor of H read backwards."""
+    spend(h.numel() * h.shape[2] // 6)
+    return torch.linalg.cholesky(h.flip(1, 2)).flip(1, 2)
+
+
+def _round_columns(w: Tensor, factor: Tensor, qparams: QParams, keep: Tensor | None) -> Float[Tensor, "g o n"]:
+    groups, rows, taps = w.shape
+    spend(w.numel() * taps // 2)
+    q = torch.empty(groups, rows, taps)
+    error = torch.zeros_like(w)
+    for start in range(0, taps, BLOCK):
+        stop = min(start + BLOCK, taps)
+        debt = error[:, :, :start] @ factor[:, :start, start:stop]  # (g, o, block)
+        for k in range(start, stop):
+            owed = debt[:, :, k - start] + (error[:, :, start:k] @ factor[:, start:k, k, None])[:, :, 0]
+            target = w[:, :, k] + owed / factor[:, k, k, None]
+            target = target if keep is None else target * keep[:, :, k]
+            column = quantize(target.flatten(), qparams)
+            q[:, :, k] = column.view(groups, rows)
+            error[:, :, k] = w[:, :, k] - dequantize(column, qparams).view(groups, rows)
+    return q

@@ -1,0 +1,121 @@
+"""All layers: each by itself, in any order and anywhere (the paper), or in sequence on what the student really sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
+
+from torch import Tensor, fx
+
+from datafree import graph as g
+from datafree.execution import NOTHING_KEPT, Checkpoints, spend_on_layer
+from datafree.quantization import dequantize, fake_quantize
+from datafree.recipe import Recipe
+from datafree.records import LayerJob, LayerResult
+from datafree.signals import Source, mirrored
+from datafree.solve.activation_grids import tensor_grid
+from datafree.solve.plan import WIDE, LayerPlan, Plan, root
+from datafree.solve.solve_layer import Grids, compress_layer, layer_jobs, make_job
+
+Pool = Callable[[Callable[[LayerJob], LayerResult], Iterable[LayerJob]], Iterator[LayerResult]]
+
+
+def solve_layers(
+    teacher: fx.GraphModule,
+    plan: Plan,
+    source: Source,
+    recipe: Recipe,
+    pool: Pool,
+    on_done: Callable[[LayerResult], None],
+    checkpoints: Checkpoints = NOTHING_KEPT,
+) -> tuple[dict[str, LayerResult], Grids]:
+    """Solve every planned layer: one walk of the signal, one job a layer, anywhere the pool puts it.
+
+    Each result goes to `checkpoints` as it comes; layers found there are not solved again.
+
+    Returns:
+        Results by layer name, and the grids of all quantized tensors.
+    """
+    grids: Grids = {}
+    results = {}
+    known = {name: result for name in plan.layers if (result := checkpoints.read_layer(name)) is not None}
+    if recipe.solve.sequential:
+        solved = in_sequence(teacher, plan, source, recipe, grids, known)
+    else:
+        jobs = layer_jobs(teacher, plan, source, recipe, grids)
+        solved = chain(pool(compress_layer, (job for job in jobs if job.name not in known)), known.values())
+    for result in solved:
+        results[result.name] = result
+        if result.name not in known:
+            checkpoints.write_layer(result)
+        on_done(result)
+    return {name: results[name] for name in plan.layers if name in results}, grids
+
+
+def in_sequence(
+    teacher: fx.GraphModule,
+    plan: Plan,
+    source: Source,
+    recipe: Recipe,
+    grids: Grids,
+    known: Mapping[str, LayerResult],
+) -> Iterator[LayerResult]:
+    """Solve layer after layer on what reaches it in the student so far; its target stays the teacher's output.
+
+    Gives up the independence of layers (the paper's) so that each layer makes up for the errors before it. Layers
+    are solved one at a time, in this process; those `known` are taken as they are.
+    """
+    roots = {node: root(node).name for node in teacher.graph.nodes}
+    by_name = g.nodes_by_name(teacher)
+    items = {by_name[item.layer.node]: item for item in plan.layers.values()}
+    readers: dict[fx.Node, list[fx.Node]] = {}
+    for node in items:
+        readers.setdefault(node.args[0], []).append(node)
+    kept_inputs = {node.args[0] for node, item in items.items() if item.input_bits is None}
+    floats: dict[fx.Node, Tensor] = {}  # inputs of layers that read no integers
+    solved: dict[fx.Node, LayerResult] = {}
+    for node, value, change, own in mirrored(teacher, source):
+        if node in items:
+            x = floats.get(node.args[0], own[node.args[0]]) if items[node].input_bits is None else own[node.args[0]]
+            own[node] = _output(teacher, items[node], node, x, solved.get(node), grids, roots[node.args[0]])
+        if change is not None:
+            own[node] = own[node] * change[0] + change[1]
+        widths = plan.sites.get(node.name, ())
+        for bits in widths:
+            at_width = tuple(items[r].layer for r in readers.get(node, ()) if items[r].input_bits == bits)
+            grids[node.name, bits] = tensor_grid(teacher, node, own[node], bits, source, readers=at_width)
+        if node in kept_inputs:
+            floats[node] = own[node]
+        if widths and widths[0] >= WIDE:  # what everything but a narrower layer input and a kept layer reads
+            own[node] = fake_quantize(own[node], grids[node.name, widths[0]])
+        for reader in readers.get(node, ()):
+            item = items[reader]
+            if item.weights is not None:
+                result = known.get(item.layer.name)
+                if result is None:
+                    job = make_job(teacher, item, node, value, source, recipe, grids, student_x=own[node])
+                    result = compress_layer(job)
+                solved[reader] = result
+                yield result
+
+
+def _output(
+    teacher: fx.GraphModule,
+    item: LayerPlan,
+    node: fx.Node,
+    x: Tensor,
+    result: LayerResult | None,
+    grids: Grids,
+    source: str,
+) -> Tensor:
+    """What the student's layer puts out: quantized input, solved weights (or its float ones, where it is kept)."""
+    weight, bias = g.weight(teacher, item.layer), g.bias(teacher, item.layer)
+    if item.input_bits:
+        x = fake_quantize(x, grids[source, item.input_bits])
+    if result is not None:
+        weight = result.weight.float().view(weight.shape)
+        weight = weight if result.weight_qparams is None else dequantize(weight, result.weight_qparams)
+        bias = result.bias
+    y = node.target(x, weight, bias, *node.args[3:])
+    spend_on_layer(x, weight, y)
+    return y

@@ -1,0 +1,218 @@
+"""The layer-wise step: jobs made while the signal flows through the teacher, each solved by a pure function."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, fx
+
+from datafree import graph as g
+from datafree.execution import one_thread
+from datafree.quantization import dequantize, fake_quantize
+from datafree.recipe import Nearest, Recipe, Sgd
+from datafree.records import LayerJob, LayerResult, Moments, MomentsError, QParams, decibel
+from datafree.signals import LayerDraws, Source, closed_form, flow, layer_draws
+from datafree.solve.activation_grids import tensor_grid
+from datafree.solve.compensation import compensated
+from datafree.solve.moments import chunks, gather_moments, merged, positions, shrunk
+from datafree.solve.plan import LayerPlan, Plan, root
+from datafree.solve.pruning import pruned
+from datafree.solve.rounding import NEEDS, SOLVERS
+from datafree.solve.rounding.straight_through import trained
+from datafree.solve.weight_grids import output_power, solve_on_best_grid
+
+NUM_ROWS = {"diagonal": 4096, "covariance": 16384, "rows": 4096}
+ROWS_BYTES = 2**28  # of inputs drawn ahead for one layer
+
+Grids = dict[tuple[str, int], QParams]
+"""The integer grid of a tensor by (node name, bits)."""
+
+
+class LayerError(ValueError):
+    """A layer that cannot be solved; names the layer, the method and the shapes."""
+
+
+def layer_jobs(
+    teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Recipe, grids: Grids, *, halves: bool = False
+) -> Iterator[LayerJob]:
+    """One job for each layer whose weights are solved, as its input comes by; fills `grids` on the way.
+
+    With `halves`, moments of both halves of the images come with it.
+    """
+    by_name = g.nodes_by_name(teacher)
+    readers: dict[fx.Node, list[LayerPlan]] = {}
+    for item in plan.layers.values():
+        readers.setdefault(by_name[item.layer.node].args[0], []).append(item)
+    for node, value in flow(teacher, source):
+        for bits in plan.sites.get(node.name, ()):
+            at_width = tuple(item.layer for item in readers.get(node, ()) if item.input_bits == bits)
+            grids[node.name, bits] = tensor_grid(teacher, node, value, bits, source, readers=at_width)
+        for item in readers.get(node, ()):
+            if item.weights is not None:
+                student_x = value if halves else None
+                yield make_job(teacher, item, node, value, source, recipe, grids, student_x=student_x)
+
+
+def make_job(
+    teacher: fx.GraphModule,
+    item: LayerPlan,
+    node: fx.Node,
+    x: Tensor,
+    source: Source,
+    recipe: Recipe,
+    grids: Grids,
+    *,
+    student_x: Tensor | None = None,
+) -> LayerJob:
+    """One layer's problem, from the value `x` of its input node, and the student's where that is another."""
+    layer, seed = item.layer, source.seed ^ zlib.crc32(item.layer.name.encode())
+    weight = g.weight(teacher, layer)
+    kernel = tuple(weight.shape[2:]) or (1, 1)
+    qparams = grids[root(node).name, item.input_bits] if item.input_bits else None
+    draws = None
+    if source.pooling == "ignored" and student_x is None:
+        draws = layer_draws(layer, node, tuple(weight.shape), source.drawn, qparams)
+    try:
+        moments, folds = _moments(x, item, node, source, qparams, NEEDS[type(recipe.solve)], seed, student_x, draws)
+    except MomentsError as error:
+        raise LayerError(f"{layer.name}: {error}") from None
+    trains = NEEDS[type(recipe.solve)] == "rows"
+    seen = x if student_x is None else student_x
+    return LayerJob(
+        name=layer.name,
+        weight=g.grouped(weight, layer.groups),
+        bias=g.bias(teacher, layer),
+        moments=moments,
+        spec=item.weights,
+        method=recipe.solve,
+        seed=seed,
+        rows=_drawn_rows(seen, item, kernel, recipe, qparams, seed) if trains and draws is None else None,
+        draws=draws if trains else None,
+        input_scale=float(qparams.scale) if qparams else None,
+        kernel_size=kernel[0] * kernel[1],
+        folds=folds,
+    )
+
+
+def _moments(
+    x: Tensor,
+    item: LayerPlan,
+    node: fx.Node,
+    source: Source,
+    qparams: QParams | None,
+    need: str,
+    seed: int,
+    student_x: Tensor | None,
+    draws: LayerDraws | None,
+) -> tuple[Moments, tuple[Moments, Moments] | None]:
+    """Moments of the layer's input; and, where the student's inputs are its own, of both halves of the images."""
+    layer, shape = item.layer, tuple(g.weight(node.graph.owning_module, item.layer).shape)
+    moments = closed_form(layer, node, shape, source.drawn, _side(x)) if source.draws and student_x is None else None
+    if moments is not None:
+        return _with_rounding(moments, qparams), None
+    kernel = shape[2:] or (1, 1)
+    if draws is not None:
+        x = draws.patches(NUM_ROWS[need], torch.Generator().manual_seed(seed))
+        layer, kernel = draws.on_patches, (1, 1)
+    at = positions(tuple(x.shape), layer, kernel, NUM_ROWS[need], seed)
+    full = need == "covariance" or student_x is not None
+    gather = partial(gather_moments, x, layer, kernel, qparams=qparams, full=full, student_x=student_x)
+    if student_x is None or len(at) < 2:
+        return shrunk(gather(at)), None
+    first, second = (gather(half) for half in at[torch.argsort(at[:, 0], stable=True)].tensor_split(2))
+    return shrunk(merged(first, second)), (first, second)
+
+
+def _side(x: Tensor) -> tuple[int, int]:
+    return (x.shape[2], x.shape[3]) if x.dim() == 4 else (1, 1)
+
+
+def _with_rounding(moments: Moments, qparams: QParams | None) -> Moments:
+    """Closed-form moments of the quantized input: rounding adds the variance of one step, scale^2 / 12."""
+    if qparams is None:
+        return moments
+    noise = float(qparams.scale) ** 2 / 12
+    return replace(moments, cov=moments.cov + noise * torch.eye(moments.cov.shape[-1]))
+
+
+def _drawn_rows(
+    x: Tensor, item: LayerPlan, kernel: tuple[int, int], recipe: Recipe, qparams: QParams | None, seed: int
+) -> Tensor:
+    """Inputs (r, g, n) for a solver that trains, enough to use each row once where memory allows."""
+    layer = item.layer
+    per_row = x.shape[-1] if layer.kind == "linear" else x.shape[1] * kernel[0] * kernel[1]
+    wanted = recipe.solve.steps * recipe.solve.rows  # type: ignore[union-attr]
+    at = positions(tuple(x.shape), layer, kernel, min(wanted, ROWS_BYTES // (4 * per_row)), seed + 1)
+    at = at[torch.randperm(len(at), generator=torch.Generator().manual_seed(seed))]
+    rows = torch.cat(list(chunks(x, layer, kernel, at)))
+    return rows if qparams is None else fake_quantize(rows, qparams)
+
+
+def compress_layer(job: LayerJob) -> LayerResult:
+    """Solve one layer: which weights are zero, their grid, integers, the bias.
+
+        b' = b + W mu - W' mu'                                                      (exact bias correction)
+
+    A step is kept only where the predicted error falls: compensation on the other half of the images, the correction
+    where it is larger than the noise of the mean it is made from (ours).
+
+    A pure function of the job, run on one thread so that every pool gives the same bits.
+
+    Raises:
+        LayerError: the solver failed; names layer, method and shapes.
+    """
+    if not bool(torch.isfinite(job.weight).all() and torch.isfinite(job.bias).all()):
+        raise LayerError(f"{job.name}: the weights are not finite; load a checkpoint without NaN or infinity")
+    start = time.perf_counter()
+    with alone(job):
+        wanted, (job, share) = job.weight, compensated(job)
+        target, job = job.weight, pruned(job)
+        stored, qparams, new = solved(job)
+        shift = torch.einsum("gon,gn->go", wanted, job.moments.mean)
+        shift = shift - torch.einsum("gon,gn->go", new, job.moments.student_mean)
+        error = output_power(target - new, job.moments)
+        asked = not isinstance(job.method, Nearest) or job.method.bias_correction
+        known = float(shift.square().sum()) > error / job.moments.num_rows  # else it is the mean's own noise
+        dropped = ("compensation",) * (job.folds is not None and not share and bool(job.method.compensation))
+        return LayerResult(
+            name=job.name,
+            weight=stored,
+            weight_qparams=qparams,
+            bias=job.bias + shift.flatten() if asked and known else job.bias,
+            error_db=decibel(output_power(target, job.moments), error),
+            bits=job.spec.bits or 32,
+            method=job.method.method,
+            compensation=share,
+            sparsity=0.0 if job.keep is None else float((~job.keep).double().mean()),
+            dropped=dropped + ("bias correction",) * (asked and not known),
+            seconds=time.perf_counter() - start,
+        )
+
+
+@contextmanager
+def alone(job: LayerJob) -> Iterator[None]:
+    """On one thread, so that every pool gives the same bits; what fails names the layer, the method and the shapes."""
+    try:
+        with one_thread(), torch.no_grad():
+            yield
+    except (torch.linalg.LinAlgError, RuntimeError) as error:
+        shapes = f"weight {tuple(job.weight.shape)} (groups, rows, taps), {job.moments.num_rows} input rows"
+        advice = "try solve.method=nearest for this layer, or leave it out with layers: {NAME: keep}"
+        raise LayerError(
+            f"{job.name}: {type(job.method).__name__.lower()} failed on {shapes}: {error}; {advice}"
+        ) from error
+
+
+def solved(job: LayerJob) -> tuple[Tensor, QParams | None, Tensor]:
+    """What is stored, (C_out, n) integers or float weights; its grid, None = float; and the weights it stands for."""
+    if job.spec.bits is not None:
+        q, qparams = solve_on_best_grid(job, SOLVERS[type(job.method)])
+        return q.flatten(0, 1).to(torch.int16), qparams, dequantize(q.flatten(0, 1), qparams).view_as(job.weight)
+    new = trained(job) if isinstance(job.method, Sgd) else job.weight
+    return new.flatten(0, 1).contiguous(), None, new

@@ -1,0 +1,110 @@
+"""The integer grid of a layer's weights, chosen by the error it causes at the layer's output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from datafree.execution import spend
+from datafree.quantization import CLIP_RATIOS, dequantize, search_grid
+from datafree.recipe import Closed, Nearest
+from datafree.records import LayerJob, Moments, QParams
+from datafree.solve.rounding.gptq import polished
+
+FACTORS = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2)  # of the scale that is best for rounding to nearest
+MANY_TAPS = 1024  # above, one scale is tried: solving costs the square of the taps
+
+
+def solve_on_best_grid(
+    job: LayerJob, solve: Callable[[LayerJob, QParams], Float[Tensor, "g o n"]]
+) -> tuple[Float[Tensor, "g o n"], QParams]:
+    """Solve on several grids and keep, for every row or for the tensor, the one whose output errs least (ours).
+
+    The grids are solved at once, as rows of one job, and polished once one is chosen. Methods other than `closed` are
+    solved on one grid: their cost would be paid for each.
+    """
+    qparams = weight_grid(job)
+    groups, rows, taps = job.weight.shape
+    if not isinstance(job.method, Closed) or taps > MANY_TAPS:
+        return zeros_kept(solve(job, qparams), job, qparams), qparams
+    num = len(FACTORS)
+    factors = torch.tensor(FACTORS).view(1, num, 1)
+    scale = (_each_row(qparams.scale, groups, rows) * factors).flatten()
+    zero_point = _each_row(qparams.zero_point, groups, rows).expand(groups, num, rows).flatten()
+    trial = replace(
+        qparams, scale=torch.maximum(scale, _smallest_scale(job, (groups, num, rows))), zero_point=zero_point
+    )
+    copies = lambda x: x[:, None].expand(groups, num, rows, taps).reshape(groups, -1, taps)  # noqa: E731
+    rough = job.method.model_copy(update={"polish": 0})
+    keep = None if job.keep is None else copies(job.keep)
+    stacked = replace(job, weight=copies(job.weight), keep=keep, method=rough)
+    q = solve(stacked, trial)
+    off = stacked.weight - dequantize(q.flatten(0, 1), trial).view_as(q)
+    error = _row_power(off, job.moments).view(groups, num, rows)
+    if not job.spec.per_channel:
+        error = error.sum((0, 2), keepdim=True).expand_as(error)
+    best = error.argmin(1, keepdim=True)  # (g, 1, o)
+    pick = lambda x: x.view(groups, num, rows, -1).take_along_dim(best[..., None], 1)  # noqa: E731
+    scale, zero_point = pick(trial.scale).flatten(), pick(trial.zero_point).flatten()
+    one = slice(None) if job.spec.per_channel else slice(1)
+    chosen = replace(qparams, scale=scale[one], zero_point=zero_point[one])
+    return polished(pick(q).view_as(job.weight), job, chosen, passes=job.method.polish), chosen
+
+
+def zeros_kept(q: Float[Tensor, "g o n"], job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
+    """Integers that stand for zero where the job's weights must be zero."""
+    if job.keep is None:
+        return q
+    zero = qparams.zero_point.to(q).expand(q.shape[0] * q.shape[1]).view(*q.shape[:2], 1)
+    return torch.where(job.keep, q, zero)
+
+
+def _each_row(values: Tensor, groups: int, rows: int) -> Tensor:
+    return values.expand(groups * rows).view(groups, 1, rows)
+
+
+def weight_grid(job: LayerJob) -> QParams:
+    """Clipping by the error that rounding to nearest causes, sum_j H_jj (w_j - w'_j)^2; one scale a row or in all."""
+    importance = job.moments.variance[:, None].expand_as(job.weight)
+    shape = (-1, job.weight.shape[2]) if job.spec.per_channel else (1, -1)
+    ratios = (1.0,) if isinstance(job.method, Nearest) and not job.method.clip else CLIP_RATIOS
+    qparams = search_grid(
+        job.weight.reshape(shape),
+        bits=job.spec.bits,
+        symmetric=job.spec.symmetric,
+        importance=importance.reshape(shape),
+        ratios=ratios,
+    )
+    smallest = _smallest_scale(job, (job.weight.shape[0], 1, job.weight.shape[1]))
+    smallest = smallest if job.spec.per_channel else smallest.max()[None]
+    return replace(qparams, scale=torch.maximum(qparams.scale, smallest))
+
+
+def _smallest_scale(job: LayerJob, shape: tuple[int, int, int]) -> Float[Tensor, " c"]:
+    """The scale of every row below which the corrected bias would not fit into 32 bits, for (g, copies, o) rows."""
+    if job.input_scale is None:
+        return torch.zeros(1)
+    reach = (job.weight.abs() * (job.moments.mean.abs() + job.moments.student_mean.abs())[:, None]).sum(2)
+    smallest = (job.bias.view_as(reach).abs() + reach) / (2**30 * job.input_scale)
+    smallest = smallest if job.spec.per_channel else smallest.max().expand_as(smallest)
+    return smallest[:, None].expand(shape).flatten()
+
+
+def output_power(weight: Float[Tensor, "g o n"], moments: Moments) -> float:
+    """Variance of the layer's output summed over channels, W H W^T."""
+    return float(_row_power(weight, moments).sum())
+
+
+def _row_power(weight: Float[Tensor, "g o n"], moments: Moments) -> Float[Tensor, "g o"]:
+    if moments.cov.dim() == 2:
+        return (weight.double().square() * moments.cov.double()[:, None]).sum(2)
+    total = torch.zeros(weight.shape[:2]).double()
+    for part, block in zip(weight.split(moments.cov.shape[2], 2), moments.blocks(), strict=True):
+        w = part.double()
+        spend(w.numel() * w.shape[2])
+        total += ((w @ block.cov.double()) * w).sum(2)
+    return total

@@ -1,0 +1,15 @@
+"""The compressed network: put together, its scales without ties, trained as a whole where that is asked for."""
+
+from datafree.student.assemble import DEQUANTIZE, DEQUANTIZE_ROWS, QUANTIZE
+from datafree.student.distill import distill
+from datafree.student.distill_images import check_distillation
+from datafree.student.tie_free_scales import settled
+
+__all__ = [
+    "DEQUANTIZE",
+    "DEQUANTIZE_ROWS",
+    "QUANTIZE",
+    "check_distillation",
+    "distill",
+    "settled",
+]

@@ -1,0 +1,146 @@
+"""The student: the teacher's graph with integer weights and quantize/dequantize pairs, in the PT2E reference form."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, fx
+
+from datafree import graph as g
+from datafree.records import LayerResult, QParams
+from datafree.solve import PASS_THROUGH, WIDE, Grids, Plan, root, wide_operands
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
+
+qd = torch.ops.quantized_decomposed
+QUANTIZE, DEQUANTIZE = qd.quantize_per_tensor.default, qd.dequantize_per_tensor.default
+DEQUANTIZE_ROWS = qd.dequantize_per_channel.default
+INT32 = (-(2**31), 2**31 - 1, torch.int32)
+
+
+def assemble(teacher: fx.GraphModule, plan: Plan, results: dict[str, LayerResult], grids: Grids) -> fx.GraphModule:
+    """Build the student from solved layers; the teacher is not touched.
+
+    Weights are stored as int8 with zero_point 0 (q - zero_point of a grid below 8 bits always fits), biases as int32
+    in units of input scale * weight scale. A vector v_o behind a layer folds into both scales.
+    """
+    student = g.duplicate(teacher)
+    by_name = g.nodes_by_name(student)
+    quantized: dict[tuple[fx.Node, int], fx.Node] = {}
+    inputs = {name: by_name[item.layer.node].args[0] for name, item in plan.layers.items()}
+    roots = {node: root(node).name for node in student.graph.nodes}
+    for node, widths in _demands(student, plan, inputs).items():
+        previous, users = node, list(node.users)
+        for bits in sorted(widths, reverse=True):
+            key = roots[node], bits
+            previous = quantized[node, bits] = _quantize_after(student, node, previous, grids[key])
+            previous.args[0].meta["grid"] = key
+        for user in users:
+            if _reads_integers(user, max(widths), plan):
+                user.replace_input_with(node, quantized[node, max(widths)])
+    for name, item in plan.layers.items():
+        node, scale = by_name[item.layer.node], None
+        if item.input_bits:
+            node.args = (quantized[inputs[name], item.input_bits], *node.args[1:])
+            scale = float(grids[roots[inputs[name]], item.input_bits].scale)
+        if name in results:
+            _put_weight(student, node, results[name], scale)
+    g.tidy(student)
+    return student
+
+
+def stored_scale(student: fx.GraphModule, dequantize: fx.Node) -> Tensor:
+    """The scale of stored integers, (1,) or (C,)."""
+    scale = dequantize.args[1]
+    return torch.tensor([scale]) if isinstance(scale, float) else g.get_tensor(student, str(scale.target))  # type: ignore[union-attr]
+
+
+def _reads_integers(user: fx.Node, width: int, plan: Plan) -> bool:
+    """Whether an operator reads a tensor as it is quantized for others.
+
+    Not kept layers; and below 8 bits only what moves values to layers that want no more.
+    """
+    layer = user.meta.get("layer")
+    if layer:
+        return plan.layers[layer].input_bits is not None
+    if width >= WIDE:
+        return user.op != "output"
+    readers = [plan.layers[name].input_bits if (name := u.meta.get("layer")) else None for u in user.users]
+    return user.target in PASS_THROUGH and all(bits == width for bits in readers)
+
+
+def _demands(student: fx.GraphModule, plan: Plan, inputs: dict[str, fx.Node]) -> dict[fx.Node, set[int]]:
+    """Widths each node is quantized to, in execution order.
+
+    A tensor that a node only moves around is quantized again with the grid of its root, which changes no value: the
+    pair is what tells a runtime that the operator may run on integers.
+    """
+    wanted: dict[fx.Node, set[int]] = {}
+    for name, item in plan.layers.items():
+        if item.input_bits:
+            wanted.setdefault(inputs[name], set()).add(item.input_bits)
+    for node in wide_operands(student):
+        if root(node).name in plan.sites:
+            wanted.setdefault(node, set()).add(max(plan.sites[root(node).name]))
+    for name, widths in plan.sites.items():
+        wanted.setdefault(g.node_of(student, name), set()).update(widths)
+    return {node: wanted[node] for node in student.graph.nodes if node in wanted}
+
+
+def _quantize_after(student: fx.GraphModule, place: fx.Node, x: fx.Node, qparams: QParams) -> fx.Node:
+    """x -> quantize -> dequantize on one unsigned grid for the tensor."""
+    scale, zero_point = float(qparams.scale), int(qparams.zero_point)
+    args = (scale, zero_point, qparams.qmin, qparams.qmax, torch.uint8)
+    with student.graph.inserting_after(x):
+        q = student.graph.call_function(QUANTIZE, (x, *args))
+    with student.graph.inserting_after(q):
+        dq = student.graph.call_function(DEQUANTIZE, (q, *args))
+    q.meta["shape"] = dq.meta["shape"] = g.shape(place)
+    return dq
+
+
+def _put_weight(student: fx.GraphModule, node: fx.Node, result: LayerResult, input_scale: float | None) -> None:
+    """Replace a layer's float weight and bias by dequantized integers."""
+    grid, name = result.weight_qparams, result.name
+    shape = g.get_tensor(student, f"{name}.weight").shape
+    if grid is None:
+        with student.graph.inserting_before(node):
+            # + 0.0: a pruned weight is no -0.0, which a packed file would have to store
+            weight = g.attribute(student, f"{name}.weight", result.weight.view(shape) + 0.0)
+            node.args = (node.args[0], weight, g.attribute(student, f"{name}.bias", result.bias), *node.args[3:])
+        return
+    scale, bias = grid.scale, result.bias
+    after = next((u for u in node.users if u.meta.get("v_o") == name), None)
+    if after is not None:
+        v_o = g.get_tensor(student, f"{name}.v_o").flatten()
+        scale, bias = scale * v_o, bias * v_o
+        after.replace_all_uses_with(node)
+    offset = grid.zero_point if grid.zero_point.numel() == 1 else grid.zero_point[:, None]
+    integers = (result.weight - offset).to(torch.int8).view(shape)
+    span = grid.qmax - grid.qmin
+    low, high = (grid.qmin, grid.qmax) if grid.qmin < 0 else (-span, span)
+    with student.graph.inserting_before(node):
+        weight = _dequantized(student, f"{name}.weight", integers, scale, (low, high, torch.int8))
+        if input_scale is None:
+            offset_node = g.attribute(student, f"{name}.bias", bias)
+        else:
+            step = (scale.double() * input_scale).float().expand(len(bias)).contiguous()
+            offset_node = _dequantized(student, f"{name}.bias", torch.round(bias / step).to(torch.int32), step, INT32)
+    node.args = (node.args[0], weight, offset_node, *node.args[3:])
+
+
+def _dequantized(student: fx.GraphModule, path: str, integers: Tensor, scale: Tensor, grid: tuple) -> fx.Node:
+    """A dequantize node of stored integers, one scale in all or one for each entry of dimension 0."""
+    stored = g.attribute(student, path, integers)
+    if scale.numel() == 1:
+        args = (stored, float(scale), 0, *grid)
+        node = student.graph.call_function(DEQUANTIZE, args)
+    else:
+        scales = g.attribute(student, f"{path}_scale", scale.float())
+        zeros = g.attribute(student, f"{path}_zero_point", torch.zeros(len(scale), dtype=torch.int64))
+        node = student.graph.call_function(DEQUANTIZE_ROWS, (stored, scales, zeros, 0, *grid))
+    node.meta["shape"] = tuple(integers.shape)
+    return node

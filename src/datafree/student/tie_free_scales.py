@@ -1,0 +1,166 @@
+"""Scales moved a little so that no sum lies on a rounding tie: every kernel then gives the same integers (ours)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, fx
+
+from datafree import graph as g
+from datafree.graph import SUMS, aten
+from datafree.records import LayerResult
+from datafree.solve import Grids, Plan
+from datafree.student.assemble import DEQUANTIZE, QUANTIZE, assemble, stored_scale
+
+TOLERANCE = 5e-4  # of a scale; 66 dB below what it scales
+LARGEST = 2**13  # denominator; half a part of it is what float32 may be off by
+MEANS = {aten.mean.dim, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default}
+Key = tuple[str, int]
+Reading = tuple[fx.Node, fx.Node, str | None]  # a quantize node, what computes its values, a vector between them
+
+
+def settled(
+    teacher: fx.GraphModule, plan: Plan, results: dict[str, LayerResult], grids: Grids
+) -> tuple[fx.GraphModule, dict[str, LayerResult]]:
+    """The student as `assemble` makes it, with scales moved so that it computes the same integers wherever it runs.
+
+    A layer sums up an integer k and stores round(k m), m = input scale * weight scale / output scale. Where k m is a
+    half, but for what float32 sums are off by, kernels that add in another order store another integer, and every
+    layer turns one such integer into several. With m = a / b and b odd, k m is never nearer to a half than 1 / (2 b).
+
+    So each weight scale, or each entry of the vector behind a layer of one scale, becomes one that makes its m such a
+    fraction; integers of weights stay. Operands of sums, concatenations and means have their scale moved in the same
+    way against that of the result, from the output to the input, a narrow grid against the wide one it is rounded from.
+    What has been moved once stays: an operand of several sums fits the last one, a layer that is rounded to two grids
+    the first. So does what no fraction is near to.
+
+    Args:
+        teacher: the float graph of these layers; stays as it is.
+
+    Returns:
+        The student, and the layers with the scales it has.
+    """
+    student, grids, moved = assemble(teacher, plan, results, grids), dict(grids), set()
+    readings = [(n, *_source(student, n)) for n in student.graph.nodes if n.target is QUANTIZE]
+    if not readings:
+        return student, results
+    for node, source, vector in reversed(readings):
+        for keys, count in _operands(source) if vector is None else ():
+            if moved.isdisjoint(keys):
+                _move_operands(grids, keys, count * _scale(grids, node.meta["grid"]))
+                moved |= {*keys}
+    for node, source, vector in readings:
+        key, wide = node.meta["grid"], _key(source)
+        if wide and wide != key and vector is None and key not in moved:
+            _move(grids, key, _scale(grids, wide) / float(near_fractions(_ratios(grids, [wide], _scale(grids, key)))))
+            moved.add(key)
+    teacher, results = _layers_moved(teacher, student, readings, results, grids)
+    return assemble(teacher, plan, results, grids), results
+
+
+def _move_operands(grids: Grids, keys: tuple[Key, ...], unit: float) -> None:
+    for key, step in zip(keys, near_fractions(_ratios(grids, keys, unit))[0], strict=True):
+        _move(grids, key, float(step) * unit)
+
+
+def _layers_moved(
+    teacher: fx.GraphModule,
+    student: fx.GraphModule,
+    readings: list[Reading],
+    results: dict[str, LayerResult],
+    grids: Grids,
+) -> tuple[fx.GraphModule, dict[str, LayerResult]]:
+    """Layers with other weight scales, and the graph with other vectors behind those of one scale."""
+    teacher, new = g.duplicate(teacher), dict(results)
+    for node, source, vector in readings:
+        name = source.meta.get("layer") or ""
+        read = _key(source.args[0]) if source.args else None
+        grid = results[name].weight_qparams if name in results else None
+        if grid is None or read is None or new[name] is not results[name]:
+            continue
+        steps = stored_scale(student, source.args[1]).double() * _scale(grids, read) / _scale(grids, node.meta["grid"])
+        steps = steps if vector is None else steps * g.get_tensor(student, vector).double().flatten()
+        change = (near_fractions(steps[:, None])[:, 0] / steps).float()
+        if len(change) == grid.scale.numel():
+            grid = replace(grid, scale=grid.scale * change)
+        else:
+            path = vector or f"{name}.v_o"
+            value = g.get_tensor(teacher, path)
+            g.set_tensor(teacher, path, value * change.view_as(value))
+        new[name] = replace(results[name], weight_qparams=grid)
+    return teacher, new
+
+
+def near_fractions(steps: Float[Tensor, "c n"]) -> Float[Tensor, "c n"]:
+    """Fractions near the values of each row, of the smallest odd denominator they can share; a row without one stays.
+
+    Args:
+        steps: positive, float64.
+    """
+    denominators = torch.arange(1, LARGEST, 2, dtype=steps.dtype)
+    rows = []
+    for row in steps:
+        tried = (row[:, None] * denominators).round() / denominators
+        near = (tried - row[:, None]).abs().amax(0) <= TOLERANCE * row.amin()
+        rows.append(tried[:, int(near.int().argmax())] if bool(near.any()) else row)
+    return torch.stack(rows)
+
+
+def _source(student: fx.GraphModule, quantize: fx.Node) -> tuple[fx.Node, str | None]:
+    """What computes the values that are rounded, before any clipping; and the path of the constant that its channels
+    are multiplied with on the way."""
+    node: fx.Node = quantize.args[0]  # type: ignore[assignment]
+    vector = None
+    while g.clip_bounds(node) is not None or (vector is None and g.channel_multiplier(student, node) is not None):
+        if g.clip_bounds(node) is None:
+            vector = str(node.args[1].target)  # type: ignore[union-attr]
+        node = node.args[0]  # type: ignore[assignment]
+    layer = node.meta.get("layer")
+    return (quantize, None) if vector and layer and not g.has_rows_in_dimension_1(node) else (node, vector)
+
+
+def _operands(node: fx.Node) -> Iterator[tuple[tuple[Key, ...], int]]:
+    """Grids whose values are added up, and by what their sum is divided; nothing where an operand is no integer."""
+    operands = node.args[0] if node.target is aten.cat.default else node.args[: 2 if node.target in SUMS else 1]
+    if node.target not in SUMS | MEANS | {aten.cat.default} or node.kwargs:
+        return
+    keys = tuple(key for operand in operands if (key := _key(operand)))
+    if node.target is aten.cat.default:
+        yield from (((key,), 1) for key in keys)
+    elif len(keys) == len(operands) and (count := _averaged(node)):
+        yield keys, count
+
+
+def _averaged(node: fx.Node) -> int:
+    """How many values a pool averages, 1 for what is no pool, 0 where that differs from place to place."""
+    if node.target not in MEANS:
+        return 1
+    shape = g.shape(node.args[0])
+    if node.target is aten.mean.dim:
+        dims = [dim % len(shape) for dim in node.args[1] or range(len(shape))]
+        return 0 if 0 in dims else math.prod(shape[dim] for dim in dims)
+    if node.target is aten.adaptive_avg_pool2d.default:
+        sides = [divmod(n, out) for n, out in zip(shape[-2:], node.args[1], strict=True)]
+        return 0 if any(rest for _, rest in sides) else math.prod(side for side, _ in sides)
+    return 0 if len(node.args) > 4 else math.prod(node.args[1])  # ceil_mode and padding left out of the count
+
+
+def _key(node: object) -> Key | None:
+    """The grid that a dequantize node reads, None for anything else."""
+    return node.args[0].meta.get("grid") if isinstance(node, fx.Node) and node.target is DEQUANTIZE else None
+
+
+def _ratios(grids: Grids, keys: Sequence[Key], unit: float) -> Float[Tensor, "1 n"]:
+    return torch.tensor([[_scale(grids, key) / unit for key in keys]], dtype=torch.float64)
+
+
+def _scale(grids: Grids, key: Key) -> float:
+    return float(grids[key].scale)
+
+
+def _move(grids: Grids, key: Key, scale: float) -> None:
+    grids[key] = replace(grids[key], scale=torch.tensor([scale]))

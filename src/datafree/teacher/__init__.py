@@ -1,0 +1,10 @@
+"""The float network: BatchNorm read and folded, ranges equalized."""
+
+from datafree.teacher.batchnorm import fold_batchnorm_
+from datafree.teacher.equalize import Equalization, equalize_
+
+__all__ = [
+    "Equalization",
+    "equalize_",
+    "fold_batchnorm_",
+]

@@ -1,0 +1,114 @@
+"""What BatchNorm remembers, read first; then its arithmetic, folded into the layers around it."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, fx
+
+from datafree import graph as g
+from datafree.graph import BATCH_NORM, CONV, LINEAR, aten, batch_norms
+from datafree.records import ChannelStats, Skipped, Stats
+
+
+def fold_batchnorm_(teacher: fx.GraphModule) -> tuple[Stats, tuple[Skipped, ...]]:
+    """Read the statistics of every BatchNorm, then fold it into a neighbour or keep it as an exact affine op.
+
+    The output of a BatchNorm has mean beta and standard deviation |gamma| sqrt(var / (var + eps)) (the paper; the
+    second factor is ours and matters where var is not far above eps). Folding, a = gamma / sqrt(var + eps):
+
+        backward, into the only producer:   W <- a W,  b <- a (b - running_mean) + beta              (the paper)
+        forward, into an unpadded consumer: W <- W a (its input channels),  b <- b + W (beta - a running_mean)
+
+    Returns:
+        Statistics by the node that now yields what the BatchNorm yielded, and the BatchNorms kept as affine ops.
+    """
+    stats: Stats = {}
+    kept = []
+    for node in batch_norms(teacher):
+        scale, shift, out = _affine(teacher, node)
+        name = str(node.args[3].target).rpartition(".")[0] or node.name
+        source = node.args[0]
+        if _sole_user(source, node) and source.meta.get("layer"):
+            _fold_backward(teacher, source, scale, shift)
+            node.replace_all_uses_with(source)
+            stats[source.name] = out
+        elif (consumer := _forward_target(node)) is not None:
+            mean, var = (g.get_tensor(teacher, a.target) for a in node.args[3:5])
+            _fold_forward(teacher, consumer, scale, shift)
+            node.replace_all_uses_with(source)
+            stats[source.name] = ChannelStats(mean.clone(), var.sqrt(), torch.ones_like(mean))
+        else:
+            stats[_keep_affine(teacher, node, name, scale, shift)] = out
+            kept.append(Skipped(name, f"BatchNorm kept as a per-channel affine op: {_reason(source)}"))
+    g.tidy(teacher)
+    bare = [n for n in teacher.graph.nodes if n.target is BATCH_NORM]
+    kept += [Skipped(n.meta["path"] or n.name, "BatchNorm without running statistics: left as it is") for n in bare]
+    return stats, tuple(kept)
+
+
+def _affine(teacher: fx.GraphModule, node: fx.Node) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"], ChannelStats]:
+    """y = scale x + shift, and the statistics of y."""
+    gamma, beta, mean, var = (None if a is None else g.get_tensor(teacher, a.target).double() for a in node.args[1:5])
+    assert mean is not None and var is not None
+    gamma = torch.ones_like(mean) if gamma is None else gamma
+    beta = torch.zeros_like(mean) if beta is None else beta
+    eps = node.args[7]
+    scale = gamma / torch.sqrt(var + eps)
+    std = scale.abs() * var.sqrt()
+    return scale.float(), (beta - scale * mean).float(), ChannelStats(beta.float(), std.float(), scale.float())
+
+
+def _sole_user(source: fx.Node, node: fx.Node) -> bool:
+    return list(source.users) == [node] and source.target in (CONV, LINEAR) and len(g.shape(source)) in (2, 4)
+
+
+def _forward_target(node: fx.Node) -> fx.Node | None:
+    """The consumer this BatchNorm can be folded into: the only one, and nothing is padded with zeros."""
+    users = list(node.users)
+    if len(users) != 1 or not users[0].meta.get("layer") or users[0].args[0] is not node:
+        return None
+    consumer = users[0]
+    if consumer.target is LINEAR:
+        return consumer if len(g.shape(node)) == 2 else None
+    return consumer if not any(consumer.args[4]) and len(node.args[0].users) == 1 else None
+
+
+def _fold_backward(teacher: fx.GraphModule, source: fx.Node, scale: Tensor, shift: Tensor) -> None:
+    name = source.meta["layer"]
+    weight, bias = (g.get_tensor(teacher, f"{name}.{p}").double() for p in ("weight", "bias"))
+    per_row = (-1, *[1] * (weight.dim() - 1))
+    g.set_tensor(teacher, f"{name}.weight", (weight * scale.double().view(per_row)).float())
+    g.set_tensor(teacher, f"{name}.bias", (bias * scale.double() + shift.double()).float())
+
+
+def _fold_forward(teacher: fx.GraphModule, consumer: fx.Node, scale: Tensor, shift: Tensor) -> None:
+    name = consumer.meta["layer"]
+    weight, bias = (g.get_tensor(teacher, f"{name}.{p}").double() for p in ("weight", "bias"))
+    groups = consumer.args[6] if consumer.target is CONV else 1
+    rows = g.grouped(weight, groups)  # (g, o, n)
+    taps = weight[0, 0].numel()
+    a, t = (v.double().view(groups, 1, -1).repeat_interleave(taps, 2) for v in (scale, shift))
+    g.set_tensor(teacher, f"{name}.weight", (rows * a).reshape(weight.shape).float())
+    g.set_tensor(teacher, f"{name}.bias", (bias + (rows * t).sum(2).flatten()).float())
+
+
+def _keep_affine(teacher: fx.GraphModule, node: fx.Node, name: str, scale: Tensor, shift: Tensor) -> str:
+    """Put `x * scale + shift` in place of the BatchNorm; returns the name of the node that yields it."""
+    rank = len(g.shape(node))
+    view = (1, -1, *[1] * (rank - 2))
+    with teacher.graph.inserting_before(node):
+        a = g.attribute(teacher, f"{name}.scale", scale.view(view))
+        t = g.attribute(teacher, f"{name}.shift", shift.view(view))
+        product = teacher.graph.call_function(aten.mul.Tensor, (node.args[0], a))
+        total = teacher.graph.call_function(aten.add.Tensor, (product, t))
+    product.meta.update(shape=g.shape(node), affine=name)
+    total.meta.update(shape=g.shape(node), affine=name)
+    node.replace_all_uses_with(total)
+    return total.name
+
+
+def _reason(source: fx.Node) -> str:
+    if source.target in (CONV, LINEAR) and len(source.users) > 1:
+        return "the layer before it has other consumers"
+    return "no convolution or linear layer is right before it"

@@ -1,0 +1,359 @@
+"""Assumption-free cross-layer equalization (AFCLE, the paper): move ranges between layers, keep every function.
+
+A layer computes L(x) = v_o (W (v_i x) + b). For a channel that leaves producer W2 and enters consumer W1, with r(.)
+the largest absolute weight of the channel (r is ours; the paper's text is not available to us):
+
+    s = sqrt(r(W1[:, c]) / r(W2[c, :])),   W2[c, :] *= s, b2[c] *= s, v2_o[c] /= s,   W1[:, c] /= s, v1_i[c] *= s
+
+Where only positively homogeneous operators lie between, v2_o and v1_i cancel and are never written down. A depthwise
+layer between two others is solved with both its neighbours at once, by cube roots (DFQ, arXiv 1906.04721, eq. 12).
+With one scale for the whole tensor, v_o then brings the rows of a layer to one range, at no more cost. So there r(W2)
+is sqrt(mean^2 + std^2) of what the channel puts out, where v2_o and v1_i do not cancel: s shares between the stored
+tensor and the columns of W1 what is uneven in both (ours).
+
+In "foldable" the scales of one step are kept, as s or damped to sqrt(s), if that lowers the predicted error of the
+layers they touch, the sum of log(E after / E before); else they are dropped (ours). Up to a constant, a layer's
+rounding errors make at its consumers' outputs
+
+    E = D^2  sum_c a_c  sum_i p_i,    p = mean^2 + std^2 of BatchNorm,    a_c = sum of W_consumer[:, c]^2
+
+with D the largest weight, c and i outputs and inputs of one group. Where there is no BatchNorm, p is the sum of
+W_producer[i, :]^2, as inputs of power 1 would make it. Ratios need no unit that all layers share. Where every row has
+a scale of its own, nothing is predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, fx
+
+from datafree import graph as g
+from datafree.graph import Port, Spaces, aten, channel_spaces
+from datafree.records import Layer, Stats
+from datafree.teacher.equalize_depthwise import balance_depthwise_
+
+DEAD = 1e-3  # of the layer's largest range: such a channel keeps its scale, or its bias would outgrow all others
+DAMPINGS = (1.0, 0.5)  # s, sqrt(s); where many layers share a class, the largest of their ranges asks for too much
+
+
+@dataclass(frozen=True)
+class Equalization:
+    """What equalization did, by layer name."""
+
+    mode: str
+    cancelled: tuple[str, ...] = ()  # ranges changed, nothing left over: free
+    output_vectors: tuple[str, ...] = ()  # v_o folds into the requantization: one multiplier a channel
+    input_vectors: tuple[str, ...] = ()  # v_i stays as a multiply before the input is quantized
+    num_layers: int = 0
+    depthwise: tuple[str, ...] = ()  # v_i folds into the requantization of the layer before
+    dropped: tuple[str, ...] = ()  # producers whose scales would not have lowered the predicted error
+
+    @property
+    def coverage(self) -> float:
+        """Share of layers whose ranges were changed, percent."""
+        changed = {*self.cancelled, *self.output_vectors, *self.input_vectors, *self.depthwise}
+        return 100 * len(changed) / max(1, self.num_layers)
+
+    def __str__(self) -> str:
+        if self.mode == "off":
+            return "off"
+        if self.mode == "depthwise":
+            return f"depthwise: inputs of {len(self.depthwise)} depthwise layers, in the requantization before them"
+        dropped = f", {len(self.dropped)} dropped: no gain" if self.dropped else ""
+        return (
+            f"{self.mode}: {self.coverage:.0f} % of {self.num_layers} layers ({len(self.cancelled)} between layers "
+            f"at no cost, {len(self.output_vectors)} in the requantization, {len(self.input_vectors)} as a multiply"
+            f"{dropped})"
+        )
+
+
+def equalize_(
+    teacher: fx.GraphModule, stats: Stats, *, mode: str, rows: bool = True, sweeps: int = 1, guard: bool = True
+) -> tuple[Stats, Equalization]:
+    """Equalize the layers of `teacher` in place; its function does not change.
+
+    Args:
+        teacher: BatchNorm folded.
+        stats: statistics by node; those of equalized layers move with the weights.
+        mode: "free" = the paper's AFCLE: vectors between all layers; those that do not cancel stay. "between" = only
+            vectors that cancel (DFQ's). "rows" = v_o alone: rows of equal range. "foldable" = ours, what costs nothing
+            at run time: vectors that cancel and are predicted to help, v_o elsewhere. "depthwise" = only the inputs of
+            depthwise layers, where it costs nothing. "off" = nothing.
+        rows: whether v_o alone is of use, that is, whether the weights have one scale for the whole tensor.
+        sweeps: passes over the network.
+        guard: whether "foldable" keeps only what lowers the predicted error, where weights share one scale a tensor.
+
+    Returns:
+        The statistics, moved; and which layers were changed, and how.
+    """
+    layers = g.layers(teacher)
+    if mode == "off":
+        return stats, Equalization(mode, num_layers=len(layers))
+    if mode == "depthwise":
+        return stats, Equalization(mode, depthwise=balance_depthwise_(teacher, stats), num_layers=len(layers))
+    scales = _Scales(teacher, layers, stats, guard=guard and rows and mode == "foldable")
+    cancelling = channel_spaces(teacher, homogeneous=True)
+    for _ in range(sweeps if mode != "rows" else 0):
+        scales.balance(cancelling)
+    cancelled = scales.fold()
+    if mode == "free":
+        rest = _only_blocked(channel_spaces(teacher, homogeneous=False), cancelling)
+        for _ in range(sweeps):
+            scales.balance(rest, by_outputs=rows)
+    if mode == "foldable" and rows:
+        scales.balance_rows({p.layer: cancelling.blocked[p.classes] for p in cancelling.producers})
+    elif mode == "rows" or (mode == "free" and rows):
+        scales.balance_rows({name: torch.tensor(True) for name in layers})
+    output_vectors, input_vectors = scales.write_vectors()
+    g.tidy(teacher)
+    dropped = tuple(n for n in layers if scales.gained.get(n) is False)
+    return scales.move(stats), Equalization(
+        mode, cancelled, output_vectors, input_vectors, len(layers), dropped=dropped
+    )
+
+
+def row_range(weight: Tensor) -> Float[Tensor, " c"]:
+    """Largest absolute weight of every output channel (C_out,)."""
+    return weight.abs().flatten(1).amax(1)
+
+
+def column_range(weight: Tensor, groups: int) -> Float[Tensor, " c"]:
+    """Largest absolute weight of every input channel (C_in,)."""
+    rows = weight.abs().reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    return rows.amax((1, 3)).flatten()
+
+
+def column_power(weight: Tensor, groups: int) -> Float[Tensor, " c"]:
+    """Sum of squared weights of every input channel (C_in,)."""
+    rows = weight.square().reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    return rows.sum((1, 3)).flatten()
+
+
+def _by_port(spaces: Spaces, given: list[Port], values: dict[str, Tensor], wanted: list[Port]) -> dict[str, Tensor]:
+    """Values of the ports given, summed over each class, as the other side's ports see them; 1 where there are none."""
+    total = torch.zeros(len(spaces.blocked) + 1)  # the last entry serves class -1
+    for port in given:
+        total.scatter_add_(0, port.classes % len(total), values[port.layer])
+    total[-1] = 1
+    total = torch.where(total > 0, total, 1.0)
+    return {p.layer: total[p.classes] for p in wanted}
+
+
+def _only_blocked(free: Spaces, cancelling: Spaces) -> Spaces:
+    """The free classes, without the channels that have been equalized at no cost already (class -1)."""
+
+    def keep(ports: list[Port], twins: list[Port]) -> list[Port]:
+        blocked = {t.layer: cancelling.blocked[t.classes] for t in twins}
+        return [
+            replace(p, classes=torch.where(blocked[p.layer], p.classes, -1)) if p.layer in blocked else p for p in ports
+        ]
+
+    return Spaces(keep(free.producers, cancelling.producers), keep(free.consumers, cancelling.consumers), free.blocked)
+
+
+class _Scales:
+    """The weights being equalized, and the vectors v_o, v_i that keep every layer's function."""
+
+    def __init__(self, teacher: fx.GraphModule, layers: dict[str, Layer], stats: Stats, *, guard: bool) -> None:
+        self.teacher, self.layers, self.guard = teacher, layers, guard
+        self.gained: dict[str, bool] = {}  # by producer: were any of its scales kept?
+        self.weights = {n: g.weight(teacher, layer).clone() for n, layer in layers.items()}
+        self.out = {n: torch.ones(w.shape[0]) for n, w in self.weights.items()}  # rows were multiplied by this
+        self.inp = {n: torch.ones(w.shape[1] * layers[n].groups) for n, w in self.weights.items()}  # columns divided
+        self.total_out = {n: torch.ones_like(v) for n, v in self.out.items()}
+        known = {n: stats.get(layer.node) for n, layer in layers.items()}
+        self.power = {
+            n: self.weights[n].square().flatten(1).sum(1) if s is None else s.mean**2 + s.std**2
+            for n, s in known.items()
+        }
+
+    # ---- choosing scales
+
+    def balance(self, spaces: Spaces, *, by_outputs: bool = False) -> None:
+        """One sweep in execution order over all classes that have a producer and a consumer.
+
+        Args:
+            by_outputs: a producer's range is that of what it puts out, not of its weights, whose rows v_o evens anyway.
+        """
+        free = torch.ones(len(spaces.blocked) + 1)  # the last entry serves class -1
+        free[:-1][spaces.blocked] = 0
+        free[-1] = 0
+        done = torch.zeros_like(free, dtype=torch.bool)
+        consumers = {p.layer: p for p in spaces.consumers}
+        for port in spaces.producers:
+            todo = torch.zeros_like(done)
+            todo[port.classes] = True
+            todo &= ~done & (free > 0)
+            if not todo.any():
+                continue
+            after = None if by_outputs else self._depthwise_after(todo, spaces)
+            if after is not None:
+                self._triple(spaces, todo, after, consumers)
+                done[after.classes] = True
+            else:
+                self._scale_if_better(spaces, self._pair(spaces, todo, self._outputs if by_outputs else self._rows))
+            done |= todo
+
+    def _ranges(self, ports: list[Port], size: int, of: dict[str, Tensor]) -> Tensor:
+        """Largest range of each class over all ports (size,); dead channels and absent classes are 0."""
+        best = torch.zeros(size)
+        for port in ports:
+            r = of[port.layer]
+            r = torch.where(r > DEAD * r.max(), r, 0.0)
+            best.scatter_reduce_(0, port.classes % size, r, "amax")
+        return best
+
+    def _rows(self, ports: list[Port], todo: Tensor) -> dict[str, Tensor]:
+        return {p.layer: row_range(self.weights[p.layer]) for p in ports if bool(todo[p.classes].any())}
+
+    def _outputs(self, ports: list[Port], todo: Tensor) -> dict[str, Tensor]:
+        """Root of the power of every output channel, in today's units."""
+        names = {p.layer for p in ports if bool(todo[p.classes].any())}
+        return {n: self.power[n].sqrt() * self.total_out[n] * self.out[n] for n in names}
+
+    def _columns(self, ports: list[Port], todo: Tensor) -> dict[str, Tensor]:
+        names = {p.layer for p in ports if bool(todo[p.classes].any())}
+        return {n: column_range(self.weights[n], self.layers[n].groups) for n in names}
+
+    def _side(self, ports: list[Port], todo: Tensor, ranges: dict[str, Tensor]) -> Tensor:
+        return self._ranges([p for p in ports if p.layer in ranges], len(todo), ranges)
+
+    def _pair(
+        self, spaces: Spaces, todo: Tensor, range_of: Callable[[list[Port], Tensor], dict[str, Tensor]]
+    ) -> Tensor:
+        """s = sqrt(r(W1) / r(W2)) for the classes to do, 1 elsewhere."""
+        made = self._side(spaces.producers, todo, range_of(spaces.producers, todo))
+        used = self._side(spaces.consumers, todo, self._columns(spaces.consumers, todo))
+        alive = todo & (made > 0) & (used > 0)
+        return torch.where(alive, torch.sqrt(used / made.clamp(min=1e-30)), 1.0)
+
+    def _depthwise_after(self, todo: Tensor, spaces: Spaces) -> Port | None:
+        """The depthwise layer that alone reads the classes to do, if its own output may be scaled too."""
+        readers = [p for p in spaces.consumers if bool(todo[p.classes].any())]
+        if len(readers) != 1 or not bool(todo[readers[0].classes].all()):
+            return None
+        layer = self.layers[readers[0].layer]
+        if layer.groups == 1 or layer.groups != len(readers[0].classes) or layer.groups != len(self.out[layer.name]):
+            return None
+        port = next((p for p in spaces.producers if p.layer == layer.name), None)
+        if port is None or bool((port.classes < 0).any()) or bool(spaces.blocked[port.classes].any()):
+            return None
+        others = [p for p in spaces.producers if p is not port and bool(torch.isin(p.classes, port.classes).any())]
+        read = any(bool(torch.isin(p.classes, port.classes).any()) for p in spaces.consumers)
+        return port if read and not others else None
+
+    def _triple(self, spaces: Spaces, todo: Tensor, port: Port, consumers: dict[str, Port]) -> None:
+        """Conv, depthwise, conv: r1 s_in = r2 s_out / s_in = r3 / s_out, all equal to cbrt(r1 r2 r3)."""
+        after = torch.zeros_like(todo)
+        after[port.classes] = True
+        entry = consumers[port.layer].classes
+        made = self._side(spaces.producers, todo, self._rows(spaces.producers, todo))[entry]
+        used = self._side(spaces.consumers, after, self._columns(spaces.consumers, after))[port.classes]
+        own = row_range(self.weights[port.layer])
+        alive = (made > 0) & (used > 0) & (own > DEAD * own.max())
+        level = torch.where(alive, (made * own * used).clamp(min=1e-30) ** (1 / 3), 1.0)
+        scale = torch.ones(len(todo))
+        scale[entry] = torch.where(alive, level / made.clamp(min=1e-30), 1.0)
+        scale[port.classes] = torch.where(alive, used / level, 1.0)
+        self._scale_if_better(spaces, scale)
+
+    def balance_rows(self, where: dict[str, Tensor]) -> None:
+        """v_o alone: bring the rows that no consumer balances to one range, the layer's largest (ours).
+
+        No guard is needed: D stays, and the error of every stretched row is divided by s > 1.
+        """
+        for name, blocked in where.items():
+            r = row_range(self.weights[name])
+            alive = blocked & (r > DEAD * r.max())
+            self._scale_rows(name, torch.where(alive, r.max() / r.clamp(min=1e-30), 1.0))
+
+    # ---- keeping what helps
+
+    def _scale_if_better(self, spaces: Spaces, scale: Tensor) -> None:
+        """Scale by s or by sqrt(s), whichever is predicted to be better; by neither where nothing is gained."""
+        if not self.guard:
+            return self._scale(spaces, scale)
+        producers, consumers = (
+            [p.layer for p in side if bool((scale[p.classes[p.classes >= 0]] != 1).any())]
+            for side in (spaces.producers, spaces.consumers)
+        )
+        touched = list(dict.fromkeys(producers + consumers))
+        start = kept = self.weights, self.out, self.inp
+        before, least = self._errors(spaces, touched), 0.0
+        for damping in DAMPINGS:
+            self.weights, self.out, self.inp = (dict(values) for values in start)
+            self._scale(spaces, scale**damping)
+            error = float((self._errors(spaces, touched) / before).log().sum())
+            if error < least:
+                least, kept = error, (self.weights, self.out, self.inp)
+        self.weights, self.out, self.inp = kept
+        self.gained.update({n: self.gained.get(n, False) or kept is not start for n in producers})
+
+    def _errors(self, spaces: Spaces, names: list[str]) -> Float[Tensor, " layers"]:
+        """E of these layers, at the weights as they are now."""
+        power = {n: p * (self.total_out[n] * self.out[n]) ** 2 for n, p in self.power.items()}
+        squares = {n: column_power(w, self.layers[n].groups) for n, w in self.weights.items()}
+        arriving = _by_port(spaces, spaces.producers, power, spaces.consumers)
+        asked = _by_port(spaces, spaces.consumers, squares, spaces.producers)
+        found = []
+        for name in names:
+            weight, groups = self.weights[name], self.layers[name].groups
+            made = asked.get(name, torch.ones(weight.shape[0])).view(groups, -1).sum(1)
+            used = arriving.get(name, torch.ones(groups)).view(groups, -1).sum(1)
+            found.append(weight.abs().max().square() * (made * used).sum())
+        return torch.stack(found) if found else torch.zeros(0)
+
+    # ---- applying them
+
+    def _scale(self, spaces: Spaces, scale: Tensor) -> None:
+        for port in spaces.producers:
+            self._scale_rows(port.layer, torch.where(port.classes >= 0, scale[port.classes], 1.0))
+        for port in spaces.consumers:
+            s = torch.where(port.classes >= 0, scale[port.classes], 1.0)
+            if not bool((s == 1).all()):
+                weight, groups = self.weights[port.layer], self.layers[port.layer].groups
+                rows = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+                self.weights[port.layer] = (rows / s.view(groups, 1, -1, 1)).reshape(weight.shape)
+                self.inp[port.layer] = self.inp[port.layer] * s
+
+    def _scale_rows(self, name: str, s: Tensor) -> None:
+        if not bool((s == 1).all()):
+            weight = self.weights[name]
+            self.weights[name] = weight * s.view(-1, *[1] * (weight.dim() - 1))
+            self.out[name] = self.out[name] * s
+
+    def fold(self) -> tuple[str, ...]:
+        """Forget the vectors gathered so far: they cancel between the layers."""
+        changed = tuple(n for n in self.layers if bool((self.out[n] != 1).any() or (self.inp[n] != 1).any()))
+        for name in changed:
+            self.total_out[name] = self.total_out[name] * self.out[name]
+        self.out = {n: torch.ones_like(v) for n, v in self.out.items()}
+        self.inp = {n: torch.ones_like(v) for n, v in self.inp.items()}
+        return changed
+
+    def write_vectors(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Store the weights; put v_o = 1 / out behind and v_i = inp before the layers where they are not all ones."""
+        by_name = g.nodes_by_name(self.teacher)
+        output_vectors, input_vectors = [], []
+        for name, layer in self.layers.items():
+            node, view = by_name[layer.node], (1, -1, 1, 1) if layer.kind == "conv2d" else (-1,)
+            self.total_out[name] = self.total_out[name] * self.out[name]
+            g.set_tensor(self.teacher, f"{name}.weight", self.weights[name])
+            g.set_tensor(self.teacher, f"{name}.bias", g.bias(self.teacher, layer) * self.total_out[name])
+            if bool((self.out[name] != 1).any()):
+                new = g.insert_after(self.teacher, node, aten.mul.Tensor, f"{name}.v_o", 1 / self.out[name].view(view))
+                new.meta["v_o"] = name
+                output_vectors.append(name)
+            if bool((self.inp[name] != 1).any()):
+                g.scale_input(self.teacher, node, f"{name}.v_i", self.inp[name].view(view))
+                input_vectors.append(name)
+        return tuple(output_vectors), tuple(input_vectors)
+
+    def move(self, stats: Stats) -> Stats:
+        """Statistics of the layers' outputs in their new units."""
+        scale = {layer.node: self.total_out[name] for name, layer in self.layers.items()}
+        return {n: s.scaled(scale[n]) if n in scale else s for n, s in stats.items()}
