@@ -377,7 +377,7 @@ def written(module, x, opset=21):
     return translate(trace(module, x), opset=opset)
 
 
-IMAGE = torch.zeros(2, 4, 8, 8)
+IMAGE, ZEROS = torch.zeros(2, 4, 8, 8), torch.zeros(4)
 
 
 def calling(function):
@@ -403,13 +403,16 @@ def test_an_operator_the_opset_lacks_names_the_opset_that_has_it():
     "function, why",
     [
         (lambda x: torch.cumsum(x, 1), "no ONNX operator is known for it"),
-        (lambda x: nn.functional.selu(x) + torch.ops.aten.elu(x, 1.0, 2.0), "no ONNX operator is known"),
+        (lambda x: x.double(), "the network computes in torch.float64 there"),
+        (lambda x: torch.roll(x, 1), "it rolls the flattened tensor"),
+        (lambda x: nn.functional.batch_norm(x, None, None, training=True), "it normalises by the statistics of the b"),
+        (lambda x: nn.functional.instance_norm(x, ZEROS, ZEROS + 1, use_input_stats=False), "it uses running stat"),
         (lambda x: torch.ops.aten.elu(x, 1.0, 2.0), "scale 2.0 and input_scale 1"),
         (lambda x: nn.functional.avg_pool2d(x, 2, divisor_override=3), "divisor_override"),
         (lambda x: nn.functional.adaptive_avg_pool2d(x, 3), r"windows of unequal size, \[8, 8\] to \[3, 3\]"),
         (lambda x: x[:1].expand(x.shape[0], 4, 8, 8), "it repeats a tensor along the batch"),
     ],
-    ids=["cumsum", "selu", "elu", "divisor", "unequal windows", "expand"],
+    ids=["cumsum", "double", "roll", "batch norm", "instance norm", "elu", "divisor", "unequal windows", "expand"],
 )
 def test_an_operator_that_cannot_be_written_is_named(function, why):
     with pytest.raises(ExportError, match=rf"cannot be written to ONNX opset 21: {why}.*replace it in the model's"):
@@ -431,6 +434,9 @@ def test_an_operator_that_cannot_be_written_is_named(function, why):
         lambda x: torch.add(x, x.abs().sqrt(), alpha=2),
         lambda x: x.clone().unflatten(1, (2, 2)).flatten(2, 3),
         lambda x: x.reshape(x.shape[0], -1, 8), lambda x: x[:, :1].expand(-1, 4, -1, -1) - x.select(1, 2).unsqueeze(1),
+        nn.SELU(), nn.CELU(2.0), nn.Softplus(), nn.Softplus(2.0), lambda x: 3 - x, lambda x: x.amax((2, 3)),
+        lambda x: x.roll((1, -3), (2, 3)), lambda x: x.narrow(1, 1, 2), lambda x: x.unbind(1)[2],
+        nn.InstanceNorm2d(4, affine=True), lambda x: x[:, :1].squeeze(),
         lambda x: (x, x), lambda x: torch.rsqrt(x.square() + 1) ** 2,
     ],
 )  # fmt: skip

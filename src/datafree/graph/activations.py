@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor, fx
 
 from datafree.graph import view as g
-from datafree.graph.view import CONV, aten
+from datafree.graph.operators import CONV, aten, operator_of
 
 
 def clip_bounds(node: fx.Node) -> tuple[float, float] | None:
     """The ends an activation clips to, where clipping is all it does."""
-    if node.target is aten.relu.default:
-        return 0.0, math.inf
-    if node.target is aten.relu6.default:
-        return 0.0, 6.0
-    if node.target not in (aten.hardtanh.default, aten.clamp.default):
-        return None
-    missing = (-1.0, 1.0) if node.target is aten.hardtanh.default else (None, None)
-    low, high = (*node.args[1:], *missing[len(node.args) - 1 :])
-    return -math.inf if low is None else float(low), math.inf if high is None else float(high)
+    clips = operator_of(node).clips
+    return clips(node) if clips else None
 
 
 def channel_multiplier(graph: fx.GraphModule, node: fx.Node) -> Tensor | None:

@@ -10,12 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx, nn
 
-from datafree.graph.view import BATCH_NORM, CONV, LINEAR, aten, attribute, get_tensor, shape, tidy
+from datafree.graph.operators import BATCH_NORM, CONV, LINEAR, aten, operator_of
+from datafree.graph.view import attribute, get_tensor, shape, tidy
 
-_IDENTITIES = {
-    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.detach.default,
-    aten.alias.default, aten.lift_fresh_copy.default,
-}  # fmt: skip
 _ASSERTIONS = ("_assert", "sym_constrain_range", "_guards_fn")
 
 
@@ -125,7 +122,7 @@ def _drop_assertions(graph: fx.GraphModule) -> None:
 def _drop_identities(graph: fx.GraphModule) -> None:
     """Remove what does nothing in eval mode; only after in-place operators are gone, for some are copies."""
     for node in list(graph.graph.nodes):
-        if node.target in _IDENTITIES and not (len(node.args) > 2 and node.args[2] is True):  # dropout that trains
+        if operator_of(node).identity and not (len(node.args) > 2 and node.args[2] is True):  # dropout that trains
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
 
@@ -245,7 +242,7 @@ def _layer_name(node: fx.Node, source: fx.Node, known: set[str]) -> str:
         return called
     if path.endswith(".weight"):
         return path.removesuffix(".weight")
-    return called or (node.name if path.startswith("constant_") else path)
+    return called or (node.name if path.startswith(("constant_", "lifted_tensor_")) else path)
 
 
 def _explicit_padding(graph: fx.GraphModule, node: fx.Node) -> None:

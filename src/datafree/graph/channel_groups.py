@@ -6,7 +6,6 @@ row, whoever reads it loses columns, and what lies between (a slope, a kept Batc
 
 from __future__ import annotations
 
-import operator
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,18 +15,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor, fx
 
 from datafree.graph import view as g
-from datafree.graph.channel_ids import MOVES, PRODUCTS, SCALING, SUMS, Walk
-from datafree.graph.view import CONV, aten
+from datafree.graph.channel_ids import Walk
+from datafree.graph.operators import CONV, argument, aten, operator_of
 from datafree.records import Skipped
-
-SIZED = {aten.view.default, aten.reshape.default, aten.expand.default, aten._unsafe_view.default}
-SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
-FOLLOWED = SIZED | SPLITS | {
-    aten.cat.default, aten.stack.default, aten.flatten.using_ints, aten.permute.default, aten.transpose.int,
-    aten.slice.Tensor, operator.getitem, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
-}  # fmt: skip
-MEETS_VECTORS = SUMS | PRODUCTS | SCALING | {aten.prelu.default, aten._prelu_kernel.default}
-NORMS = {aten.group_norm.default, aten.instance_norm.default, aten.batch_norm.default}
 
 Members = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -147,6 +137,7 @@ class _ChannelWalk(Walk):
 
     def _call(self, node: fx.Node) -> object:
         ids, sources, name = super()._call(node), node.all_input_nodes, node.target.__name__.partition(".")[0]
+        row = operator_of(node)
         self._explain(f"{name} ({node.name}) does not keep channels apart")
         self.freeze([self.ids[n] for n in sources if n.op == "placeholder"], "tied to the network's input")
         if not _is_followed(node, ids):
@@ -157,7 +148,7 @@ class _ChannelWalk(Walk):
             self._couple_groups(node, ids)
         elif isinstance(ids, Tensor):
             self._couple_axes(ids)
-            for vector in (n for n in sources if n.op == "get_attr" and node.target in MEETS_VECTORS):
+            for vector in (n for n in sources if n.op == "get_attr" and row.channels in ("keeps", "unites", "gates")):
                 self._enter_vector(vector, ids, is_slope=node.target is aten.prelu.default)
         return ids
 
@@ -196,12 +187,13 @@ def _channel_axis(ids: Tensor) -> int:
 
 def _is_followed(node: fx.Node, ids: object) -> bool:
     """Whether `remove_` knows what an operator does once channels are gone."""
-    if node.target in NORMS or (node.target in MOVES and node.target not in FOLLOWED):
+    removal = operator_of(node).removal
+    if not removal:
         return False
     if not isinstance(ids, Tensor):
         return True
-    if node.target is aten.slice.Tensor and len(node.args) == 5 and node.args[4] != 1:
-        return ids.shape[node.args[1]] == 1
+    if removal == "slice" and argument(node, "step") != 1:
+        return ids.shape[argument(node, "dim")] == 1
     return ids.dim() < 2 or ids.shape[0] == 1  # channels and images do not share a dimension
 
 
@@ -278,25 +270,44 @@ def _shrink_layer(teacher: fx.GraphModule, node: fx.Node, kept: dict[fx.Node, li
 
 def _shrink_arguments(node: fx.Node, kept: dict[fx.Node, list[Tensor]]) -> None:
     """Bring sizes and positions that are written into a call up to date."""
-    if node.target in SIZED and node in kept:
-        sizes = [
-            int(k.sum()) if isinstance(s, int) and s > 0 else s for s, k in zip(node.args[1], kept[node], strict=True)
-        ]
-        node.args = (node.args[0], sizes)
-    elif node.target in SPLITS:
-        dim = (*node.args, 0)[2]
-        if not bool((mask := kept[node.args[0]][dim]).all()):
-            sizes = [int(part.sum()) for part in node.target(mask, node.args[1])]
-            node.target, node.args = aten.split_with_sizes.default, (node.args[0], sizes, dim)
-    elif node.target is aten.slice.Tensor:
-        dim, start, end = (*node.args, *(0, None, None)[len(node.args) - 1 :])[1:4]
-        if not bool((mask := kept[node.args[0]][dim]).all()):
-            start, end, _ = slice(start, end).indices(len(mask))
-            node.args = (node.args[0], dim, int(mask[:start].sum()), int(mask[:end].sum()))
-    elif node.target is aten.constant_pad_nd.default:
-        pads = []
-        for i, count in enumerate(node.args[1]):
-            mask = kept[node][-1 - i // 2]
-            ends = mask[:count] if i % 2 == 0 else mask.flip(0)[:count]
-            pads.append(count if bool(mask.all()) else int(ends.sum()))
-        node.args = (node.args[0], pads, *node.args[2:])
+    if follow := FOLLOW.get(operator_of(node).removal):
+        follow(node, kept)
+
+
+def _follow_sizes(node: fx.Node, kept: dict[fx.Node, list[Tensor]]) -> None:
+    """view(x, sizes)"""
+    x, sizes, *rest = node.args
+    if node not in kept:
+        return
+    sizes = [int(k.sum()) if isinstance(s, int) and s > 0 else s for s, k in zip(sizes, kept[node], strict=True)]
+    node.args = (x, sizes, *rest)
+
+
+def _follow_splits(node: fx.Node, kept: dict[fx.Node, list[Tensor]]) -> None:
+    """split(x, size, dim)"""
+    x, size, dim = node.args[0], node.args[1], argument(node, "dim")
+    if not bool((mask := kept[x][dim]).all()):
+        sizes = [int(part.sum()) for part in node.target(mask, size)]
+        node.target, node.args = aten.split_with_sizes.default, (x, sizes, dim)
+
+
+def _follow_slice(node: fx.Node, kept: dict[fx.Node, list[Tensor]]) -> None:
+    """slice(x, dim, start, end)"""
+    x, dim = node.args[0], argument(node, "dim")
+    if not bool((mask := kept[x][dim]).all()):
+        start, end, _ = slice(argument(node, "start"), argument(node, "end")).indices(len(mask))
+        node.args = (x, dim, int(mask[:start].sum()), int(mask[:end].sum()))
+
+
+def _follow_pads(node: fx.Node, kept: dict[fx.Node, list[Tensor]]) -> None:
+    """constant_pad_nd(x, pads, value), pads from the last dimension back"""
+    x, given, *rest = node.args
+    pads = []
+    for i, count in enumerate(given):
+        mask = kept[node][-1 - i // 2]
+        ends = mask[:count] if i % 2 == 0 else mask.flip(0)[:count]
+        pads.append(count if bool(mask.all()) else int(ends.sum()))
+    node.args = (x, pads, *rest)
+
+
+FOLLOW = {"sizes": _follow_sizes, "splits": _follow_splits, "slice": _follow_slice, "pads": _follow_pads}

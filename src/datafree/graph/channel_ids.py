@@ -7,40 +7,13 @@ ids*, so views, concatenations, shuffles and splits need no case of their own.
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx
 
 from datafree.graph import view as g
-from datafree.graph.view import CONV, aten
-
-# f(s x) = s f(x) for s > 0 per channel
-HOMOGENEOUS = {
-    aten.relu.default, aten.leaky_relu.default, aten.max_pool2d.default, aten.avg_pool2d.default,
-    aten.adaptive_avg_pool2d.default, aten.adaptive_max_pool2d.default, aten.mean.dim, aten.upsample_nearest2d.vec,
-    aten.upsample_bilinear2d.vec, aten.abs.default, aten.neg.default, aten.prelu.default, aten._prelu_kernel.default,
-    aten.amax.default, aten.sum.dim_IntList, aten.contiguous.default, aten.clone.default,
-}  # fmt: skip
-POINTWISE = {
-    aten.hardtanh.default, aten.relu6.default, aten.silu.default, aten.hardswish.default, aten.hardsigmoid.default,
-    aten.sigmoid.default, aten.gelu.default, aten.tanh.default, aten.elu.default, aten.mish.default, aten.clamp.default,
-    aten.softplus.default, aten.celu.default, aten.selu.default, aten.exp.default, aten.clamp_min.default,
-    aten.add.Scalar, aten.sub.Scalar, aten.pow.Tensor_Scalar, aten.rsub.Scalar, aten.to.dtype, aten.sqrt.default,
-    aten.group_norm.default, aten.instance_norm.default, aten.batch_norm.default,
-}  # fmt: skip
-SCALING = {aten.mul.Scalar, aten.div.Scalar, aten.div.Tensor}
-SUMS = {aten.add.Tensor, aten.sub.Tensor, aten.add_.Tensor, aten.maximum.default, aten.minimum.default}
-PRODUCTS = {aten.mul.Tensor}
-MOVES = {
-    aten.cat.default, aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.permute.default,
-    aten.transpose.int, aten.slice.Tensor, aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default,
-    operator.getitem, aten.select.int, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
-    aten.unsqueeze.default, aten.expand.default, aten.unbind.int, aten.stack.default, aten.narrow.default,
-    aten.roll.default, aten.flip.default, aten.pixel_shuffle.default, aten.unflatten.int, aten._unsafe_view.default,
-    aten.channel_shuffle.default,
-}  # fmt: skip
+from datafree.graph.operators import CONV, argument, operator_of
 
 
 @dataclass(frozen=True)
@@ -140,24 +113,18 @@ class Walk:
         if "size" in node.meta:
             return None  # a symbolic integer
         operands = [self.ids[n] for n in node.all_input_nodes if isinstance(self.ids.get(n), Tensor)]
-        if node.target in MOVES:
+        row, first = operator_of(node), self.ids.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+        if row.channels in ("moves", "joins"):
             return self._move(node)
-        if node.target in (aten.constant_pad_nd.default, aten.pad.default) and isinstance(
-            self.ids.get(node.args[0]), Tensor
-        ):
-            return self._pad(node, self.ids[node.args[0]])
-        if (
-            len(operands) == 1
-            and (isinstance(self.ids.get(node.args[0]), Tensor) or node.target in PRODUCTS | SUMS)
-            and not (self.homogeneous and "affine" in node.meta)
-        ):
-            if node.target in HOMOGENEOUS | SCALING | PRODUCTS or (
-                not self.homogeneous and node.target in POINTWISE | SUMS
-            ):
+        if row.channels == "pads" and isinstance(first, Tensor):
+            return self._pad(node, first)
+        if len(operands) == 1 and (isinstance(first, Tensor) or row.channels in ("unites", "gates")):
+            stays = row.homogeneous or (not self.homogeneous and row.channels in ("keeps", "unites"))
+            if stays and not (self.homogeneous and "affine" in node.meta):
                 return self._keep(node, operands[0])
-        elif len(operands) == 2 and node.target in SUMS:
+        elif len(operands) == 2 and row.channels == "unites":
             return self._unite(*operands)
-        elif len(operands) == 2 and node.target in PRODUCTS:
+        elif len(operands) == 2 and row.channels == "gates":
             return self._gate(*operands)
         return self._unknown(node, operands)
 
@@ -169,8 +136,8 @@ class Walk:
                 if all(s == 1 or s == t for s, t in zip(ids.shape, g.shape(node), strict=True))
                 else self._unknown(node, [ids])
             )
-        if node.target in (aten.mean.dim, aten.amax.default, aten.sum.dim_IntList) and ids.numel() == ids.shape[1]:
-            dims = {d % ids.dim() for d in node.args[1]}
+        if operator_of(node).reduces and ids.numel() == ids.shape[1]:
+            dims = {d % ids.dim() for d in argument(node, "dim")}
             return ids.flatten().view(1, -1, *[1] * (rank - 2)) if 1 not in dims else self._unknown(node, [ids])
         return self._unknown(node, [ids])
 

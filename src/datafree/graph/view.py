@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from datafree.execution import spend_on_layer
+from datafree.graph.operators import CONV, LINEAR, aten
 from datafree.records import Layer
-
-aten = torch.ops.aten
-CONV, LINEAR, BATCH_NORM = aten.conv2d.default, aten.linear.default, aten.batch_norm.default
 
 
 def shape(node: fx.Node) -> tuple[int, ...]:
@@ -141,6 +139,22 @@ def scale_input(graph: fx.GraphModule, layer: fx.Node, path: str, factor: Tensor
         new = graph.graph.call_function(aten.mul.Tensor, (source, attribute(graph, path, factor)))
     new.meta.update(shape=shape(source), v_i=path.removesuffix(".v_i"))
     layer.args = (new, *layer.args[1:])
+
+
+def scale_output(graph: fx.GraphModule, layer: fx.Node, path: str, factor: Tensor) -> fx.Node:
+    """Multiply what leaves `layer` by the constant `factor`, stored at `path`, for all that read it."""
+    return insert_after(graph, layer, aten.mul.Tensor, path, factor)
+
+
+def insert_affine(graph: fx.GraphModule, node: fx.Node, path: str, scale: Tensor, shift: Tensor) -> fx.Node:
+    """`x * scale + shift` in front of `node`, x its input; stored at `path`.scale and `path`.shift."""
+    with graph.graph.inserting_before(node):
+        a, t = attribute(graph, f"{path}.scale", scale), attribute(graph, f"{path}.shift", shift)
+        product = graph.graph.call_function(aten.mul.Tensor, (node.args[0], a))
+        total = graph.graph.call_function(aten.add.Tensor, (product, t))
+    for new in (product, total):
+        new.meta.update(shape=shape(node), affine=path)
+    return total
 
 
 def fingerprint(graph: fx.GraphModule) -> str:

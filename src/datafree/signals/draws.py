@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Any
 
 import torch
@@ -11,22 +10,12 @@ from jaxtyping import Float
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.graph import aten
+from datafree.graph import argument, operator_by_name, operator_of
 from datafree.quantization import fake_quantize
 from datafree.records import ChannelStats, Layer, QParams, Stats
 from datafree.signals.gaussian import draw, is_passed_over, taps_inside
 
-ELEMENTWISE = {
-    aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.clamp.default, aten.leaky_relu.default,
-    aten.silu.default, aten.hardswish.default, aten.hardsigmoid.default, aten.sigmoid.default, aten.gelu.default,
-    aten.tanh.default, aten.elu.default, aten.mish.default, aten.softplus.default, aten.celu.default,
-    aten.selu.default, aten.abs.default, aten.neg.default, aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor,
-    aten.maximum.default, aten.minimum.default, aten.add.Scalar, aten.mul.Scalar, aten.div.Scalar,
-}  # fmt: skip
-SAME = {aten.clone.default, aten.contiguous.default}
-FLATTENINGS = {
-    aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.squeeze.dims, aten.squeeze.dim,
-}  # fmt: skip
+FLATTEN = "aten.flatten.using_ints"
 
 
 @dataclass(frozen=True)
@@ -69,7 +58,7 @@ class LayerDraws:
                 shape = (count, len(step.stats.mean), *self.kernel)[: step.rank]
                 values.append(draw(step.stats, shape, generator))
             else:
-                values.append(_operator(step.operator)(*args))
+                values.append(operator_by_name(step.operator)(*args))
         if values[-1].dim() == 2:
             return values[-1]
         at = torch.randint(len(self.inside), (count,), generator=generator)
@@ -101,7 +90,7 @@ def layer_draws(
         qparams: grid of the layer's input; None = float.
     """
     pads, kernel = [0, 0, 0, 0], tuple(weight_shape[2:]) or (1, 1)
-    while node.target is aten.constant_pad_nd.default and len(node.args[1]) <= 4 and not (*node.args, 0.0)[2]:
+    while _is_zero_padding(node) and len(node.args[1]) <= 4:  # type: ignore[arg-type]
         pads = [a + b for a, b in zip(pads, [*node.args[1], 0, 0], strict=False)]
         node = node.args[0]  # type: ignore[assignment]
     if len(g.shape(node)) != (2 if layer.kind == "linear" else 4):
@@ -142,17 +131,18 @@ class _Program:
             return Step(stats=self.stats[node.name], rank=len(g.shape(node)))
         if node.op != "call_function" or node.kwargs:
             raise _NotDrawn
-        if node.target is aten.cat.default and (*node.args, 0)[1] == 1:
+        row = operator_of(node)
+        if row.channels == "joins" and argument(node, "dim") == 1:
             return Step(str(node.target), ([self.value(part) for part in node.args[0]], 1))  # type: ignore[union-attr]
-        if node.target in ELEMENTWISE or _pads_channels(node):
+        if (row.elementwise and not row.same_values) or _pads_channels(node):
             rank = len(g.shape(node))
             args = (self._argument(a, rank) if isinstance(a, fx.Node) else a for a in node.args)
             return Step(str(node.target), tuple(args))
-        if node.target not in SAME and not is_passed_over(node) and not _flattens(node):
+        if not (row.elementwise or is_passed_over(node) or _flattens(node)):
             raise _NotDrawn
         source: fx.Node = node.args[0]  # type: ignore[assignment]
         flat = len(g.shape(source)) == 4 and len(g.shape(node)) == 2
-        return Step("aten.flatten.using_ints", (self.value(source), 1)) if flat else self.value(source)
+        return Step(FLATTEN, (self.value(source), 1)) if flat else self.value(source)
 
     def _argument(self, node: fx.Node, rank: int) -> Value | Tensor:
         """A value, or a constant that is the same at every pixel."""
@@ -166,16 +156,20 @@ class _Program:
 
 def _flattens(node: fx.Node) -> bool:
     """From (N, C, 1, 1) to (N, C)."""
-    if node.target not in FLATTENINGS:
+    source = node.args[0]
+    if operator_of(node).channels != "moves" or not isinstance(source, fx.Node):
         return False
-    before = g.shape(node.args[0])  # type: ignore[arg-type]
+    before = g.shape(source)
     return len(before) == 4 and before[2:] == (1, 1) and g.shape(node) == before[:2]
 
 
 def _pads_channels(node: fx.Node) -> bool:
-    return node.target is aten.constant_pad_nd.default and len(node.args[1]) == 6 and not any(node.args[1][:4])
+    return _pads_constant(node) and len(node.args[1]) == 6 and not any(node.args[1][:4])  # type: ignore[arg-type,index]
 
 
-def _operator(name: str) -> Any:
-    """`torch.ops.aten.relu.default` of "aten.relu.default"; operators themselves are not picklable."""
-    return reduce(getattr, name.split("."), torch.ops)
+def _is_zero_padding(node: fx.Node) -> bool:
+    return _pads_constant(node) and not argument(node, "value")
+
+
+def _pads_constant(node: fx.Node) -> bool:
+    return operator_of(node).removal == "pads"

@@ -10,13 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, fx
 
-from datafree.graph import aten, shape
+from datafree.graph import argument, clip_bounds, operator_of, shape
 from datafree.records import ChannelStats, Layer, Moments, Stats
-
-RESAMPLING = {
-    aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default,
-    aten.adaptive_max_pool2d.default, aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec,
-}  # fmt: skip
 
 
 def draw(stats: ChannelStats, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "n c ..."]:
@@ -27,11 +22,11 @@ def draw(stats: ChannelStats, shape: tuple[int, ...], generator: torch.Generator
 
 def is_passed_over(node: fx.Node) -> bool:
     """Pooling and resampling: behind them the paper uses the statistics before them."""
-    if node.target in (aten.mean.dim, aten.amax.default, aten.slice.Tensor):
-        dims = node.args[1] if isinstance(node.args[1], list | tuple) else [node.args[1]]  # type: ignore[index]
-        rank = len(shape(node.args[0]))  # type: ignore[arg-type]
-        return rank == 4 and {d % rank for d in dims} <= {2, 3}
-    return node.target in RESAMPLING
+    over = operator_of(node).over
+    if over == "dims":
+        dims, rank = argument(node, "dim"), len(shape(node.args[0]))  # type: ignore[arg-type]
+        return rank == 4 and {d % rank for d in (dims if isinstance(dims, list | tuple) else [dims])} <= {2, 3}
+    return over == "space"
 
 
 def passed_over(node: fx.Node, x: Float[Tensor, "n c h w"], generator: torch.Generator) -> Float[Tensor, "n c ..."]:
@@ -103,15 +98,9 @@ def closed_form(
 def _clipped_source(node: fx.Node, stats: Stats) -> tuple[Tensor, Tensor] | None:
     low, high = -math.inf, math.inf
     while node.name not in stats:
-        if node.target is aten.relu.default:
-            low, high = max(low, 0.0), max(high, 0.0)
-        elif node.target is aten.hardtanh.default:
-            bottom, top = (float(v) for v in (node.args[1:3] if len(node.args) == 3 else (-1.0, 1.0)))
-            low, high = min(max(low, bottom), top), min(max(high, bottom), top)
-        elif node.target is aten.relu6.default:
-            low, high = min(max(low, 0.0), 6.0), min(max(high, 0.0), 6.0)
-        else:
+        if (ends := clip_bounds(node)) is None:
             return None
+        low, high = (min(max(end, ends[0]), ends[1]) for end in (low, high))
         node = node.args[0]  # type: ignore[assignment]
     return clipped_moments(stats[node.name], low, high)
 

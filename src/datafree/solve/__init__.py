@@ -1,7 +1,7 @@
 """One layer's problem and the schedule of all: moments of its inputs, grids, rounding, zeros, bias."""
 
 from datafree.solve.moments import shrunk
-from datafree.solve.plan import PASS_THROUGH, WIDE, LayerPlan, Plan, plan_layers, root, wide_operands
+from datafree.solve.plan import WIDE, LayerPlan, Plan, plan_layers, root, wide_operands
 from datafree.solve.pruning import count_schedule, inverse, thinned
 from datafree.solve.rounding import SOLVERS
 from datafree.solve.rounding.gptq import damped
@@ -10,7 +10,6 @@ from datafree.solve.solve_layer import Grids, LayerError, alone, layer_jobs
 from datafree.solve.weight_grids import output_power, solve_on_best_grid
 
 __all__ = [
-    "PASS_THROUGH",
     "SOLVERS",
     "WIDE",
     "Grids",

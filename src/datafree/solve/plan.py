@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,25 +10,12 @@ from fnmatch import fnmatchcase
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.graph import SUMS, aten
+from datafree.graph import argument, operator_of
 from datafree.recipe import Activations, LayerRule, Prune, Recipe, RecipeError, Weights
 from datafree.records import Layer, PruneSpec, Skipped, WeightSpec
 
 WIDE = 8  # bits of sums, concatenations, pooling and the network's input, at least
 
-# The output holds no value that the input does not hold (or zero), so one grid serves both.
-PASS_THROUGH = {
-    aten.max_pool2d.default, aten.adaptive_max_pool2d.default, aten.view.default, aten.reshape.default,
-    aten.flatten.using_ints, aten.permute.default, aten.transpose.int, aten.slice.Tensor, aten.split.Tensor,
-    aten.split_with_sizes.default, aten.chunk.default, operator.getitem, aten.select.int, aten.squeeze.default,
-    aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.expand.default, aten.roll.default,
-    aten.flip.default, aten.constant_pad_nd.default, aten.upsample_nearest2d.vec,
-    aten.pixel_shuffle.default, aten.channel_shuffle.default, aten.contiguous.default, aten.clone.default,
-}  # fmt: skip
-POOLS = {
-    aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim,
-    aten.adaptive_max_pool2d.default,
-}  # fmt: skip
 COSTLY = ("conv", "matmul", "bmm", "linear", "addmm", "attention", "lstm")
 
 
@@ -128,13 +114,13 @@ def fits(weight: Tensor, prune: Prune) -> bool:
 
 def root(node: fx.Node) -> fx.Node:
     """The node whose values `node` only moves around: where a tensor is quantized once for all that follows."""
-    while node.target in PASS_THROUGH and not _pads_with_value(node):
+    while operator_of(node).same_values and not _pads_with_value(node):
         node = node.args[0]  # type: ignore[assignment]
     return node
 
 
 def _pads_with_value(node: fx.Node) -> bool:
-    return node.target is aten.constant_pad_nd.default and bool((*node.args, 0.0)[2])
+    return operator_of(node).channels == "pads" and bool(argument(node, "value"))
 
 
 def wide_operands(teacher: fx.GraphModule) -> Iterator[fx.Node]:
@@ -142,11 +128,11 @@ def wide_operands(teacher: fx.GraphModule) -> Iterator[fx.Node]:
     for node in teacher.graph.nodes:
         if node.op == "placeholder":
             yield node
-        elif node.target in POOLS:
+        elif operator_of(node).pools:
             yield node.args[0]
-        elif node.target in SUMS | {aten.cat.default}:
+        elif (channels := operator_of(node).channels) in ("unites", "joins"):
             operands = [n for n in node.all_input_nodes if n.op != "get_attr"]
-            if len(operands) > 1 or node.target is aten.cat.default:
+            if len(operands) > 1 or channels == "joins":
                 yield from operands
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.records import LayerResult, QParams
-from datafree.solve import PASS_THROUGH, WIDE, Grids, Plan, root, wide_operands
+from datafree.solve import WIDE, Grids, Plan, root, wide_operands
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -69,7 +69,7 @@ def _reads_integers(user: fx.Node, width: int, plan: Plan) -> bool:
     if width >= WIDE:
         return user.op != "output"
     readers = [plan.layers[name].input_bits if (name := u.meta.get("layer")) else None for u in user.users]
-    return user.target in PASS_THROUGH and all(bits == width for bits in readers)
+    return g.operator_of(user).same_values and all(bits == width for bits in readers)
 
 
 def _demands(student: fx.GraphModule, plan: Plan, inputs: dict[str, fx.Node]) -> dict[fx.Node, set[int]]:

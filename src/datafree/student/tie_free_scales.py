@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -11,14 +10,13 @@ from jaxtyping import Float
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.graph import SUMS, aten
+from datafree.graph import operator_of
 from datafree.records import LayerResult
 from datafree.solve import Grids, Plan
 from datafree.student.assemble import DEQUANTIZE, QUANTIZE, assemble, stored_scale
 
 TOLERANCE = 5e-4  # of a scale; 66 dB below what it scales
 LARGEST = 2**13  # denominator; half a part of it is what float32 may be off by
-MEANS = {aten.mean.dim, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default}
 Key = tuple[str, int]
 Reading = tuple[fx.Node, fx.Node, str | None]  # a quantize node, what computes its values, a vector between them
 
@@ -125,28 +123,15 @@ def _source(student: fx.GraphModule, quantize: fx.Node) -> tuple[fx.Node, str | 
 
 def _operands(node: fx.Node) -> Iterator[tuple[tuple[Key, ...], int]]:
     """Grids whose values are added up, and by what their sum is divided; nothing where an operand is no integer."""
-    operands = node.args[0] if node.target is aten.cat.default else node.args[: 2 if node.target in SUMS else 1]
-    if node.target not in SUMS | MEANS | {aten.cat.default} or node.kwargs:
+    row = operator_of(node)
+    if not (row.averages or row.channels in ("unites", "joins")) or node.kwargs:
         return
+    operands = node.args[0] if row.channels == "joins" else node.args[: 2 if row.channels == "unites" else 1]
     keys = tuple(key for operand in operands if (key := _key(operand)))
-    if node.target is aten.cat.default:
+    if row.channels == "joins":
         yield from (((key,), 1) for key in keys)
-    elif len(keys) == len(operands) and (count := _averaged(node)):
+    elif len(keys) == len(operands) and (count := row.averages(node) if row.averages else 1):
         yield keys, count
-
-
-def _averaged(node: fx.Node) -> int:
-    """How many values a pool averages, 1 for what is no pool, 0 where that differs from place to place."""
-    if node.target not in MEANS:
-        return 1
-    shape = g.shape(node.args[0])
-    if node.target is aten.mean.dim:
-        dims = [dim % len(shape) for dim in node.args[1] or range(len(shape))]
-        return 0 if 0 in dims else math.prod(shape[dim] for dim in dims)
-    if node.target is aten.adaptive_avg_pool2d.default:
-        sides = [divmod(n, out) for n, out in zip(shape[-2:], node.args[1], strict=True)]
-        return 0 if any(rest for _, rest in sides) else math.prod(side for side, _ in sides)
-    return 0 if len(node.args) > 4 else math.prod(node.args[1])  # ceil_mode and padding left out of the count
 
 
 def _key(node: object) -> Key | None:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.graph import BATCH_NORM, CONV, LINEAR, aten, batch_norms
+from datafree.graph import BATCH_NORM, CONV, LINEAR, batch_norms
 from datafree.records import ChannelStats, Skipped, Stats
 
 
@@ -97,13 +97,7 @@ def _keep_affine(teacher: fx.GraphModule, node: fx.Node, name: str, scale: Tenso
     """Put `x * scale + shift` in place of the BatchNorm; returns the name of the node that yields it."""
     rank = len(g.shape(node))
     view = (1, -1, *[1] * (rank - 2))
-    with teacher.graph.inserting_before(node):
-        a = g.attribute(teacher, f"{name}.scale", scale.view(view))
-        t = g.attribute(teacher, f"{name}.shift", shift.view(view))
-        product = teacher.graph.call_function(aten.mul.Tensor, (node.args[0], a))
-        total = teacher.graph.call_function(aten.add.Tensor, (product, t))
-    product.meta.update(shape=g.shape(node), affine=name)
-    total.meta.update(shape=g.shape(node), affine=name)
+    total = g.insert_affine(teacher, node, name, scale.view(view), shift.view(view))
     node.replace_all_uses_with(total)
     return total.name
 

@@ -32,7 +32,7 @@ from jaxtyping import Float
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.graph import Port, Spaces, aten, channel_spaces
+from datafree.graph import Port, Spaces, channel_spaces
 from datafree.records import Layer, Stats
 from datafree.teacher.equalize_depthwise import balance_depthwise_
 
@@ -345,7 +345,7 @@ class _Scales:
             g.set_tensor(self.teacher, f"{name}.weight", self.weights[name])
             g.set_tensor(self.teacher, f"{name}.bias", g.bias(self.teacher, layer) * self.total_out[name])
             if bool((self.out[name] != 1).any()):
-                new = g.insert_after(self.teacher, node, aten.mul.Tensor, f"{name}.v_o", 1 / self.out[name].view(view))
+                new = g.scale_output(self.teacher, node, f"{name}.v_o", 1 / self.out[name].view(view))
                 new.meta["v_o"] = name
                 output_vectors.append(name)
             if bool((self.inp[name] != 1).any()):

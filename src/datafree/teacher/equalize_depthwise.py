@@ -7,12 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.graph import POINTWISE
 from datafree.records import Layer, Stats
 
 REACH = 4.0  # standard deviations around the mean
 WIDEST = 50.0  # a channel is stretched by no more than this
-BETWEEN = POINTWISE | {g.aten.relu.default, g.aten.leaky_relu.default}
 
 
 def balance_depthwise_(teacher: fx.GraphModule, stats: Stats) -> tuple[str, ...]:
@@ -50,7 +48,7 @@ def _reach(node: fx.Node, stats: Stats) -> Float[Tensor, " c"] | None:
     """Largest absolute value of every channel, from the BatchNorm that it comes from alone; None = there is no such."""
     between = []
     while node.name not in stats:
-        if len(node.users) != 1 or node.target not in BETWEEN or len(node.all_input_nodes) != 1:
+        if len(node.users) != 1 or not g.operator_of(node).elementwise or len(node.all_input_nodes) != 1:
             return None
         between.append(node)
         node = node.all_input_nodes[0]

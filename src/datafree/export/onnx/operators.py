@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 from datafree.export.onnx.writer import Call
 from datafree.graph import aten
@@ -64,6 +65,20 @@ def _elu(call: Call, x: str, alpha: Number, scale: Number, input_scale: Number) 
     if (scale, input_scale) != (1, 1):
         call.refuse(f"scale {scale} and input_scale {input_scale}")
     return call.emit("Elu", x, alpha=float(alpha))
+
+
+def _softplus(call: Call, x: str, beta: Number, threshold: Number) -> str:
+    """Beyond its threshold PyTorch returns x, which differs from the formula by less than a float32 can hold."""
+    if beta == 1:
+        return call.emit("Softplus", x)
+    soft = call.emit("Softplus", call.emit("Mul", x, call.floats(beta), step="scaled"), step="softplus")
+    return call.emit("Div", soft, call.floats(beta))
+
+
+def _to_dtype(call: Call, x: str, dtype: torch.dtype, *rest: object) -> str:
+    if dtype != torch.float32:
+        call.refuse(f"the network computes in {dtype} there")
+    return x
 
 
 def _prelu(call: Call, x: str, slope: str) -> str:
@@ -128,6 +143,13 @@ def _mean(call: Call, x: str, dims: list[int] | None, keepdim: bool, dtype: obje
     if call.writer.opset >= 18:
         return call.emit("ReduceMean", x, call.ints(axes), keepdims=int(keepdim))
     return call.emit("ReduceMean", x, axes=axes, keepdims=int(keepdim))
+
+
+def _amax(call: Call, x: str, dims: list[int], keepdim: bool) -> str:
+    axes = _axes(call, dims)
+    if call.writer.opset >= 18:
+        return call.emit("ReduceMax", x, call.ints(axes), keepdims=int(keepdim))
+    return call.emit("ReduceMax", x, axes=axes, keepdims=int(keepdim))
 
 
 def _sum(call: Call, x: str, dims: list[int] | None, keepdim: bool, dtype: object) -> str:
@@ -201,6 +223,29 @@ def _group_norm(call: Call, x: str, groups: int, weight: str | None, bias: str |
     return value
 
 
+def _instance_norm(
+    call: Call, x: str, weight: str | None, bias: str | None, mean: object, var: object, batch: bool, momentum: float,
+    eps: float, cudnn: bool,
+) -> str:  # fmt: skip
+    if not batch:
+        call.refuse("it uses running statistics")
+    channels = call.shape[1]
+    weight, bias = weight or call.floats(np.ones(channels)), bias or call.floats(np.zeros(channels))
+    return call.emit("InstanceNormalization", x, weight, bias, epsilon=float(eps))
+
+
+def _batch_norm(
+    call: Call, x: str, weight: str | None, bias: str | None, mean: str | None, var: str | None, training: bool,
+    momentum: float, eps: float, cudnn: bool,
+) -> str:  # fmt: skip
+    """One whose statistics are no parameters of the network, so that it was not folded."""
+    if training or mean is None or var is None:
+        call.refuse("it normalises by the statistics of the batch")
+    channels = call.shape[1]
+    weight, bias = weight or call.floats(np.ones(channels)), bias or call.floats(np.zeros(channels))
+    return call.emit("BatchNormalization", x, weight, bias, mean, var, epsilon=float(eps))
+
+
 def _resize(mode: str) -> Callable[..., str]:
     def write(call: Call, x: str, size: Pair | None, *rest: object) -> str:
         coordinates = "asymmetric" if mode == "nearest" else "align_corners" if rest[0] else "half_pixel"
@@ -233,6 +278,7 @@ OPERATORS: dict[object, Callable[..., str | list[str]]] = {
     aten.add.Scalar: _binary("Add"),
     aten.sub.Tensor: _binary("Sub"),
     aten.sub.Scalar: _binary("Sub"),
+    aten.rsub.Scalar: lambda call, x, other, alpha: _binary("Sub")(call, other, x, alpha),
     aten.mul.Tensor: _binary("Mul"),
     aten.mul.Scalar: _binary("Mul"),
     aten.div.Tensor: _binary("Div"),
@@ -255,6 +301,11 @@ OPERATORS: dict[object, Callable[..., str | list[str]]] = {
     aten.elu.default: _elu,
     aten.leaky_relu.default: lambda call, x, slope: call.emit("LeakyRelu", x, alpha=float(slope)),
     aten.prelu.default: _prelu,
+    aten._prelu_kernel.default: lambda call, x, slope: call.emit("PRelu", x, slope),
+    aten.selu.default: _unary("Selu"),
+    aten.celu.default: lambda call, x, alpha: call.emit("Celu", x, alpha=float(alpha)),
+    aten.softplus.default: _softplus,
+    aten.to.dtype: _to_dtype,
     aten.softmax.int: lambda call, x, dim, dtype: call.emit("Softmax", x, axis=dim),
     aten.conv1d.default: _conv,
     aten.conv2d.default: _conv,
@@ -262,12 +313,15 @@ OPERATORS: dict[object, Callable[..., str | list[str]]] = {
     aten.linear.default: _linear,
     aten.mean.dim: _mean,
     aten.sum.dim_IntList: _sum,
+    aten.amax.default: _amax,
     aten.max_pool2d.default: _max_pool,
     aten.avg_pool2d.default: _avg_pool,
     aten.adaptive_avg_pool2d.default: _adaptive_pool("AveragePool"),
     aten.adaptive_max_pool2d.default: lambda call, x, size: [_adaptive_pool("MaxPool")(call, x, size)],
     aten.layer_norm.default: _layer_norm,
     aten.group_norm.default: _group_norm,
+    aten.instance_norm.default: _instance_norm,
+    aten.batch_norm.default: _batch_norm,
     aten.upsample_nearest2d.vec: _resize("nearest"),
     aten.upsample_bilinear2d.vec: _resize("linear"),
 }

@@ -77,6 +77,31 @@ def _slice(call: Call, x: str, dim: int, start: int | None, end: int | None, ste
     return call.emit("Slice", x, *bounds, call.ints([dim]), call.ints([step]))
 
 
+def _narrow(call: Call, x: str, dim: int, start: int, length: int) -> str:
+    return _slice(call, x, dim, start, start + length, 1)
+
+
+def _roll(call: Call, x: str, shifts: list[int], dims: list[int]) -> str:
+    """Each dimension as its end before its beginning."""
+    if not dims:
+        call.refuse("it rolls the flattened tensor")
+    for number, (shift, dim) in enumerate(zip(shifts, dims, strict=True)):
+        size, axes = call.shape[dim], call.ints([dim])
+        cut = call.ints([-shift % size])
+        end = call.emit("Slice", x, cut, call.ints([END]), axes, step=f"end_{number}")
+        start = call.emit("Slice", x, call.ints([0]), cut, axes, step=f"start_{number}")
+        x = call.emit("Concat", end, start, axis=dim, step="" if number == len(dims) - 1 else f"rolled_{number}")
+    return x
+
+
+def _unbind(call: Call, x: str, dim: int) -> list[str]:
+    return [_select_part(call, x, dim, i) for i in range(call.input_shape[dim])]
+
+
+def _select_part(call: Call, x: str, dim: int, index: int) -> str:
+    return call.emit("Gather", x, call.ints(index), axis=dim, step=str(index))
+
+
 def _select(call: Call, x: str, dim: int, index: int) -> str:
     return call.emit("Gather", x, call.ints(index), axis=dim)
 
@@ -130,17 +155,22 @@ MOVES: dict[object, Callable[..., str | list[str]]] = {
     aten.clone.default: _same,
     aten.view.default: _view,
     aten.reshape.default: _view,
+    aten._unsafe_view.default: _view,
     aten.flatten.using_ints: _flatten,
     aten.unflatten.int: _unflatten,
     aten.transpose.int: _transpose,
     aten.permute.default: _permute,
+    aten.squeeze.default: lambda call, x: _squeeze(call, x, list(range(1, len(call.input_shape)))),
     aten.squeeze.dim: _squeeze,
     aten.squeeze.dims: _squeeze,
     aten.unsqueeze.default: lambda call, x, dim: call.emit("Unsqueeze", x, call.ints([dim])),
     aten.expand.default: _expand,
     aten.expand_as.default: _expand_as,
     aten.slice.Tensor: _slice,
+    aten.narrow.default: _narrow,
     aten.select.int: _select,
+    aten.unbind.int: _unbind,
+    aten.roll.default: _roll,
     aten.flip.default: _flip,
     aten.split.Tensor: _split,
     aten.split_with_sizes.default: _split,
