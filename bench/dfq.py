@@ -72,8 +72,8 @@ def in_a_row(teacher: fx.GraphModule) -> list[Pair]:
         node = g.node_of(teacher, layer.node)
         while len(users := list(node.users)) == 1 and users[0].target in BETWEEN:
             node = users[0]
-        if len(users) == 1 and users[0].meta.get("layer") and users[0].args[0] is node:
-            after = layers[users[0].meta["layer"]]
+        if len(users) == 1 and g.note(users[0]).layer and users[0].args[0] is node:
+            after = layers[g.layer_name(users[0])]
             if len(g.bias(teacher, layer)) == g.weight(teacher, after).shape[1] * after.groups:
                 found.append((layer, after))
     return found
@@ -173,7 +173,7 @@ def _normal(node: fx.Node, normal: Normal, stats: Stats) -> tuple[Any, Any]:
     if node.name in stats:
         known, view = stats[node.name], (1, -1, *[1] * (mean.dim() - 2))
         return known.mean.view(view).expand_as(mean), known.std.square().view(view).expand_as(mean)
-    if node.meta.get("layer"):
+    if g.note(node).layer:
         return mean, node.target(variances[node.args[0]], means[node.args[1]].square(), None, *node.args[3:])
     return mean, g.execute(node, variances)  # values are moved, added or averaged
 
@@ -183,7 +183,7 @@ def _bounds(node: fx.Node, normal: Normal, bounds: dict[fx.Node, Range], *, know
     sources = [bounds[n] for n in node.all_input_nodes if n in bounds]
     if node.target in CLIPPED:
         return 0.0, min(CLIPPED[node.target], max(0.0, sources[0][1]))
-    if not known and not node.meta.get("layer") and (len(sources) == 1 or node.target is aten.cat.default):
+    if not known and not g.note(node).layer and (len(sources) == 1 or node.target is aten.cat.default):
         return min(low for low, _ in sources), max(high for _, high in sources)
     mean, std = normal[node][0], normal[node][1].sqrt()
     return float((mean - REACH * std).min()), float((mean + REACH * std).max())

@@ -43,7 +43,7 @@ def made(name, *settings):
     """(run, inputs, v_o of every layer that has one)."""
     model, inputs = NETS[name]()
     run = compress(model, Recipe.preset("w8a8").updated(["signal.images=2", "solve.clip=false", *settings]), inputs)
-    vectors = {n.meta["v_o"]: vector(run.teacher, n) for n in run.teacher.graph.nodes if n.meta.get("v_o")}
+    vectors = {g.note(n).v_o: vector(run.teacher, n) for n in run.teacher.graph.nodes if g.note(n).v_o}
     return run, inputs, vectors
 
 
@@ -135,9 +135,9 @@ def test_a_layer_in_integer_arithmetic_gives_what_its_node_gives(name):
     layers, seen = g.layers(run.student), 0
     with torch.no_grad():
         for node, values in g.walk(run.student, inputs):
-            if not node.meta.get("layer"):
+            if not g.note(node).layer:
                 continue
-            layer, x, weight, bias = layers[node.meta["layer"]], *node.args[:3]
+            layer, x, weight, bias = layers[g.layer_name(node)], *node.args[:3]
             q_x = (values[x] / x.args[1]).round().double()  # (q - zero_point)
             q_w, q_b = (g.get_tensor(run.student, n.args[0].target).double() for n in (weight, bias))
             if layer.kind == "conv2d":
@@ -160,7 +160,7 @@ def test_a_layer_in_integer_arithmetic_gives_what_its_node_gives(name):
 def test_output_vectors_fold_into_the_scales(name):
     run, inputs, vectors = made(name, *VECTORS, "activations.bits=null")
     assert vectors, "the net was chosen because it has v_o"
-    assert not [n for n in run.student.graph.nodes if n.meta.get("v_o")]
+    assert not [n for n in run.student.graph.nodes if g.note(n).v_o]
     assert not [path for path in run.student.state_dict() if path.endswith("v_o")]
     for name in vectors:
         assert layer_nodes(run.student)[name].args[1].target is DEQUANTIZE_ROWS, "one scale a row where v_o went"
@@ -170,8 +170,8 @@ def test_output_vectors_fold_into_the_scales(name):
 @pytest.mark.parametrize("name", ["depthwise inverted residual"])
 def test_input_vectors_stay_as_a_multiply(name):
     run, inputs, _ = made(name, *FREE, "activations.bits=null")
-    wanted = {n.meta["v_i"] for n in run.teacher.graph.nodes if n.meta.get("v_i")}
-    assert wanted == {n.meta["v_i"] for n in run.student.graph.nodes if n.meta.get("v_i")} != set()
+    wanted = {g.note(n).v_i for n in run.teacher.graph.nodes if g.note(n).v_i}
+    assert wanted == {g.note(n).v_i for n in run.student.graph.nodes if g.note(n).v_i} != set()
     assert difference(outputs(run.student, inputs), outputs(run.teacher, inputs)) < 0.03
 
 
@@ -196,7 +196,7 @@ def test_a_kept_layer_with_a_vector_keeps_it():
     name = "5.2"
     run, inputs, vectors = made("residual", *VECTORS, "activations.bits=null", f"layers.{name}=keep")
     assert name in vectors
-    assert [n.meta["v_o"] for n in run.student.graph.nodes if n.meta.get("v_o")] == [name]
+    assert [g.note(n).v_o for n in run.student.graph.nodes if g.note(n).v_o] == [name]
     assert difference(outputs(run.student, inputs), outputs(run.teacher, inputs)) < 0.03
 
 

@@ -148,8 +148,8 @@ def test_ratios_are_those_of_the_layers_outputs():
     class Notes(torch.fx.Interpreter):
         def run_node(self, node):
             value = super().run_node(node)
-            if node.meta.get("layer"):
-                self.notes[node.meta["layer"]] = value
+            if g.note(node).layer:
+                self.notes[g.layer_name(node)] = value
             return value
 
     def noted(graph):
@@ -172,7 +172,7 @@ def test_ratios_with_vectors_are_in_the_models_units():
     settings = ("weights.per=tensor", "activations.bits=null", "weights.bits=8")
     plain, (x,) = made("squeeze and excitation", "equalize=off", *settings)
     vectors, _ = made("squeeze and excitation", "equalize=foldable", *settings)
-    assert [n for n in vectors.teacher.graph.nodes if n.meta.get("v_o")]
+    assert [n for n in vectors.teacher.graph.nodes if g.note(n).v_o]
     for run in (plain, vectors):
         assert min(layer_sqnr(run.student, run.teacher, x).values()) > 20
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx
 
+from datafree import graph as g
 from datafree.graph.capture import trace
 from datafree.graph.view import aten
 from datafree.records import ChannelStats, Layer
@@ -57,10 +58,10 @@ def node_after(chain, shape):
     """The last node of placeholder `x` -> chain, as capture would leave it."""
     graph = fx.Graph()
     node = graph.placeholder("x")
-    node.meta["shape"] = shape
+    g.annotate(node, shape=shape)
     for target, *arguments in chain:
         node = graph.call_function(target, (node, *arguments))
-        node.meta["shape"] = shape
+        g.annotate(node, shape=shape)
     return node
 
 

@@ -279,7 +279,7 @@ def test_bytes_are_of_what_is_left():
 def test_one_scale_for_a_tensor_and_vectors_behind_layers():
     parts = {"equalize": "free", "weights": {"bits": 8, "per": "tensor"}}
     run = remembering("depthwise inverted residual", recipe(**parts).dump())
-    assert any(n.meta.get("v_o") for n in run.teacher.graph.nodes)
+    assert any(g.note(n).v_o for n in run.teacher.graph.nodes)
     assert all(len(r.weight_qparams.scale) == 1 for r in run.layers)
     assert run.summary.macs <= 0.8 * run.summary.float_macs
     found, wanted = (outputs(net, (images(64),))[0] for net in (run.student, run.teacher))

@@ -42,7 +42,7 @@ class Reference:
     def __init__(self, teacher: fx.GraphModule, source: Source) -> None:
         count = max(LEAST, NUMBERS // max(x[0].numel() for x in source.inputs))
         feed = iter(x[:count] for x in source.inputs)
-        self.layers = {node.meta["layer"]: node for node in teacher.graph.nodes if node.meta.get("layer")}
+        self.layers = {g.layer_name(node): node for node in teacher.graph.nodes if g.note(node).layer}
         self.nodes = [node for node in teacher.graph.nodes if node.op == "call_function"]
         self.returned = g.outputs(teacher)
         self.values: dict[fx.Node, Any] = {}

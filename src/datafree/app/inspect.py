@@ -97,7 +97,7 @@ def _inspect_layer(teacher: fx.GraphModule, item: LayerPlan, stats: Stats) -> In
         name=layer.name,
         kind=layer.kind,
         weight_shape=tuple(g.weight(teacher, layer).shape),
-        producers=tuple(n.meta.get("layer") or n.name for n in _before(node, lambda n: False)),
+        producers=tuple(g.note(n).layer or n.name for n in _before(node, lambda n: False)),
         knows_input=all(n.name in stats for n in _before(node, lambda n: n.name in stats)),
         knows_output=node.name in stats,
         weight_bits=item.weights.bits if item.weights else None,
@@ -111,10 +111,10 @@ def _before(layer: fx.Node, stop: Callable[[fx.Node], bool]) -> list[fx.Node]:
     todo: list[fx.Node] = [layer.all_input_nodes[0]]
     while todo:
         node = todo.pop()
-        if node in seen or node.op == "get_attr" or "size" in node.meta:  # a constant; a symbolic integer
+        if node in seen or node.op == "get_attr" or g.note(node).size is not None:  # a constant; a symbolic integer
             continue
         seen.add(node)
-        if stop(node) or node.op == "placeholder" or node.meta.get("layer"):
+        if stop(node) or node.op == "placeholder" or g.note(node).layer:
             ends.add(node)
         else:
             todo.extend(node.all_input_nodes)

@@ -1,6 +1,7 @@
 """The captured network: its layers, its operators, and which channels belong together. Nothing else names `aten`."""
 
 from datafree.graph.activations import channel_multiplier, clip_bounds, has_rows_in_dimension_1
+from datafree.graph.annotations import Annotation, annotate, layer_name, note, shape
 from datafree.graph.capture import batch_norms, trace
 from datafree.graph.channel_groups import Group, channel_groups, described, remove_
 from datafree.graph.channel_ids import Port, Spaces, channel_spaces
@@ -36,7 +37,6 @@ from datafree.graph.view import (
     scale_input,
     scale_output,
     set_tensor,
-    shape,
     tidy,
     walk,
     weight,
@@ -49,10 +49,12 @@ __all__ = [
     "LINEAR",
     "OPERATORS",
     "UNKNOWN",
+    "Annotation",
     "Group",
     "Operator",
     "Port",
     "Spaces",
+    "annotate",
     "argument",
     "aten",
     "attribute",
@@ -72,9 +74,11 @@ __all__ = [
     "has_rows_in_dimension_1",
     "insert_affine",
     "insert_after",
+    "layer_name",
     "layers",
     "node_of",
     "nodes_by_name",
+    "note",
     "num_macs",
     "operator_by_name",
     "operator_of",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, fx
 
 from datafree.graph import view as g
+from datafree.graph.annotations import note, shape
 from datafree.graph.operators import CONV, aten, operator_of
 
 
@@ -18,12 +19,12 @@ def channel_multiplier(graph: fx.GraphModule, node: fx.Node) -> Tensor | None:
     """The constant (C, 1, ...), positive, that a node multiplies dimension 1 with; None where it does not."""
     if node.target is not aten.mul.Tensor or getattr(node.args[1], "op", "") != "get_attr":
         return None
-    value, shape = g.get_tensor(graph, str(node.args[1].target)), g.shape(node)  # type: ignore[union-attr]
-    channels = shape[1] if len(shape) > 1 else 0
-    along = tuple(value.shape[-len(shape) + 1 :]) == (channels, *[1] * (len(shape) - 2))
+    value, sides = g.get_tensor(graph, str(node.args[1].target)), shape(node)  # type: ignore[union-attr]
+    channels = sides[1] if len(sides) > 1 else 0
+    along = tuple(value.shape[-len(sides) + 1 :]) == (channels, *[1] * (len(sides) - 2))
     return value if along and value.numel() == channels and bool((value > 0).all()) else None
 
 
 def has_rows_in_dimension_1(layer: fx.Node) -> bool:
     """Whether what a node gives has a layer's output channels in dimension 1: (N, C, H, W) or (N, C)."""
-    return bool(layer.meta.get("layer")) and (layer.target is CONV or len(g.shape(layer)) == 2)
+    return bool(note(layer).layer) and (layer.target is CONV or len(shape(layer)) == 2)

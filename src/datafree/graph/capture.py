@@ -10,8 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx, nn
 
+from datafree.graph.annotations import annotate, note, shape
 from datafree.graph.operators import BATCH_NORM, CONV, LINEAR, aten, operator_of
-from datafree.graph.view import attribute, get_tensor, shape, tidy
+from datafree.graph.view import attribute, get_tensor, tidy
 
 _ASSERTIONS = ("_assert", "sym_constrain_range", "_guards_fn")
 
@@ -24,7 +25,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> fx.GraphMod
     """Capture a private copy of `model`, in eval mode, as a functional ATen graph with the user's layer names.
 
     Every conv2d and linear gets a weight and bias of its own at `{layer}.weight`, `{layer}.bias`, where `layer` is
-    its path in the model; a module called twice gives `path` and `path@1`. Shapes are kept in `node.meta["shape"]`
+    its path in the model; a module called twice gives `path` and `path@1`. `shape(node)` tells shapes
     for a batch of two; the batch dimension itself stays free.
 
     Args:
@@ -40,7 +41,9 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> fx.GraphMod
     graph = fx.GraphModule(exported, exported.graph)
     graph.meta.clear()
     for node in graph.graph.nodes:
-        node.meta = _meta(node)
+        known = _annotation(node)
+        node.meta.clear()
+        annotate(node, **known)
     _drop_assertions(graph)
     _make_functional(graph)
     _drop_identities(graph)
@@ -89,14 +92,12 @@ def _user_frame(error: Exception) -> str:
     return place
 
 
-def _meta(node: fx.Node) -> dict[str, object]:
+def _annotation(node: fx.Node) -> dict[str, object]:
     """Shape for a batch of two (or the value of a symbolic integer) and the module the node was called in."""
-    value, meta = node.meta.get("val"), {"shape": (), "path": _module_path(node)}
+    value, path = node.meta.get("val"), _module_path(node)
     if isinstance(value, Tensor):
-        meta["shape"] = tuple(_size(s) for s in value.shape)
-    elif isinstance(value, int | torch.SymInt):
-        meta["size"] = _size(value)
-    return meta
+        return {"shape": tuple(_size(s) for s in value.shape), "path": path}
+    return {"size": _size(value), "path": path} if isinstance(value, int | torch.SymInt) else {"path": path}
 
 
 def _size(value: int | torch.SymInt) -> int:
@@ -114,7 +115,7 @@ def _drop_assertions(graph: fx.GraphModule) -> None:
             graph.graph.erase_node(node)
         elif isinstance(node.target, torch._ops.HigherOrderOperator):
             raise CaptureError(
-                f"{node.meta['path'] or 'the model'}: {node.target} wraps a part of the network that cannot be looked "
+                f"{note(node).path or 'the model'}: {node.target} wraps a part of the network that cannot be looked "
                 "into; remove the autocast, checkpoint or control-flow block around it"
             )
 
@@ -151,7 +152,7 @@ def _make_functional(graph: fx.GraphModule) -> None:
         functional = _functional(node.target)
         if late or functional is None or changed.op == "get_attr":
             raise CaptureError(
-                f"{node.meta['path'] or 'the model'}: {node.target} writes into a tensor that is also read elsewhere; "
+                f"{note(node).path or 'the model'}: {node.target} writes into a tensor that is also read elsewhere; "
                 "use the operator that returns a new tensor there"
             )
         changed.replace_all_uses_with(node, delete_user_cb=lambda u, at=order[node]: order.get(u, at) > at)
@@ -196,7 +197,7 @@ def _fold_constants(graph: fx.GraphModule) -> None:
             if isinstance(value, Tensor):
                 with graph.graph.inserting_before(node):
                     new = attribute(graph, f"constant_{node.name}", value)
-                new.meta["path"] = node.meta["path"]
+                annotate(new, path=note(node).path)
                 values[new] = value
                 node.replace_all_uses_with(new)
             else:
@@ -228,7 +229,7 @@ def _own_parameters(graph: fx.GraphModule) -> None:
             )
         rest = (*node.args[3:], *([1, 1], [0, 0], [1, 1], 1)[len(node.args[3:]) :]) if node.target is CONV else ()
         node.args = (node.args[0], *own, *rest)
-        node.meta["layer"] = name
+        annotate(node, layer=name)
 
 
 def _is_constant(node: object) -> bool:
@@ -237,7 +238,7 @@ def _is_constant(node: object) -> bool:
 
 def _layer_name(node: fx.Node, source: fx.Node, known: set[str]) -> str:
     """The path of the module that is called, where the weight is its own; else the parameter's path."""
-    called, path = node.meta["path"], str(source.target)
+    called, path = note(node).path, str(source.target)
     if f"{called}.weight" in known:
         return called
     if path.endswith(".weight"):
@@ -257,7 +258,7 @@ def _explicit_padding(graph: fx.GraphModule, node: fx.Node) -> None:
         n, c, height, width = shape(x)
         with graph.graph.inserting_before(node):
             x = graph.graph.call_function(aten.constant_pad_nd.default, (x, pads, 0.0))
-        x.meta = {"shape": (n, c, height + total[0], width + total[1]), "path": node.meta["path"]}
+        annotate(x, shape=(n, c, height + total[0], width + total[1]), path=note(node).path)
         total = [0, 0]
     node.target = CONV
     node.args = (x, w, b, stride, [t // 2 for t in total], dilation, groups)

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, fx
 
 from datafree.graph import view as g
+from datafree.graph.annotations import annotate, layer_name, note, shape
 from datafree.graph.channel_ids import Walk
 from datafree.graph.operators import CONV, argument, aten, operator_of
 from datafree.records import Skipped
@@ -103,16 +104,16 @@ def remove_(teacher: fx.GraphModule, groups: Iterable[Group]) -> None:
             )
         gone[classes.groups[group]] = True
     _check_not_empty({node: gone[ids] for node, ids in classes.nodes.items()})
-    kept = {node: _kept(~gone[ids], g.shape(node)) for node, ids in classes.nodes.items()}
+    kept = {node: _kept(~gone[ids], shape(node)) for node, ids in classes.nodes.items()}
     for node in teacher.graph.nodes:
-        if node.meta.get("layer"):
+        if note(node).layer:
             _shrink_layer(teacher, node, kept)
         elif node.op == "get_attr" and node in kept:
             g.set_tensor(teacher, node.target, _sliced(g.get_tensor(teacher, node.target), kept[node]))
         elif node.op == "call_function":
             _shrink_arguments(node, kept)
     for node, masks in kept.items():
-        node.meta["shape"] = tuple(int(mask.sum()) for mask in masks)
+        annotate(node, shape=tuple(int(mask.sum()) for mask in masks))
     teacher.recompile()
 
 
@@ -144,7 +145,7 @@ class _ChannelWalk(Walk):
             self.freeze([ids, *(self.ids.get(n) for n in sources)], f"{name} ({node.name}) cannot lose channels")
         if node in self.returned:
             self.freeze(ids, "the network returns it")
-        if node.meta.get("layer"):
+        if note(node).layer:
             self._couple_groups(node, ids)
         elif isinstance(ids, Tensor):
             self._couple_axes(ids)
@@ -157,7 +158,7 @@ class _ChannelWalk(Walk):
         groups, source = node.args[6] if node.target is CONV else 1, self.ids[node.args[0]]
         if groups == 1:
             return
-        if source.numel() != g.shape(node.args[0])[1]:
+        if source.numel() != shape(node.args[0])[1]:
             self.freeze(ids, "its input channels are not known one by one")
         elif source.numel() == groups:
             self._unite(source.view(groups, 1), ids.view(groups, -1))
@@ -173,11 +174,11 @@ class _ChannelWalk(Walk):
 
     def _enter_vector(self, vector: fx.Node, ids: Tensor, *, is_slope: bool) -> None:
         """Give a constant operand the ids of the tensor it meets, right-aligned as broadcasting does."""
-        axis, shape = _channel_axis(ids), g.shape(vector)
-        own = 0 if is_slope else axis - ids.dim() + len(shape)
-        if own < 0 or not shape or shape[own] == 1:
+        axis, sides = _channel_axis(ids), shape(vector)
+        own = 0 if is_slope else axis - ids.dim() + len(sides)
+        if own < 0 or not sides or sides[own] == 1:
             return
-        channels = ids.movedim(axis, 0).flatten(1)[:, 0].view([-1 if d == own else 1 for d in range(len(shape))])
+        channels = ids.movedim(axis, 0).flatten(1)[:, 0].view([-1 if d == own else 1 for d in range(len(sides))])
         self.vectors[vector] = self._unite(channels, self.vectors.get(vector, channels))
 
 
@@ -214,11 +215,11 @@ def _classes(teacher: fx.GraphModule) -> _Classes:
     made, read, between = (_members(side) for side in sides)
     groups = {Group(made[c], read.get(c, ()), between.get(c, ())): c for c in made if c not in frozen}
     skipped = []
-    for node in (n for n in nodes if n.meta.get("layer")):
+    for node in (n for n in nodes if note(n).layer):
         reasons = [frozen[c] for c in nodes[node].flatten().tolist() if c in frozen]
         if reasons:
             share = "" if len(reasons) == nodes[node].numel() else f"{len(reasons)} of {nodes[node].numel()} channels: "
-            skipped.append(Skipped(node.meta["layer"], share + reasons[0]))
+            skipped.append(Skipped(layer_name(node), share + reasons[0]))
     return _Classes(groups, nodes, tuple(skipped), len(roots))
 
 
@@ -235,8 +236,8 @@ def _members(side: list[tuple[str, Tensor]]) -> dict[int, Members]:
 
 
 def _check_not_empty(gone: dict[fx.Node, Tensor]) -> None:
-    layers = [n for n in gone if n.meta.get("layer")]
-    emptied = [n.meta["layer"] for n in layers if gone[n].all() or gone[n.args[0]].all()]
+    layers = [n for n in gone if note(n).layer]
+    emptied = [layer_name(n) for n in layers if gone[n].all() or gone[n.args[0]].all()]
     emptied = emptied or [n.name for n, mask in gone.items() if mask.all()]
     if emptied:
         raise ChannelsError(
@@ -265,7 +266,7 @@ def _shrink_layer(teacher: fx.GraphModule, node: fx.Node, kept: dict[fx.Node, li
     for operand, masks in zip(node.args[1:3], ([rows, columns], [rows]), strict=True):
         value = _sliced(g.get_tensor(teacher, operand.target), masks)
         g.set_tensor(teacher, operand.target, value)
-        operand.meta["shape"] = tuple(value.shape)
+        annotate(operand, shape=tuple(value.shape))
 
 
 def _shrink_arguments(node: fx.Node, kept: dict[fx.Node, list[Tensor]]) -> None:

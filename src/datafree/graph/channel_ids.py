@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from datafree.graph import view as g
+from datafree.graph.annotations import layer_name, note, shape
 from datafree.graph.operators import CONV, argument, operator_of
 
 
@@ -58,7 +59,7 @@ class Walk:
     def result(self) -> Spaces:
         for node in self.graph.graph.nodes:
             if node.op == "placeholder":
-                self.ids[node] = self._fresh(g.shape(node), blocked=self.homogeneous)
+                self.ids[node] = self._fresh(shape(node), blocked=self.homogeneous)
             elif node.op == "call_function":
                 self.ids[node] = self._call(node)
         if self.homogeneous:
@@ -108,9 +109,9 @@ class Walk:
     # ---- operators
 
     def _call(self, node: fx.Node) -> object:
-        if node.meta.get("layer"):
+        if note(node).layer:
             return self._layer(node)
-        if "size" in node.meta:
+        if note(node).size is not None:
             return None  # a symbolic integer
         operands = [self.ids[n] for n in node.all_input_nodes if isinstance(self.ids.get(n), Tensor)]
         row, first = operator_of(node), self.ids.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
@@ -120,7 +121,7 @@ class Walk:
             return self._pad(node, first)
         if len(operands) == 1 and (isinstance(first, Tensor) or row.channels in ("unites", "gates")):
             stays = row.homogeneous or (not self.homogeneous and row.channels in ("keeps", "unites"))
-            if stays and not (self.homogeneous and "affine" in node.meta):
+            if stays and not (self.homogeneous and note(node).affine is not None):
                 return self._keep(node, operands[0])
         elif len(operands) == 2 and row.channels == "unites":
             return self._unite(*operands)
@@ -129,11 +130,11 @@ class Walk:
         return self._unknown(node, operands)
 
     def _keep(self, node: fx.Node, ids: Tensor) -> object:
-        rank = len(g.shape(node))
+        rank = len(shape(node))
         if ids.dim() == rank:
             return (
                 ids
-                if all(s == 1 or s == t for s, t in zip(ids.shape, g.shape(node), strict=True))
+                if all(s == 1 or s == t for s, t in zip(ids.shape, shape(node), strict=True))
                 else self._unknown(node, [ids])
             )
         if operator_of(node).reduces and ids.numel() == ids.shape[1]:
@@ -154,14 +155,14 @@ class Walk:
         return torch.broadcast_tensors(a, b)[0].clone()
 
     def _layer(self, node: fx.Node) -> Tensor:
-        name, source = node.meta["layer"], self.ids.get(node.args[0])
+        name, source = layer_name(node), self.ids.get(node.args[0])
         axis = 1 if node.target is CONV else -1
-        channels = g.shape(node.args[0])[axis]
+        channels = shape(node.args[0])[axis]
         if isinstance(source, Tensor) and source.numel() == channels == source.shape[axis]:
             self.ports[1].append((name, source.flatten()))
         else:
             self._block(source)
-        new = self._fresh(g.shape(node), blocked=False, dim=axis)
+        new = self._fresh(shape(node), blocked=False, dim=axis)
         self.ports[0].append((name, new.flatten()))
         return new
 
@@ -192,16 +193,16 @@ class Walk:
     def _expanded(self, node: fx.Node) -> object:
         ids = self.ids.get(node)
         if ids is None:
-            return node.meta.get("size")  # a symbolic integer, for a batch of two
+            return note(node).size  # a symbolic integer, for a batch of two
         if isinstance(ids, list):
             return ids
         assert isinstance(ids, Tensor)
-        return ids.expand(g.shape(node)) if g.shape(node) else ids
+        return ids.expand(shape(node)) if shape(node) else ids
 
     def _unknown(self, node: fx.Node, operands: list[Tensor]) -> object:
         for ids in operands:
             self._block(ids)
-        return self._fresh(g.shape(node), blocked=True) if g.shape(node) else None
+        return self._fresh(shape(node), blocked=True) if shape(node) else None
 
 
 def _compact(ids: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
+from datafree.graph.annotations import shape
+
 aten = torch.ops.aten
 CONV, LINEAR, BATCH_NORM = aten.conv2d.default, aten.linear.default, aten.batch_norm.default
 
@@ -93,14 +95,14 @@ def _given(low: str, high: str) -> Callable[[fx.Node], tuple[float, float] | Non
 
 
 def _mean_count(node: fx.Node) -> int:
-    shape = node.args[0].meta["shape"]  # type: ignore[union-attr]
-    dims = [dim % len(shape) for dim in argument(node, "dim") or range(len(shape))]
-    return 0 if 0 in dims else math.prod(shape[dim] for dim in dims)
+    sides = shape(node.args[0])  # type: ignore[arg-type]
+    dims = [dim % len(sides) for dim in argument(node, "dim") or range(len(sides))]
+    return 0 if 0 in dims else math.prod(sides[dim] for dim in dims)
 
 
 def _adaptive_count(node: fx.Node) -> int:
-    shape = node.args[0].meta["shape"]  # type: ignore[union-attr]
-    sides = [divmod(n, out) for n, out in zip(shape[-2:], argument(node, "output_size"), strict=True)]
+    given = shape(node.args[0])[-2:]  # type: ignore[arg-type]
+    sides = [divmod(n, out) for n, out in zip(given, argument(node, "output_size"), strict=True)]
     return 0 if any(rest for _, rest in sides) else math.prod(side for side, _ in sides)
 
 

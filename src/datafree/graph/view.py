@@ -10,22 +10,18 @@ import torch
 from torch import Tensor, fx
 
 from datafree.execution import spend_on_layer
+from datafree.graph.annotations import annotate, layer_name, note, shape
 from datafree.graph.operators import CONV, LINEAR, aten
 from datafree.records import Layer
-
-
-def shape(node: fx.Node) -> tuple[int, ...]:
-    """Shape of a node's tensor for a batch of two (the batch size every graph is captured with)."""
-    return node.meta["shape"]
 
 
 def layers(graph: fx.GraphModule) -> dict[str, Layer]:
     """Every conv2d and linear whose weight is its own parameter, by name, in execution order."""
     found = {}
     for node in graph.graph.nodes:
-        if node.meta.get("layer") is None:
+        if note(node).layer is None:
             continue
-        name = node.meta["layer"]
+        name = layer_name(node)
         if node.target is CONV:
             stride, padding, dilation, groups = node.args[3:7]
             found[name] = Layer(name, node.name, "conv2d", _pair(stride), _pair(padding), _pair(dilation), groups)
@@ -115,7 +111,7 @@ def attribute(graph: fx.GraphModule, path: str, value: Tensor) -> fx.Node:
     """A get_attr node for a new tensor, at the graph's current insertion point."""
     set_tensor(graph, path, value)
     node = graph.graph.get_attr(path)
-    node.meta["shape"] = tuple(value.shape)
+    annotate(node, shape=tuple(value.shape))
     return node
 
 
@@ -126,7 +122,7 @@ def insert_after(graph: fx.GraphModule, node: fx.Node, target: object, path: str
         operand = attribute(graph, path, value)
     with graph.graph.inserting_after(operand):
         new = graph.graph.call_function(target, (node, operand))  # type: ignore[arg-type]
-    new.meta["shape"] = shape(node)
+    annotate(new, shape=shape(node))
     for user in users:
         user.replace_input_with(node, new)
     return new
@@ -137,7 +133,7 @@ def scale_input(graph: fx.GraphModule, layer: fx.Node, path: str, factor: Tensor
     source: fx.Node = layer.args[0]  # type: ignore[assignment]
     with graph.graph.inserting_before(layer):
         new = graph.graph.call_function(aten.mul.Tensor, (source, attribute(graph, path, factor)))
-    new.meta.update(shape=shape(source), v_i=path.removesuffix(".v_i"))
+    annotate(new, shape=shape(source), v_i=path.removesuffix(".v_i"))
     layer.args = (new, *layer.args[1:])
 
 
@@ -153,7 +149,7 @@ def insert_affine(graph: fx.GraphModule, node: fx.Node, path: str, scale: Tensor
         product = graph.graph.call_function(aten.mul.Tensor, (node.args[0], a))
         total = graph.graph.call_function(aten.add.Tensor, (product, t))
     for new in (product, total):
-        new.meta.update(shape=shape(node), affine=path)
+        annotate(new, shape=shape(node), affine=path)
     return total
 
 

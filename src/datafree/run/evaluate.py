@@ -90,15 +90,15 @@ def layer_sqnr(student: fx.GraphModule, teacher: fx.GraphModule, x: Tensor) -> d
     """
     outputs = {layer.node: name for name, layer in g.layers(teacher).items()}
     for node in teacher.graph.nodes:  # the student's layer includes the vector behind the teacher's
-        if node.meta.get("v_o"):
+        if g.note(node).v_o:
             outputs.pop(node.args[0].name)
-            outputs[node.name] = node.meta["v_o"]
+            outputs[node.name] = g.note(node).v_o
     wanted = _values(teacher, x, outputs)
     names = {layer.node: name for name, layer in g.layers(student).items()}
     for node in student.graph.nodes:
-        if node.meta.get("v_o"):  # a layer left in float keeps its vector
+        if g.note(node).v_o:  # a layer left in float keeps its vector
             names.pop(node.args[0].name, None)
-            names[node.name] = node.meta["v_o"]
+            names[node.name] = g.note(node).v_o
     found = _values(student, x, names)
     return {
         n: decibel(float(v.square().mean()), float((v - found[n]).square().mean()))
@@ -146,7 +146,7 @@ def costs(
 
 def num_bytes(plan: Plan, teacher: fx.GraphModule, results: dict[str, LayerResult]) -> int:
     """Bytes of all layers' parameters: weights at their real width, scales, 32-bit biases; float where not solved."""
-    wide = {n.meta["v_o"] for n in teacher.graph.nodes if n.meta.get("v_o")}  # one multiplier a channel, not a layer
+    wide = {g.note(n).v_o for n in teacher.graph.nodes if g.note(n).v_o}  # one multiplier a channel, not a layer
     total = 0
     for name, item in plan.layers.items():
         weight, bias = g.weight(teacher, item.layer), g.bias(teacher, item.layer)

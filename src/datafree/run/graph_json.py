@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from datafree import graph as g
 from datafree import student  # noqa: F401  registers torch.ops.quantized_decomposed
 from datafree.graph import get_tensor, set_tensor
 
@@ -30,8 +31,8 @@ class FormatError(ValueError):
 def graph_to_json(graph: fx.GraphModule) -> dict[str, Any]:
     """Nodes with operator names and arguments, and the structure of inputs and outputs."""
     nodes = [
-        {"name": n.name, "op": n.op, "target": _target_name(n), "layer": n.meta.get("layer"), "v_o": n.meta.get("v_o"),
-         "args": _encode(n.args), "kwargs": _encode(dict(n.kwargs)), "shape": list(n.meta.get("shape", ()))}
+        {"name": n.name, "op": n.op, "target": _target_name(n), "layer": g.note(n).layer, "v_o": g.note(n).v_o,
+         "args": _encode(n.args), "kwargs": _encode(dict(n.kwargs)), "shape": list(g.shape(n))}
         for n in graph.graph.nodes
     ]  # fmt: skip
     info = graph.graph._codegen.pytree_info  # type: ignore[attr-defined]
@@ -96,7 +97,7 @@ def _make_node(
     args, kwargs = _decode(item["args"], made), _decode(item["kwargs"], made)
     callee: Any = _target(target) if op == "call_function" else target
     node = graph.create_node(op, callee, tuple(args), kwargs, name=item["name"])
-    node.meta = {"shape": tuple(item["shape"]), "path": "", "layer": item.get("layer"), "v_o": item.get("v_o")}
+    g.annotate(node, shape=tuple(item["shape"]), layer=item.get("layer"), v_o=item.get("v_o"))
     return node
 
 

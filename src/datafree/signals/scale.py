@@ -25,7 +25,7 @@ def infer_input_range(teacher: fx.GraphModule, index: int, unit: Float[Tensor, "
     if first is None:
         return InputRange((0.0,), (1.0,), "assumed, no BatchNorm follows the first layer")
     node, remembered = first
-    weight, bias = (g.get_tensor(teacher, f"{node.meta['layer']}.{p}") for p in ("weight", "bias"))
+    weight, bias = (g.get_tensor(teacher, f"{g.layer_name(node)}.{p}") for p in ("weight", "bias"))
     values = {node.args[0]: unit, node.args[1]: weight, node.args[2]: bias}
     response = ChannelStats(*batch_statistics(g.execute(node, values)))
     alive = (remembered.std > 1e-3 * remembered.std.max()) & (response.std > 1e-3 * response.std.max())
@@ -39,10 +39,8 @@ def infer_input_range(teacher: fx.GraphModule, index: int, unit: Float[Tensor, "
 
 def _first_layer(node: fx.Node, stats: Stats) -> tuple[fx.Node, ChannelStats] | None:
     """The layer that reads this (possibly padded) input, if a BatchNorm was folded into it."""
-    while len(users := [u for u in node.users if "size" not in u.meta]) == 1 and not node.meta.get("layer"):
+    while len(users := [u for u in node.users if g.note(u).size is None]) == 1 and not g.note(node).layer:
         node = users[0]
-        if "pad" not in str(node.target) and not node.meta.get("layer"):
+        if "pad" not in str(node.target) and not g.note(node).layer:
             return None
-    return (
-        (node, stats[node.name]) if node.meta.get("layer") and node.name in stats and len(g.shape(node)) == 4 else None
-    )
+    return (node, stats[node.name]) if g.note(node).layer and node.name in stats and len(g.shape(node)) == 4 else None

@@ -86,7 +86,7 @@ def mirrored(teacher: fx.GraphModule, source: Source) -> Iterator[tuple[fx.Node,
             own[node] = values[node]
         else:
             own.update({n: values[n] for n in node.all_input_nodes if n.op == "get_attr"})
-            own[node] = None if node.meta.get("layer") else g.execute(node, own)
+            own[node] = None if g.note(node).layer else g.execute(node, own)
             values[node] = g.execute(node, values)
         stats = source.stats.get(node.name) if source.at_batchnorm != "keep" else None
         change = restandardising(values[node], stats) if stats is not None else None

@@ -154,5 +154,5 @@ def _costly(teacher: fx.GraphModule) -> list[fx.Node]:
     return [
         n
         for n in teacher.graph.nodes
-        if n.op == "call_function" and not n.meta.get("layer") and any(word in str(n.target) for word in COSTLY)
+        if n.op == "call_function" and not g.note(n).layer and any(word in str(n.target) for word in COSTLY)
     ]

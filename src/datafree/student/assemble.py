@@ -37,7 +37,7 @@ def assemble(teacher: fx.GraphModule, plan: Plan, results: dict[str, LayerResult
         for bits in sorted(widths, reverse=True):
             key = roots[node], bits
             previous = quantized[node, bits] = _quantize_after(student, node, previous, grids[key])
-            previous.args[0].meta["grid"] = key
+            g.annotate(previous.args[0], grid=key)
         for user in users:
             if _reads_integers(user, max(widths), plan):
                 user.replace_input_with(node, quantized[node, max(widths)])
@@ -63,12 +63,12 @@ def _reads_integers(user: fx.Node, width: int, plan: Plan) -> bool:
 
     Not kept layers; and below 8 bits only what moves values to layers that want no more.
     """
-    layer = user.meta.get("layer")
+    layer = g.note(user).layer
     if layer:
         return plan.layers[layer].input_bits is not None
     if width >= WIDE:
         return user.op != "output"
-    readers = [plan.layers[name].input_bits if (name := u.meta.get("layer")) else None for u in user.users]
+    readers = [plan.layers[name].input_bits if (name := g.note(u).layer) else None for u in user.users]
     return g.operator_of(user).same_values and all(bits == width for bits in readers)
 
 
@@ -98,7 +98,8 @@ def _quantize_after(student: fx.GraphModule, place: fx.Node, x: fx.Node, qparams
         q = student.graph.call_function(QUANTIZE, (x, *args))
     with student.graph.inserting_after(q):
         dq = student.graph.call_function(DEQUANTIZE, (q, *args))
-    q.meta["shape"] = dq.meta["shape"] = g.shape(place)
+    for new in (q, dq):
+        g.annotate(new, shape=g.shape(place))
     return dq
 
 
@@ -113,7 +114,7 @@ def _put_weight(student: fx.GraphModule, node: fx.Node, result: LayerResult, inp
             node.args = (node.args[0], weight, g.attribute(student, f"{name}.bias", result.bias), *node.args[3:])
         return
     scale, bias = grid.scale, result.bias
-    after = next((u for u in node.users if u.meta.get("v_o") == name), None)
+    after = next((u for u in node.users if g.note(u).v_o == name), None)
     if after is not None:
         v_o = g.get_tensor(student, f"{name}.v_o").flatten()
         scale, bias = scale * v_o, bias * v_o
@@ -142,5 +143,5 @@ def _dequantized(student: fx.GraphModule, path: str, integers: Tensor, scale: Te
         scales = g.attribute(student, f"{path}_scale", scale.float())
         zeros = g.attribute(student, f"{path}_zero_point", torch.zeros(len(scale), dtype=torch.int64))
         node = student.graph.call_function(DEQUANTIZE_ROWS, (stored, scales, zeros, 0, *grid))
-    node.meta["shape"] = tuple(integers.shape)
+    g.annotate(node, shape=tuple(integers.shape))
     return node

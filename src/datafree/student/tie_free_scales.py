@@ -49,10 +49,10 @@ def settled(
     for node, source, vector in reversed(readings):
         for keys, count in _operands(source) if vector is None else ():
             if moved.isdisjoint(keys):
-                _move_operands(grids, keys, count * _scale(grids, node.meta["grid"]))
+                _move_operands(grids, keys, count * _scale(grids, g.note(node).grid))
                 moved |= {*keys}
     for node, source, vector in readings:
-        key, wide = node.meta["grid"], _key(source)
+        key, wide = g.note(node).grid, _key(source)
         if wide and wide != key and vector is None and key not in moved:
             _move(grids, key, _scale(grids, wide) / float(near_fractions(_ratios(grids, [wide], _scale(grids, key)))))
             moved.add(key)
@@ -75,12 +75,12 @@ def _layers_moved(
     """Layers with other weight scales, and the graph with other vectors behind those of one scale."""
     teacher, new = g.duplicate(teacher), dict(results)
     for node, source, vector in readings:
-        name = source.meta.get("layer") or ""
+        name = g.note(source).layer or ""
         read = _key(source.args[0]) if source.args else None
         grid = results[name].weight_qparams if name in results else None
         if grid is None or read is None or new[name] is not results[name]:
             continue
-        steps = stored_scale(student, source.args[1]).double() * _scale(grids, read) / _scale(grids, node.meta["grid"])
+        steps = stored_scale(student, source.args[1]).double() * _scale(grids, read) / _scale(grids, g.note(node).grid)
         steps = steps if vector is None else steps * g.get_tensor(student, vector).double().flatten()
         change = (near_fractions(steps[:, None])[:, 0] / steps).float()
         if len(change) == grid.scale.numel():
@@ -117,7 +117,7 @@ def _source(student: fx.GraphModule, quantize: fx.Node) -> tuple[fx.Node, str | 
         if g.clip_bounds(node) is None:
             vector = str(node.args[1].target)  # type: ignore[union-attr]
         node = node.args[0]  # type: ignore[assignment]
-    layer = node.meta.get("layer")
+    layer = g.note(node).layer
     return (quantize, None) if vector and layer and not g.has_rows_in_dimension_1(node) else (node, vector)
 
 
@@ -136,7 +136,7 @@ def _operands(node: fx.Node) -> Iterator[tuple[tuple[Key, ...], int]]:
 
 def _key(node: object) -> Key | None:
     """The grid that a dequantize node reads, None for anything else."""
-    return node.args[0].meta.get("grid") if isinstance(node, fx.Node) and node.target is DEQUANTIZE else None
+    return g.note(node.args[0]).grid if isinstance(node, fx.Node) and node.target is DEQUANTIZE else None
 
 
 def _ratios(grids: Grids, keys: Sequence[Key], unit: float) -> Float[Tensor, "1 n"]:

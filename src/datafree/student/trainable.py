@@ -83,7 +83,7 @@ class Trainable:
         wanted = g.outputs(self.student)[0]
         found = None
         for node, values in g.walk(self.student, inputs):
-            latent = self.latents.get(node.meta.get("layer") or "")
+            latent = self.latents.get(g.note(node).layer or "")
             if latent is not None:
                 weight = values[node.args[1]]
                 values[node.args[1]] = latent.weights().view(weight.shape)

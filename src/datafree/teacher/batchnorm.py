@@ -29,7 +29,7 @@ def fold_batchnorm_(teacher: fx.GraphModule) -> tuple[Stats, tuple[Skipped, ...]
         scale, shift, out = _affine(teacher, node)
         name = str(node.args[3].target).rpartition(".")[0] or node.name
         source = node.args[0]
-        if _sole_user(source, node) and source.meta.get("layer"):
+        if _sole_user(source, node) and g.note(source).layer:
             _fold_backward(teacher, source, scale, shift)
             node.replace_all_uses_with(source)
             stats[source.name] = out
@@ -43,7 +43,7 @@ def fold_batchnorm_(teacher: fx.GraphModule) -> tuple[Stats, tuple[Skipped, ...]
             kept.append(Skipped(name, f"BatchNorm kept as a per-channel affine op: {_reason(source)}"))
     g.tidy(teacher)
     bare = [n for n in teacher.graph.nodes if n.target is BATCH_NORM]
-    kept += [Skipped(n.meta["path"] or n.name, "BatchNorm without running statistics: left as it is") for n in bare]
+    kept += [Skipped(g.note(n).path or n.name, "BatchNorm without running statistics: left as it is") for n in bare]
     return stats, tuple(kept)
 
 
@@ -66,7 +66,7 @@ def _sole_user(source: fx.Node, node: fx.Node) -> bool:
 def _forward_target(node: fx.Node) -> fx.Node | None:
     """The consumer this BatchNorm can be folded into: the only one, and nothing is padded with zeros."""
     users = list(node.users)
-    if len(users) != 1 or not users[0].meta.get("layer") or users[0].args[0] is not node:
+    if len(users) != 1 or not g.note(users[0]).layer or users[0].args[0] is not node:
         return None
     consumer = users[0]
     if consumer.target is LINEAR:
@@ -75,7 +75,7 @@ def _forward_target(node: fx.Node) -> fx.Node | None:
 
 
 def _fold_backward(teacher: fx.GraphModule, source: fx.Node, scale: Tensor, shift: Tensor) -> None:
-    name = source.meta["layer"]
+    name = g.layer_name(source)
     weight, bias = (g.get_tensor(teacher, f"{name}.{p}").double() for p in ("weight", "bias"))
     per_row = (-1, *[1] * (weight.dim() - 1))
     g.set_tensor(teacher, f"{name}.weight", (weight * scale.double().view(per_row)).float())
@@ -83,7 +83,7 @@ def _fold_backward(teacher: fx.GraphModule, source: fx.Node, scale: Tensor, shif
 
 
 def _fold_forward(teacher: fx.GraphModule, consumer: fx.Node, scale: Tensor, shift: Tensor) -> None:
-    name = consumer.meta["layer"]
+    name = g.layer_name(consumer)
     weight, bias = (g.get_tensor(teacher, f"{name}.{p}").double() for p in ("weight", "bias"))
     groups = consumer.args[6] if consumer.target is CONV else 1
     rows = g.grouped(weight, groups)  # (g, o, n)

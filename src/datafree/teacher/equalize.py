@@ -346,7 +346,7 @@ class _Scales:
             g.set_tensor(self.teacher, f"{name}.bias", g.bias(self.teacher, layer) * self.total_out[name])
             if bool((self.out[name] != 1).any()):
                 new = g.scale_output(self.teacher, node, f"{name}.v_o", 1 / self.out[name].view(view))
-                new.meta["v_o"] = name
+                g.annotate(new, v_o=name)
                 output_vectors.append(name)
             if bool((self.inp[name] != 1).any()):
                 g.scale_input(self.teacher, node, f"{name}.v_i", self.inp[name].view(view))

@@ -88,7 +88,7 @@ class _Walk:
         if node in self.fusion.pads or node in self.fusion.bounds:
             return self.value(node.args[0])
         args = [fx.node.map_arg(a, self.value) for a in _bound(node)]
-        call = Call(self.writer, node, node.meta.get("layer") or node.name)
+        call = Call(self.writer, node, g.note(node).layer or node.name)
         if node.target is aten.sym_size.int or (args and all(isinstance(a, Size | int) for a in args)):
             return Size.OPEN
         if node.target not in TABLE:
