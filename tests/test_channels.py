@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from datafree import graph as g
 from datafree import load_model
 from datafree.graph.capture import trace
-from datafree.graph.channel_groups import ChannelsError, Group, channel_groups, described, remove_, untouched
+from datafree.graph.channel_groups import ChannelsError, Group, channel_groups, described, remove_, unremovable
 from datafree.teacher.batchnorm import fold_batchnorm_
 from datafree.teacher.equalize import equalize_
 from nets import IMAGE, NETS, Residual, block, calibrate_batchnorm_, conv, head, randomise_batchnorm_
@@ -139,7 +139,7 @@ def test_every_output_channel_is_in_one_group_or_has_a_reason(name):
     graph, _, _ = tiny(name)
     grouped = [(name, c) for group in channel_groups(graph) for name, channels in group.producers for c in channels]
     assert len(grouped) == len(set(grouped))
-    skipped = {record.name: record.reason for record in untouched(graph)}
+    skipped = {record.name: record.reason for record in unremovable(graph)}
     for name, layer in g.layers(graph).items():
         found, channels = sum(name == other for other, _ in grouped), len(g.weight(graph, layer))
         assert (found == channels) == (name not in skipped) and (
@@ -302,14 +302,14 @@ def test_what_cannot_be_followed_is_left_with_a_reason(between, reason):
         model.last = nn.Linear(4, 5)
     graph, _ = folded(model)
     assert channel_groups(graph) == ()
-    first, last = untouched(graph)
+    first, last = unremovable(graph)
     assert first.name == "first" and reason in first.reason and last.reason
 
 
 def test_inputs_and_outputs_of_the_network_stay():
     graph, _ = folded(nn.Sequential(Residual(conv(3, 3)), conv(3, 4)))
     assert channel_groups(graph) == ()
-    assert [record.reason for record in untouched(graph)] == ["tied to the network's input", "the network returns it"]
+    assert [record.reason for record in unremovable(graph)] == ["tied to the network's input", "the network returns it"]
 
 
 def test_a_spatial_gate_stays_with_all_it_scales():
@@ -323,7 +323,7 @@ def test_a_spatial_gate_stays_with_all_it_scales():
             return self.last(x * self.gate(x).sigmoid())
 
     graph, _ = folded(Gate())
-    assert channel_groups(graph) == () and "would go together" in untouched(graph)[0].reason
+    assert channel_groups(graph) == () and "would go together" in unremovable(graph)[0].reason
 
 
 # Errors
@@ -364,5 +364,5 @@ def test_removing_is_zeroing_in_a_cnn(name):
     calibrate_batchnorm_(model, x)
     graph, _ = fold(model.eval(), (x[:2],))
     groups = channel_groups(graph)
-    assert {record.reason for record in untouched(graph)} == {"the network returns it"}
+    assert {record.reason for record in unremovable(graph)} == {"the network returns it"}
     check_removal(graph, (x[:2],), some(groups, 0.2))

@@ -84,10 +84,6 @@ def test_scales_that_raise_the_error_are_dropped():
     assert rounding_error(unguarded) > 1.1 * rounding_error(after), "the prediction was right"
 
 
-def test_what_one_sweep_has_kept_the_next_does_not_call_dropped():
-    assert equalized(uneven(), sweeps=3)[2].dropped == ()
-
-
 def test_nothing_is_predicted_where_every_row_has_its_own_scale():
     before, after, done = equalized(spread(), rows=False)
     assert done.dropped == () and unchanged(before, after) == []

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils._pytree import tree_leaves
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from datafree import Recipe, Run, compress
 from datafree import graph as g
 from datafree.recipe.schema import RecipeError
+from datafree.run import record
 from datafree.run.graph_json import FormatError, graph_from_json, graph_to_json, tensors_of
 from datafree.run.record import RunError
 from nets import NETS, block, head
@@ -107,6 +109,15 @@ def test_a_loaded_run_can_be_saved_again_and_moved(tmp_path):
     (tmp_path / "second").rename(tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / "first")
     assert torch.equal(Run.load(tmp_path / "elsewhere").student(x), run.student(x))
+
+
+def test_statistics_come_back_whole(tmp_path):
+    run, _ = made("residual", *CASES["residual"])
+    run.save(tmp_path / "run")
+    found = Run.load(tmp_path / "run").stats
+    assert found.keys() == run.stats.keys() and all(s.gain is not None for s in run.stats.values())
+    for name, known in run.stats.items():
+        assert all(torch.equal(getattr(found[name], part), getattr(known, part)) for part in ("mean", "std", "gain"))
 
 
 def test_loaded_graphs_keep_layers_and_take_any_batch(tmp_path):
@@ -270,6 +281,18 @@ def test_a_missing_tensor_is_named(damaged):
     del tensors["1.conv.weight"]
     save_file(tensors, damaged / "student.safetensors")
     refused(damaged, "tensor 1.conv.weight is missing")
+
+
+def test_a_scale_that_is_not_positive_is_damage(damaged):
+    path = damaged / "layers/0001.safetensors"
+    with safe_open(path, "pt") as file:
+        known = file.metadata()
+    save_file({**load_file(path), "scale": torch.zeros(1)}, path, known)
+    refused(damaged, "damaged: ValueError: a scale of 1.conv is not positive; compress again")
+
+
+def test_an_assertion_of_this_package_is_no_damage():
+    assert not issubclass(AssertionError, record._DAMAGE)
 
 
 def test_a_layer_without_its_record_is_refused(damaged):

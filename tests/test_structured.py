@@ -380,3 +380,11 @@ def test_wide_sets_keep_a_multiple_of_sixteen_channels():
     assert wide % 16 == 0 and wide < 112
     assert narrow <= 24
     assert run.summary.macs <= 0.6 * run.summary.float_macs
+
+
+def test_layers_whose_channels_stay_are_listed_with_the_reason():
+    model, inputs = NETS["chain"]()
+    run = compress(model, recipe(signal={"kind": "propagated", "images": 2}), inputs)
+    assert {(s.name, s.reason) for s in run.summary.skipped} == {
+        ("2.2", "output channels stay: the network returns it")
+    }

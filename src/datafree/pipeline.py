@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -14,7 +12,17 @@ from torch import Tensor, nn
 from datafree import graph as g
 from datafree.allocation import allocate, choose_channels, without_channels
 from datafree.allocation import spend as share_out
-from datafree.execution import OnStep, Work, counted, counting, ignore_steps, open_checkpoints, serial, spend
+from datafree.execution import (
+    OnStep,
+    Work,
+    counted,
+    counting,
+    ignore_steps,
+    open_checkpoints,
+    peak_memory,
+    serial,
+    spend,
+)
 from datafree.graph import described, trace
 from datafree.models import check_weights, input_range
 from datafree.recipe import Made, Recipe
@@ -114,7 +122,7 @@ def compress(
         signal=f"{recipe.signal.kind}, {source.num_images} images{source.note}",
         input_range=str(chosen),
         seconds=time.perf_counter() - start,
-        peak_memory_bytes=_peak_memory(),
+        peak_memory_bytes=peak_memory(),
         equalization=str(equalization),
         activations=_activations(recipe, plan.sites),
         skipped=plan.skipped + kept,
@@ -158,9 +166,3 @@ def warnings_of(model: nn.Module, stats: dict, chosen: InputRange) -> tuple[str,
     if "assumed" in chosen.source:
         found.append(f"the scale of the network's input is {chosen}; set it if your images look otherwise")
     return tuple(found)
-
-
-def _peak_memory() -> int:
-    """Largest resident size of this process so far, bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak

@@ -132,7 +132,7 @@ def _channels_for(teacher: fx.GraphModule, macs: int) -> Prune:
 
 def _fixed_bytes(teacher: fx.GraphModule, plan: Plan, chosen: set[str]) -> int:
     """Bytes that no choice changes: biases, scales and multipliers; weights of the layers not chosen for."""
-    wide = {g.note(n).v_o for n in teacher.graph.nodes if g.note(n).v_o}
+    wide = g.with_output_vectors(teacher)
     total = 0
     for name, item in plan.layers.items():
         channels = len(g.bias(teacher, item.layer))

@@ -14,9 +14,9 @@ from torch import Tensor, fx
 from datafree import graph as g
 from datafree.allocation.sensitivity import Reference
 from datafree.allocation.sparsity import trial
-from datafree.graph import Group, channel_groups, remove_
+from datafree.graph import Group, channel_groups, remove_, unremovable
 from datafree.recipe import Recipe
-from datafree.records import LayerJob, LayerResult, PruneSpec, WeightSpec
+from datafree.records import LayerJob, LayerResult, PruneSpec, Skipped, WeightSpec
 from datafree.signals import Source
 from datafree.solve import LayerPlan, Plan, damped, inverse, layer_jobs, output_power
 
@@ -42,7 +42,8 @@ def choose_channels(
     first, in rounds. With `scope: layer` every set of channels loses the same share, those that cost least in it.
 
     Returns:
-        The plan, in which readers know the channels they lose; and the groups to remove.
+        The plan, in which readers know the channels they lose, and layers whose channels stay are listed with the
+        reason; and the groups to remove.
 
     Raises:
         PruneError: no choice of channels saves so much; says what the most is.
@@ -60,7 +61,8 @@ def choose_channels(
             if sizes[name].groups:  # of a depthwise layer nothing is left to make up for it
                 lost.setdefault(name, []).extend(columns)
     items = {n: _without_columns(i, tuple(sorted(lost[n]))) if n in lost else i for n, i in plan.layers.items()}
-    return replace(plan, layers=items), tuple(removed)
+    stay = tuple(Skipped(s.name, f"output channels stay: {s.reason}") for s in unremovable(teacher))
+    return replace(plan, layers=items, skipped=plan.skipped + stay), tuple(removed)
 
 
 def _without_columns(item: LayerPlan, columns: tuple[int, ...]) -> LayerPlan:

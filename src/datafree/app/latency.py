@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
-import sys
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -17,6 +15,7 @@ from statistics import median, quantiles
 import torch
 
 from datafree import graph as g
+from datafree.execution import peak_memory
 from datafree.export import load, session
 
 TURN = 0.1  # seconds of one file's turn, at least
@@ -163,8 +162,7 @@ def _serve(pipe: Connection, path: Path, threads: int, batch: int) -> None:
         return
     pipe.send(0.0)
     while True:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        pipe.send(_timed(run) if pipe.recv() == "turn" else float(peak if sys.platform == "darwin" else 1024 * peak))
+        pipe.send(_timed(run) if pipe.recv() == "turn" else float(peak_memory()))
 
 
 def _timed(run: Callable[[], object]) -> float:

@@ -2,6 +2,7 @@
 
 from datafree.execution.atomic import written_whole
 from datafree.execution.mac_counter import counted, counting, spend, spend_on_layer
+from datafree.execution.memory import peak_memory
 from datafree.execution.pools import one_thread, processes, serial
 from datafree.execution.resume import (
     EVERY,
@@ -34,6 +35,7 @@ __all__ = [
     "layer_to_tensors",
     "one_thread",
     "open_checkpoints",
+    "peak_memory",
     "processes",
     "restore_adam",
     "serial",

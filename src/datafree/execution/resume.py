@@ -178,9 +178,15 @@ def layer_to_tensors(result: LayerResult) -> tuple[dict[str, Tensor], dict]:
 
 
 def layer_from_tensors(tensors: dict[str, Tensor], record: dict) -> LayerResult:
-    """What `layer_to_tensors` was given."""
+    """What `layer_to_tensors` was given.
+
+    Raises:
+        ValueError: a scale is not positive, as no rounding leaves it.
+    """
     record = {**record, "dropped": tuple(record["dropped"])}
     grid = None
     if "scale" in tensors:
+        if not bool((tensors["scale"] > 0).all()):
+            raise ValueError(f"a scale of {record['name']} is not positive")
         grid = QParams(tensors["scale"], tensors["zero_point"], record.pop("qmin"), record.pop("qmax"))
     return LayerResult(weight=tensors["weight"], bias=tensors["bias"], weight_qparams=grid, **record)

@@ -3,7 +3,7 @@
 from datafree.graph.activations import channel_multiplier, clip_bounds, has_rows_in_dimension_1
 from datafree.graph.annotations import Annotation, annotate, layer_name, note, shape
 from datafree.graph.capture import batch_norms, trace
-from datafree.graph.channel_groups import Group, channel_groups, described, remove_
+from datafree.graph.channel_groups import Group, channel_groups, described, remove_, unremovable
 from datafree.graph.channel_ids import Port, Spaces, channel_spaces
 from datafree.graph.operators import (
     BATCH_NORM,
@@ -40,6 +40,7 @@ from datafree.graph.view import (
     tidy,
     walk,
     weight,
+    with_output_vectors,
     with_weights,
 )
 
@@ -91,7 +92,9 @@ __all__ = [
     "shape",
     "tidy",
     "trace",
+    "unremovable",
     "walk",
     "weight",
+    "with_output_vectors",
     "with_weights",
 ]

@@ -59,7 +59,7 @@ def channel_groups(teacher: fx.GraphModule) -> tuple[Group, ...]:
     return tuple(_classes(teacher).groups)
 
 
-def untouched(teacher: fx.GraphModule) -> tuple[Skipped, ...]:
+def unremovable(teacher: fx.GraphModule) -> tuple[Skipped, ...]:
     """Layers whose output channels, or some of them, are in no group, and why."""
     return _classes(teacher).skipped
 

@@ -34,6 +34,11 @@ def _pair(value: int | list[int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
+def with_output_vectors(graph: fx.GraphModule) -> set[str]:
+    """Names of the layers whose outputs are multiplied by a v_o: they have a multiplier a channel."""
+    return {name for node in graph.graph.nodes if (name := note(node).v_o)}
+
+
 def node_of(graph: fx.GraphModule, name: str) -> fx.Node:
     """The graph node called `name`."""
     return next(n for n in graph.graph.nodes if n.name == name)

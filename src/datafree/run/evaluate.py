@@ -146,7 +146,7 @@ def costs(
 
 def num_bytes(plan: Plan, teacher: fx.GraphModule, results: dict[str, LayerResult]) -> int:
     """Bytes of all layers' parameters: weights at their real width, scales, 32-bit biases; float where not solved."""
-    wide = {g.note(n).v_o for n in teacher.graph.nodes if g.note(n).v_o}  # one multiplier a channel, not a layer
+    wide = g.with_output_vectors(teacher)
     total = 0
     for name, item in plan.layers.items():
         weight, bias = g.weight(teacher, item.layer), g.bias(teacher, item.layer)

@@ -29,7 +29,6 @@ _DAMAGE = (
     KeyError,
     TypeError,
     AttributeError,
-    AssertionError,
     SafetensorError,
     NotImplementedError,
 )
@@ -169,8 +168,8 @@ def check_free(path: Path, *, force: bool) -> None:
 
 def _signal_to_file(stats: Stats, images: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """Statistics as they are; images, which hold nothing finer, as float16."""
-    tensors = {f"mean.{n}": s.mean.contiguous() for n, s in stats.items()}
-    tensors |= {f"std.{n}": s.std.contiguous() for n, s in stats.items()}
+    parts = {f"{part}.{n}": getattr(s, part) for n, s in stats.items() for part in ("mean", "std", "gain")}
+    tensors = {name: value.contiguous() for name, value in parts.items() if value is not None}
     return tensors | {f"images.{i}": x.half().contiguous() for i, x in enumerate(images)}
 
 
@@ -179,7 +178,7 @@ def _signal_from_file(path: Path) -> tuple[Stats, tuple[Tensor, ...], InputRange
     chosen = known and InputRange(tuple(known["mean"]), tuple(known["std"]), known["source"])
     names = [n.removeprefix("mean.") for n in tensors if n.startswith("mean.")]
     num_images = sum(n.startswith("images.") for n in tensors)
-    stats = {n: ChannelStats(tensors[f"mean.{n}"], tensors[f"std.{n}"]) for n in names}
+    stats = {n: ChannelStats(tensors[f"mean.{n}"], tensors[f"std.{n}"], tensors.get(f"gain.{n}")) for n in names}
     return stats, tuple(tensors[f"images.{i}"].float() for i in range(num_images)), chosen
 
 

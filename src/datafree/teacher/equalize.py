@@ -72,7 +72,7 @@ class Equalization:
 
 
 def equalize_(
-    teacher: fx.GraphModule, stats: Stats, *, mode: str, rows: bool = True, sweeps: int = 1, guard: bool = True
+    teacher: fx.GraphModule, stats: Stats, *, mode: str, rows: bool = True, guard: bool = True
 ) -> tuple[Stats, Equalization]:
     """Equalize the layers of `teacher` in place; its function does not change.
 
@@ -84,7 +84,6 @@ def equalize_(
             at run time: vectors that cancel and are predicted to help, v_o elsewhere. "depthwise" = only the inputs of
             depthwise layers, where it costs nothing. "off" = nothing.
         rows: whether v_o alone is of use, that is, whether the weights have one scale for the whole tensor.
-        sweeps: passes over the network.
         guard: whether "foldable" keeps only what lowers the predicted error, where weights share one scale a tensor.
 
     Returns:
@@ -97,13 +96,12 @@ def equalize_(
         return stats, Equalization(mode, depthwise=balance_depthwise_(teacher, stats), num_layers=len(layers))
     scales = _Scales(teacher, layers, stats, guard=guard and rows and mode == "foldable")
     cancelling = channel_spaces(teacher, homogeneous=True)
-    for _ in range(sweeps if mode != "rows" else 0):
+    if mode != "rows":
         scales.balance(cancelling)
     cancelled = scales.fold()
     if mode == "free":
         rest = _only_blocked(channel_spaces(teacher, homogeneous=False), cancelling)
-        for _ in range(sweeps):
-            scales.balance(rest, by_outputs=rows)
+        scales.balance(rest, by_outputs=rows)
     if mode == "foldable" and rows:
         scales.balance_rows({p.layer: cancelling.blocked[p.classes] for p in cancelling.producers})
     elif mode == "rows" or (mode == "free" and rows):
