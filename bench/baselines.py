@@ -22,7 +22,7 @@ import dfq
 import zeroq
 from datafree import Recipe, compress
 from datafree import graph as g
-from datafree.allocation.sparsity import allocate
+from datafree.allocation.sparsity import share_zeros
 from datafree.execution.pools import serial
 from datafree.graph.capture import trace
 from datafree.models.load import input_range
@@ -111,7 +111,7 @@ def by_distilling(
     stats, _ = equalize_(teacher, stats, mode=start.equalize, rows=start.weights.per == "tensor")
     known = input_range(model)
     source, chosen = make_signal(teacher, stats, start.signal, seed=seed, input_range=known, images=start_images)
-    plan = allocate(teacher, plan_layers(teacher, start), source, start, serial)
+    plan = share_zeros(teacher, plan_layers(teacher, start), source, start, serial)
     results, grids = solve_layers(teacher, plan, source, start, serial, ignore)
     seen = replace(source, kind=training.signal.kind, inputs=images)
     results, said = distill(teacher, teacher, plan, results, grids, seen, chosen, training)

@@ -32,7 +32,8 @@ from datafree.execution.atomic import written_whole
 from datafree.execution.mac_counter import counted
 from datafree.graph.capture import trace
 from datafree.recipe.schema import Adversarial, Made
-from datafree.run.evaluate import evaluate_models, layer_macs
+from datafree.run.cost import layer_macs
+from datafree.run.evaluate import evaluate_models
 from datafree.student.distill_images import DistillError
 from networks import CACHE, NETWORKS, Images, images_made, open_networks
 from paper_parts import PARTS, Point, points

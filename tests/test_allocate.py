@@ -13,7 +13,7 @@ from torch import nn
 
 from datafree import Recipe, compress
 from datafree import graph as g
-from datafree.allocation.sparsity import Probe, Trial, allocate, at_output, convex, shared_out, trial
+from datafree.allocation.sparsity import Probe, Trial, at_output, convex, share_zeros, shared_out, trial
 from datafree.execution.pools import processes, serial
 from datafree.graph.capture import trace
 from datafree.quantization.sparsity import in_cells
@@ -190,7 +190,7 @@ def planned(name, chosen):
     teacher, stats = folded(name)
     source, _ = make_signal(teacher, stats, chosen.signal, seed=0)
     plan = plan_layers(teacher, chosen)
-    return plan, allocate(teacher, plan, source, chosen, serial)
+    return plan, share_zeros(teacher, plan, source, chosen, serial)
 
 
 def counts(plan):

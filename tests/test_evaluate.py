@@ -15,7 +15,8 @@ from datafree import Recipe, compress, evaluate
 from datafree import graph as g
 from datafree.graph.capture import trace
 from datafree.records import decibel
-from datafree.run.evaluate import evaluate_models, layer_macs, layer_sqnr
+from datafree.run.cost import layer_macs
+from datafree.run.evaluate import evaluate_models, layer_sqnr
 from nets import NETS, conv
 
 FREE = ("equalize=free", "weights.per=tensor")

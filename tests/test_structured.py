@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_leaves
 from datafree import Recipe, Run, compress
 from datafree import graph as g
 from datafree.allocation.channels import PruneError, _Reader
-from datafree.run.evaluate import evaluate_models, layer_macs
+from datafree.run.cost import layer_macs
+from datafree.run.evaluate import evaluate_models
 from nets import NETS, block, calibrate_batchnorm_, compressed, conv, head, randomise_batchnorm_
 
 FLOAT = {"weights": {"bits": None}, "activations": {"bits": None}, "signal": {"images": 4}, "equalize": "off"}

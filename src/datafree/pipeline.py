@@ -10,8 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from datafree import graph as g
-from datafree.allocation import allocate, choose_channels, without_channels
-from datafree.allocation import spend as share_out
+from datafree.allocation import allocate
 from datafree.execution import (
     OnStep,
     Work,
@@ -19,18 +18,19 @@ from datafree.execution import (
     counting,
     ignore_steps,
     open_checkpoints,
-    peak_memory,
     serial,
-    spend,
 )
-from datafree.graph import described, trace
+from datafree.execution import (
+    spend as add_macs,
+)
+from datafree.graph import trace
 from datafree.models import check_weights, input_range
 from datafree.recipe import Made, Recipe
-from datafree.records import InputRange, LayerResult, Summary
-from datafree.run import Run, costs, images_of, with_estimate
+from datafree.records import InputRange, LayerResult
+from datafree.run import Run, Steps, images_of, summarize, with_estimate
 from datafree.signals import make_signal
 from datafree.solve import Pool, plan_layers, solve_layers
-from datafree.student import check_distillation, distill, settled
+from datafree.student import check_distillation, distill, remove_channels, settled
 from datafree.teacher import equalize_, fold_batchnorm_
 
 
@@ -92,77 +92,37 @@ def compress(
         fingerprint = g.fingerprint(teacher)
         given = images_of(images, fingerprint) if isinstance(images, Run) else images
         known = on_range or input_range(model)
-        job = {"model": fingerprint, "recipe": recipe.dump(), "seed": str(seed)}
-        job |= _inputs_of_job(example, known, given) if resume else {}
+        job = _job(fingerprint, recipe, seed, example, known, given) if resume else {}
         work = Work(device, on_step, open_checkpoints(resume, job))
         stats, kept = fold_batchnorm_(teacher)
         stats, equalization = equalize_(teacher, stats, mode=recipe.equalize, rows=recipe.weights.per == "tensor")
-        plan = plan_layers(teacher, recipe)  # refuses a wrong recipe before anything takes long
+        plan_layers(teacher, recipe)  # refuses a wrong recipe before anything takes long
         check_distillation(teacher, recipe)
         source, chosen = make_signal(
-            teacher,
-            stats,
-            recipe.signal,
-            seed=seed,
-            input_range=known,
-            images=given,
-            work=work,
+            teacher, stats, recipe.signal, seed=seed, input_range=known, images=given, work=work
         )
-        recipe, pareto = share_out(teacher, plan, source, recipe, pool)
-        plan = allocate(teacher, plan_layers(teacher, recipe), source, recipe, pool)
-        plan, channels = choose_channels(teacher, plan, source, recipe)
+        allocation = allocate(teacher, source, recipe, pool)
+        recipe, plan = allocation.recipe, allocation.plan
         results, grids = solve_layers(teacher, plan, source, recipe, pool, on_done, work.checkpoints)
-        smaller, results = without_channels(teacher, results, channels)
+        smaller, results = remove_channels(teacher, results, allocation.channels)
         results, distilled = distill(teacher, smaller, plan, results, grids, source, chosen, recipe, work)
         student, results = settled(smaller, plan, results, grids)
-    spend(spent.macs)  # for whoever counts around this
-    summary = Summary(
-        model=type(model).__name__,
-        seed=seed,
-        signal=f"{recipe.signal.kind}, {source.num_images} images{source.note}",
-        input_range=str(chosen),
-        seconds=time.perf_counter() - start,
-        peak_memory_bytes=peak_memory(),
-        equalization=str(equalization),
-        activations=_activations(recipe, plan.sites),
-        skipped=plan.skipped + kept,
-        warnings=warnings_of(model, stats, chosen),
-        fingerprint=fingerprint,
-        removed=tuple(described(channels)),
-        pareto=pareto,
-        distilled=distilled,
-        **costs(plan, teacher, smaller, results, spent=spent.macs),
-    )
+    add_macs(spent.macs)  # for whoever counts around this
+    steps = Steps(teacher, kept, stats, equalization, source, chosen, allocation, smaller, distilled, results)
+    seconds = time.perf_counter() - start
+    summary = summarize(steps, model, fingerprint=fingerprint, seconds=seconds, spent=spent.macs)
     made = source.inputs if isinstance(recipe.signal, Made) else ()
     made_in = chosen if chosen.mean else None
     run = Run(student, teacher, recipe, tuple(results.values()), summary, stats, made, made_in, source.generator)
     return with_estimate(run) if predict else run
 
 
-def _inputs_of_job(
-    example: Tensor | tuple[Tensor, ...], known: InputRange | None, images: tuple[Tensor, ...] | None
-) -> dict[str, str]:
-    """What tells a job's inputs from another's: shapes, range, and the images given."""
+def _job(
+    fingerprint: str, recipe: Recipe, seed: int, example: Tensor | tuple[Tensor, ...], known: InputRange | None,
+    images: tuple[Tensor, ...] | None,
+) -> dict[str, str]:  # fmt: skip
+    """What tells this work from another: model, recipe, seed, shapes, range, and the images given."""
     shapes = [tuple(x.shape[1:]) for x in (example if isinstance(example, tuple) else (example,))]
     marks = [zlib.crc32(x.detach().contiguous().numpy().tobytes()) for x in images or ()]
-    return {"input": f"{shapes}, {known}", "images": str(marks)}
-
-
-def _activations(recipe: Recipe, sites: dict[str, tuple[int, ...]]) -> str:
-    if recipe.activations.bits is None:
-        return "float"
-    wide = max((max(w) for w in sites.values()), default=8)
-    return f"{recipe.activations.bits} bits at layer inputs; {wide} at sums, concatenations, pooling, network input"
-
-
-def warnings_of(model: nn.Module, stats: dict, chosen: InputRange) -> tuple[str, ...]:
-    found = []
-    if model.training:
-        found.append("the model was in train mode; a copy in eval mode was compressed")
-    if not stats:
-        found.append(
-            "there is no BatchNorm: layers were solved on procedural images alone, unlike the training data perhaps"
-        )
-    if "assumed" in chosen.source:
-        found.append(f"the scale of the network's input is {chosen}; set it if your images look otherwise")
-    return tuple(found)
+    asked = {"model": fingerprint, "recipe": recipe.dump(), "seed": str(seed)}
+    return {**asked, "input": f"{shapes}, {known}", "images": str(marks)}

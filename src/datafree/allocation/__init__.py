@@ -1,12 +1,8 @@
 """How many bits, zeros and channels every layer gets."""
 
-from datafree.allocation.budget import spend
-from datafree.allocation.channels import choose_channels, without_channels
-from datafree.allocation.sparsity import allocate
+from datafree.allocation.allocate import Allocation, allocate
 
 __all__ = [
+    "Allocation",
     "allocate",
-    "choose_channels",
-    "spend",
-    "without_channels",
 ]

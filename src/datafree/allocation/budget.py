@@ -48,7 +48,9 @@ Pareto = tuple[tuple[float, float], ...]
 """(budget, predicted error of the network's output) from the smallest budget to the largest."""
 
 
-def spend(teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Recipe, pool: Callable) -> tuple[Recipe, Pareto]:
+def apply_budget(
+    teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Recipe, pool: Callable
+) -> tuple[Recipe, Pareto]:
     """Turn the recipe's budget into bits and sparsity of every layer (ours).
 
     Each layer is rounded at every width, and pruned further and further where the recipe prunes; a few of the results

@@ -14,9 +14,9 @@ from torch import Tensor, fx
 from datafree import graph as g
 from datafree.allocation.sensitivity import Reference
 from datafree.allocation.sparsity import trial
-from datafree.graph import Group, channel_groups, remove_, unremovable
+from datafree.graph import Group, channel_groups, unremovable
 from datafree.recipe import Recipe
-from datafree.records import LayerJob, LayerResult, PruneSpec, Skipped, WeightSpec
+from datafree.records import LayerJob, PruneSpec, Skipped, WeightSpec
 from datafree.signals import Source
 from datafree.solve import LayerPlan, Plan, damped, inverse, layer_jobs, output_power
 
@@ -68,34 +68,6 @@ def choose_channels(
 def _without_columns(item: LayerPlan, columns: tuple[int, ...]) -> LayerPlan:
     spec = item.weights or WeightSpec(None)
     return replace(item, weights=replace(spec, prune=PruneSpec(0, "output", 1, columns=columns)))
-
-
-def without_channels(
-    teacher: fx.GraphModule, results: dict[str, LayerResult], groups: tuple[Group, ...]
-) -> tuple[fx.GraphModule, dict[str, LayerResult]]:
-    """The graph and the solved layers without these channels, for `assemble`; the teacher is not touched."""
-    if not groups:
-        return teacher, results
-    smaller = g.with_weights(teacher, {n: r.weight.float() for n, r in results.items()})
-    for name, result in results.items():
-        g.set_tensor(smaller, f"{name}.bias", result.bias)
-    remove_(smaller, groups)
-    rows: dict[str, list[int]] = {}
-    for group in groups:
-        for name, channels in group.producers:
-            rows.setdefault(name, []).extend(channels)
-    return smaller, {n: _smaller(r, smaller, rows.get(n, [])) for n, r in results.items()}
-
-
-def _smaller(result: LayerResult, smaller: fx.GraphModule, gone: list[int]) -> LayerResult:
-    grid, weight = result.weight_qparams, g.get_tensor(smaller, f"{result.name}.weight").flatten(1)
-    if grid is not None and len(grid.scale) > 1:
-        stays = torch.ones(len(grid.scale), dtype=torch.bool).index_fill_(
-            0, torch.tensor(gone, dtype=torch.long), False
-        )
-        grid = replace(grid, scale=grid.scale[stays], zero_point=grid.zero_point[stays])
-    bias = g.get_tensor(smaller, f"{result.name}.bias")
-    return replace(result, weight=weight.to(result.weight.dtype), bias=bias, weight_qparams=grid, sparsity=0.0)
 
 
 # ---- what channels cost their readers

@@ -32,7 +32,7 @@ class Trial:
     probes: tuple[Probe, ...]
 
 
-def allocate(teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Recipe, pool: Callable) -> Plan:
+def share_zeros(teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Recipe, pool: Callable) -> Plan:
     """Move the recipe's count of zeros between the layers; their sum stays (ours).
 
     Every layer is pruned by itself, once, further and further. What an error of its output does to the network's is

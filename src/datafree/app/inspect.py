@@ -10,9 +10,9 @@ from torch import Tensor, fx, nn
 from datafree import graph as g
 from datafree.graph import batch_norms, trace
 from datafree.models import check_weights, input_range
-from datafree.pipeline import warnings_of
 from datafree.recipe import Made, Propagated, Recipe
 from datafree.records import InputRange, Skipped, Stats
+from datafree.run import warnings_of
 from datafree.signals import make_signal
 from datafree.solve import LayerPlan, plan_layers
 from datafree.teacher import Equalization, equalize_, fold_batchnorm_

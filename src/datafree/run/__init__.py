@@ -1,22 +1,25 @@
 """A finished compression: in memory and on disk, evaluated, its cost and its agreement predicted."""
 
 from datafree.run.estimate import estimate, with_estimate
-from datafree.run.evaluate import Evaluation, costs, evaluate_models
+from datafree.run.evaluate import Evaluation, evaluate_models
 from datafree.run.graph_json import graph_from_json, graph_to_json, tensors_of
 from datafree.run.record import Run, RunError, check_free, evaluate, images_of
+from datafree.run.summary import Steps, summarize, warnings_of
 
 __all__ = [
     "Evaluation",
     "Run",
     "RunError",
+    "Steps",
     "check_free",
-    "costs",
     "estimate",
     "evaluate",
     "evaluate_models",
     "graph_from_json",
     "graph_to_json",
     "images_of",
+    "summarize",
     "tensors_of",
+    "warnings_of",
     "with_estimate",
 ]

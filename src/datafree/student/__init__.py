@@ -3,6 +3,7 @@
 from datafree.student.assemble import DEQUANTIZE, DEQUANTIZE_ROWS, QUANTIZE
 from datafree.student.distill import distill
 from datafree.student.distill_images import check_distillation
+from datafree.student.remove_channels import remove_channels
 from datafree.student.tie_free_scales import settled
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "QUANTIZE",
     "check_distillation",
     "distill",
+    "remove_channels",
     "settled",
 ]

@@ -1,0 +1,68 @@
+"""What a network costs: bytes, multiply-adds and bit operations."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from datafree import graph as g
+from datafree.quantization import stored_size
+from datafree.records import LayerResult
+from datafree.solve import Plan
+
+
+def costs(
+    plan: Plan, teacher: fx.GraphModule, smaller: fx.GraphModule, results: dict[str, LayerResult], *, spent: int
+) -> dict[str, int | float]:
+    """The fields of a summary that count: bytes, multiply-adds, bit operations, of the student and of the teacher.
+
+    Args:
+        smaller: the teacher without the channels that were removed.
+        spent: multiply-adds of the compression itself.
+    """
+    macs, float_macs = layer_macs(smaller), sum(layer_macs(teacher).values())
+    weights = {n: r.weight.numel() for n, r in results.items()}
+    return {
+        "bytes": num_bytes(plan, smaller, results),
+        "float_bytes": num_bytes(plan, teacher, {}),
+        "macs": sum(macs.values()),
+        "float_macs": float_macs,
+        "spent_macs": spent,
+        "forward_equivalents": spent / max(1, float_macs),
+        "bit_operations": bit_operations(plan, macs, results),
+        "float_bit_operations": 32 * 32 * float_macs,
+        "num_layers": len(plan.layers),
+        "num_quantized": len(results),
+        "sparsity": sum(r.sparsity * weights[n] for n, r in results.items()) / max(1, sum(weights.values())),
+    }
+
+
+def num_bytes(plan: Plan, teacher: fx.GraphModule, results: dict[str, LayerResult]) -> int:
+    """Bytes of all layers' parameters: weights at their real width, scales, 32-bit biases; float where not solved."""
+    wide = g.with_output_vectors(teacher)
+    total = 0
+    for name, item in plan.layers.items():
+        weight, bias = g.weight(teacher, item.layer), g.bias(teacher, item.layer)
+        multipliers = len(bias) if name in wide else None
+        total += 4 * bias.numel()
+        total += _weight_bytes(results[name], multipliers) if name in results else 4 * weight.numel()
+    return total
+
+
+def _weight_bytes(result: LayerResult, num_multipliers: int | None) -> int:
+    """Weights at their real width and their scales."""
+    size, grid = result.weight.numel(), result.weight_qparams
+    scales = 0 if grid is None else num_multipliers or len(grid.scale)
+    return stored_size(size, result.bits, round(result.sparsity * size)) + 4 * scales
+
+
+def layer_macs(teacher: fx.GraphModule) -> dict[str, int]:
+    """Multiply-adds of every layer for one image."""
+    nodes = g.nodes_by_name(teacher)
+    return {n: g.num_macs(l, g.weight(teacher, l), g.shape(nodes[l.node])) for n, l in g.layers(teacher).items()}
+
+
+def bit_operations(plan: Plan, macs: dict[str, int], results: dict[str, LayerResult]) -> int:
+    """Multiply-adds times weight bits times input bits, summed over layers, for one image; float counts 32 bits."""
+    return sum(
+        macs[n] * (results[n].bits if n in results else 32) * (item.input_bits or 32) for n, item in plan.layers.items()
+    )
