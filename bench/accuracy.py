@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree import Recipe, compress, evaluate
-from datafree.recipe.schema import Made
+from datafree.recipe.schema import OptimizedImages
 from networks import NETWORKS, Images, Networks, images_made, open_networks
 from reference import Real
 from rows import append_row, is_current, rows_on_file
@@ -169,7 +169,7 @@ def measure(subject: Subject, cell: Cell, options: argparse.Namespace) -> Row:
     example, made, images = subject.data[0][0][:1], Images((), 0, 0.0), None
     if cell.way.real:
         images = (cell.way.real.draw(subject.zoo, subject.name, seed=cell.seed),)
-    elif isinstance(recipe.signal, Made):
+    elif isinstance(recipe.signal, OptimizedImages):
         made = images_made(subject.name, subject.model, recipe, example, seed=cell.seed, cache=options.cache)
         images = made.images
     start = time.perf_counter()

@@ -27,15 +27,15 @@ from datafree.execution.pools import serial
 from datafree.graph.capture import trace
 from datafree.models.load import input_range
 from datafree.pipeline import ignore
-from datafree.quantization.affine import grid
+from datafree.quantization.affine import choose_qparams
 from datafree.records import LayerJob, LayerResult, Moments
 from datafree.signals import make_signal
-from datafree.solve.plan import LayerPlan, plan_layers, root
+from datafree.solve.plan import LayerPlan, plan_layers, quantized_at
 from datafree.solve.schedule import solve_layers
 from datafree.solve.solve_layer import Grids, compress_layer
 from datafree.student.assemble import assemble
 from datafree.student.distill import distill
-from datafree.student.tie_free_scales import settled
+from datafree.student.tie_free_scales import snap_scales
 from datafree.teacher.batchnorm import fold_batchnorm_
 from datafree.teacher.equalize import equalize_
 
@@ -115,7 +115,7 @@ def by_distilling(
     results, grids = solve_layers(teacher, plan, source, start, serial, ignore)
     seen = replace(source, kind=training.signal.kind, inputs=images)
     results, said = distill(teacher, teacher, plan, results, grids, seen, chosen, training)
-    return settled(teacher, plan, results, grids)[0], said
+    return snap_scales(teacher, plan, results, grids)[0], said
 
 
 BASELINES: dict[str, Callable[..., nn.Module]] = {
@@ -146,9 +146,9 @@ def rounded(
     """
     plan = plan_layers(teacher, recipe)
     grids: Grids = {}
-    for name, widths in plan.sites.items():
+    for name, widths in plan.activation_bits.items():
         low, high = (torch.tensor([end]) for end in ranges[name])
-        grids |= {(name, bits): grid(low, high, bits=bits, symmetric=False) for bits in widths}
+        grids |= {(name, bits): choose_qparams(low, high, bits=bits, symmetric=False) for bits in widths}
     results = {name: _rounded_layer(teacher, item, recipe, grids, means) for name, item in plan.layers.items()}
     return assemble(teacher, plan, results, grids)
 
@@ -167,6 +167,6 @@ def _rounded_layer(
         spec=item.weights,
         method=recipe.solve,
         seed=0,
-        input_scale=float(grids[root(source).name, item.input_bits].scale),
+        input_scale=float(grids[quantized_at(source).name, item.input_bits].scale),
     )
     return compress_layer(job)

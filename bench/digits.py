@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datafree.demo import MEAN, STD, digits
-from datafree.execution.atomic import written_whole
+from datafree.execution.atomic import atomic_write
 from datafree.execution.pools import one_thread
 
 SEED = 1
@@ -123,7 +123,7 @@ def load(name: str, *, cache: Path | None = None) -> nn.Module:
     path = (cache or Path(tempfile.gettempdir()) / "datafree-digits") / f"{name}-{_version()}.safetensors"
     if not path.exists():
         trained = train(training, *digits("train"))
-        with written_whole(path) as place:
+        with atomic_write(path) as place:
             safetensors.torch.save_file(trained.state_dict(), place)
     with torch.random.fork_rng(devices=[]):
         model = training.build()

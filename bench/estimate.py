@@ -16,7 +16,7 @@ import torch
 import networks
 from datafree import Recipe, compress
 from datafree import graph as g
-from datafree.quantization.affine import fake_quantize, grid
+from datafree.quantization.affine import choose_qparams, fake_quantize
 from datafree.run.estimate import calibrate, predict
 from networks import open_networks
 from rows import append_row
@@ -69,7 +69,9 @@ def _students(model, teacher, example):
         rounded = {}
         for n, w in weights.items():
             rows = w.flatten(1)
-            rounded[n] = fake_quantize(rows, grid(rows.amin(1), rows.amax(1), bits=bits, symmetric=False)).view_as(w)
+            rounded[n] = fake_quantize(
+                rows, choose_qparams(rows.amin(1), rows.amax(1), bits=bits, symmetric=False)
+            ).view_as(w)
         yield f"rounded to {bits} bits", g.with_weights(teacher, rounded)
     for share in MASKS:
         least = {n: w.abs().flatten().kthvalue(max(1, int(share * w.numel()))).values for n, w in weights.items()}

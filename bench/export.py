@@ -74,7 +74,7 @@ def speed(name: str, folder: Path, rounds: int, channels: float | None, runtime:
     else:
         quantize_as_onnxruntime_does(files["float"], files["theirs"], images)
     start = time.perf_counter()
-    check = export_onnx(run, files["ours"], blocks=runtime != "openvino")
+    check = export_onnx(run, files["ours"], space_to_depth=runtime != "openvino")
     seconds = time.perf_counter() - start
     if channels:
         settings = [f"prune.sparsity={channels}", "prune.pattern=channels", "prune.scope=layer", "signal.kind=loader"]
@@ -82,7 +82,7 @@ def speed(name: str, folder: Path, rounds: int, channels: float | None, runtime:
         recipe = Recipe.preset("w8a8").updated([*CHEAP, *settings])
         smaller = compress(model, recipe, example, images=(small,))
         files["smaller"] = folder / "smaller.onnx"
-        export_onnx(smaller, files["smaller"], probes=images, blocks=runtime != "openvino")
+        export_onnx(smaller, files["smaller"], probes=images, space_to_depth=runtime != "openvino")
     opened = {k: in_openvino(path) if runtime == "openvino" else in_onnxruntime(path) for k, path in files.items()}
     times = interleaved(opened, images[:1].numpy(), rounds)
     ratio = lambda a, b: statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))  # noqa: E731

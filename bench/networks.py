@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 import digits
 from datafree import Recipe
-from datafree.execution.atomic import written_whole
-from datafree.execution.mac_counter import counted
-from datafree.execution.resume import OnStep, Work, ignore_steps
+from datafree.execution.atomic import atomic_write
+from datafree.execution.mac_counter import count_macs
+from datafree.execution.resume import Execution, OnStep, ignore_steps
 from datafree.graph.capture import trace
 from datafree.models.load import input_range
 from datafree.signals import make_signal
@@ -136,7 +136,7 @@ def images_made(
     path = cache / f"{network}-{seed}-{zlib.crc32(recipe.signal.model_dump_json().encode()):08x}.pt"
     if not path.exists():
         made = _make_images(model, recipe, example, seed, on_step)
-        with written_whole(path) as place:
+        with atomic_write(path) as place:
             torch.save(vars(made), place)
     return Images(**torch.load(path))
 
@@ -144,10 +144,10 @@ def images_made(
 def _make_images(model: nn.Module, recipe: Recipe, example: Tensor, seed: int, on_step: OnStep) -> Images:
     """Images alone, from the folded network: they depend on its function, not on how ranges lie between layers."""
     start = time.perf_counter()
-    with counted() as spent:
+    with count_macs() as spent:
         teacher = trace(model, example)
         stats, _ = fold_batchnorm_(teacher)
-        known, work = input_range(model), Work(on_step=on_step)
+        known, work = input_range(model), Execution(on_step=on_step)
         source, _ = make_signal(teacher, stats, recipe.signal, seed=seed, input_range=known, work=work)
     print(f"  images: {source.num_images}{source.note}", flush=True)
     seconds = time.perf_counter() - start

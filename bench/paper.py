@@ -28,10 +28,10 @@ import networks
 import zeroq
 from baselines import BASELINES, PRUNING, by_distilling
 from datafree import Recipe, compress
-from datafree.execution.atomic import written_whole
-from datafree.execution.mac_counter import counted
+from datafree.execution.atomic import atomic_write
+from datafree.execution.mac_counter import count_macs
 from datafree.graph.capture import trace
-from datafree.recipe.schema import Adversarial, Made
+from datafree.recipe.schema import Adversarial, OptimizedImages
 from datafree.run.cost import layer_macs
 from datafree.run.evaluate import evaluate_models
 from datafree.student.distill_images import DistillError
@@ -112,7 +112,7 @@ class Bench:
             time.perf_counter(),
         )
         try:
-            with counted() as spent:
+            with count_macs() as spent:
                 student, note = self._student(point, made)
         except DistillError as error:
             return Row(*key, seconds=round(time.perf_counter() - start, 1), note=f"rejected: {error}")
@@ -146,7 +146,7 @@ class Bench:
         if point.baseline:
             return {"ZeroQ": self._zeroq()} if point.baseline == "ZeroQ" else {}
         recipes = [point.start, *([point.training] if point.images is not None else [])]
-        ahead = [r for r in recipes if isinstance(r.signal, Made) and not isinstance(r.signal, Adversarial)]
+        ahead = [r for r in recipes if isinstance(r.signal, OptimizedImages) and not isinstance(r.signal, Adversarial)]
         return {
             _signal(r): images_made(
                 self.name, self.model, r, self.example, seed=self.seed, cache=self.cache, on_step=_say
@@ -158,9 +158,9 @@ class Bench:
         path = self.cache / f"{self.name}-{self.seed}-zeroq.pt"
         if not path.exists():
             start = time.perf_counter()
-            with counted() as spent:
+            with count_macs() as spent:
                 images = zeroq.distill_images(self.model, self.example, seed=self.seed)
-            with written_whole(path) as place:
+            with atomic_write(path) as place:
                 torch.save({"images": (images,), "macs": spent.macs, "seconds": time.perf_counter() - start}, place)
         return Images(**torch.load(path))
 

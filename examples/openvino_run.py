@@ -17,7 +17,7 @@ def compiled(run: Run):
 
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "net.onnx"  # OpenVINO's PyTorch reader does not know quantized_decomposed
-        print(export_onnx(run, path, blocks=False))
+        print(export_onnx(run, path, space_to_depth=False))
         # float32: whatever is no integer would run in bfloat16 on some CPUs
         return openvino.compile_model(openvino.convert_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from datafree import Recipe, Run, compress
-from datafree.execution.mac_counter import counted
+from datafree.execution.mac_counter import count_macs
 from datafree.graph.capture import trace
 from datafree.recipe.schema import Adversarial
 from datafree.records import ChannelStats, InputRange
@@ -103,7 +103,7 @@ def test_a_loss_that_is_no_number_says_what_to_lower():
 
 def test_the_generators_work_is_counted():
     generator = Generator((3, 16, 16))
-    with counted() as spent, torch.no_grad():
+    with count_macs() as spent, torch.no_grad():
         generator(torch.zeros(2, NOISE))
     by_hand = 128 * 64 * 64 + 64 * 32 * 9 * 256 + 32 * 3 * 9 * 256  # linear to 8x8, one stage to 16x16, to the image
     assert spent.macs == 2 * by_hand

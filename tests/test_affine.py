@@ -11,9 +11,9 @@ from hypothesis.extra import numpy as hnp
 
 from datafree.quantization.affine import (
     CLIP_RATIOS,
+    choose_qparams,
     dequantize,
     fake_quantize,
-    grid,
     quantize,
     search_grid,
     signed_range,
@@ -31,7 +31,7 @@ quick = settings(max_examples=40, deadline=None)
 
 
 def min_max(rows, bits, symmetric):
-    return grid(rows.amin(1), rows.amax(1), bits=bits, symmetric=symmetric)
+    return choose_qparams(rows.amin(1), rows.amax(1), bits=bits, symmetric=symmetric)
 
 
 def weighted_error(rows, qparams, importance):
@@ -147,13 +147,13 @@ def test_rows_of_zeros_and_of_one_value(choose, bits, symmetric):
 def test_symmetric_range_is_the_same_on_both_sides(bits):
     qmin, qmax = signed_range(bits)
     assert qmin == -qmax and qmax == {2: 1, 3: 3, 4: 7, 5: 15, 6: 31, 7: 63, 8: 127}[bits]
-    qparams = grid(torch.tensor([-1.0]), torch.tensor([0.5]), bits=bits, symmetric=True)
+    qparams = choose_qparams(torch.tensor([-1.0]), torch.tensor([0.5]), bits=bits, symmetric=True)
     assert quantize(torch.tensor([[-1.0, 0.0, 1.0]]), qparams).tolist() == [[qmin, 0, qmax]]
 
 
 @pytest.mark.parametrize("low, high, zero_point", [(1.0, 2.0, 0), (-2.0, -1.0, 15), (-1.0, 2.0, 5)], ids=str)
 def test_range_is_widened_to_hold_zero(low, high, zero_point):
-    qparams = grid(torch.tensor([low]), torch.tensor([high]), bits=4, symmetric=False)
+    qparams = choose_qparams(torch.tensor([low]), torch.tensor([high]), bits=4, symmetric=False)
     assert qparams.zero_point.item() == zero_point
     span = max(high, 0) - min(low, 0)
     assert qparams.scale.item() == pytest.approx(span / 15)
@@ -163,14 +163,14 @@ def test_range_is_widened_to_hold_zero(low, high, zero_point):
 def test_scales_go_along_the_first_dimension(shape):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator)
-    qparams = grid(-torch.rand(3, generator=generator), torch.ones(3), bits=5, symmetric=False)
+    qparams = choose_qparams(-torch.rand(3, generator=generator), torch.ones(3), bits=5, symmetric=False)
     for i in range(3):
         own = QParams(qparams.scale[i : i + 1], qparams.zero_point[i : i + 1], 0, 31)
         assert torch.equal(fake_quantize(x, qparams)[i], fake_quantize(x[i : i + 1], own)[0])
 
 
 def test_float64_values_keep_their_width():
-    qparams = grid(torch.tensor([-1.0]), torch.tensor([1.0]), bits=8, symmetric=True)
+    qparams = choose_qparams(torch.tensor([-1.0]), torch.tensor([1.0]), bits=8, symmetric=True)
     assert fake_quantize(torch.zeros(2, 2, dtype=torch.float64), qparams).dtype == torch.float64
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from datafree import Recipe, compress
 from datafree import graph as g
-from datafree.allocation.sparsity import Probe, Trial, at_output, convex, share_zeros, shared_out, trial
+from datafree.allocation.sparsity import ErrorCurve, Probe, allocate_by_slope, at_output, convex, share_zeros, trial
 from datafree.execution.pools import processes, serial
 from datafree.graph.capture import trace
 from datafree.quantization.sparsity import in_cells
@@ -82,7 +82,7 @@ def test_shares_are_the_best_of_all(seed):
     curves = {name: random_curve(generator, 3) for name in "abc"}
     most = [curve[-1][0] for curve in curves.values()]
     for total in (0, 1, sum(most) // 2, sum(most) - 1, sum(most)):
-        counts = shared_out(curves, total)
+        counts = allocate_by_slope(curves, total)
         assert list(counts) == list(curves) and sum(counts.values()) == total
         found = sum(error_at(curves[name], n) for name, n in counts.items())
         every = (n for n in itertools.product(*(range(m + 1) for m in most)) if sum(n) == total)
@@ -92,8 +92,8 @@ def test_shares_are_the_best_of_all(seed):
 
 def test_a_layer_that_costs_nothing_goes_first():
     curves = {"dear": ((0, 0.0), (10, 5.0)), "cheap": ((0, 0.0), (6, 0.1), (10, 9.0))}
-    assert shared_out(curves, 8) == {"dear": 2, "cheap": 6}
-    assert shared_out(curves, 17) == {"dear": 10, "cheap": 7}
+    assert allocate_by_slope(curves, 8) == {"dear": 2, "cheap": 6}
+    assert allocate_by_slope(curves, 17) == {"dear": 10, "cheap": 7}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -118,12 +118,12 @@ def test_of_points_at_one_count_the_lowest_is_taken():
     """Two steps of a small layer may end at one count, with errors that differ in the last digit."""
     hull = convex([(0, 0.0), (38, 1.0), (39, 2.0), (39, 2.0000001)])
     assert hull == ((0, 0.0), (38, 1.0), (39, 2.0))
-    assert shared_out({"a": hull}, 39) == {"a": 39}
+    assert allocate_by_slope({"a": hull}, 39) == {"a": 39}
 
 
 def test_a_larger_error_of_a_layer_never_costs_less_at_the_output():
     probes = tuple(Probe("a", error, torch.zeros(1), torch.zeros(1)) for error in (0.1, 0.5))
-    found = list(at_output(Trial("a", ((0, 0.0), (10, 0.1), (20, 0.5), (30, 0.9)), probes), [1.0, 0.2]))
+    found = list(at_output(ErrorCurve("a", ((0, 0.0), (10, 0.1), (20, 0.5), (30, 0.9)), probes), [1.0, 0.2]))
     assert [count for count, _ in found] == [0, 10, 20, 30]
     assert [error for _, error in found] == sorted(error for _, error in found)
 
@@ -131,7 +131,7 @@ def test_a_larger_error_of_a_layer_never_costs_less_at_the_output():
 def test_errors_are_read_between_probes_along_straight_lines():
     probes = tuple(Probe("a", error, torch.zeros(1), torch.zeros(1)) for error in (0.1, 0.5))
     points = ((0, 0.0), (4, 0.05), (10, 0.1), (15, 0.3), (20, 0.5), (30, 0.9))
-    found = dict(at_output(Trial("a", points, probes), [0.2, 1.0]))
+    found = dict(at_output(ErrorCurve("a", points, probes), [0.2, 1.0]))
     assert found == pytest.approx({0: 0.0, 4: 0.1, 10: 0.2, 15: 0.6, 20: 1.0, 30: 1.8})
 
 

@@ -9,7 +9,7 @@ import torch
 
 from datafree import Recipe, compress
 from datafree.execution.resume import (
-    NOTHING_KEPT,
+    NO_CHECKPOINTS,
     CheckpointError,
     Checkpoints,
     adam_state,
@@ -41,8 +41,8 @@ def test_what_is_written_is_read_back(tmp_path):
 
 
 def test_without_a_folder_nothing_is_kept():
-    NOTHING_KEPT.write("x", {"x": torch.zeros(1)})
-    assert NOTHING_KEPT.read("x") is None
+    NO_CHECKPOINTS.write("x", {"x": torch.zeros(1)})
+    assert NO_CHECKPOINTS.read("x") is None
     assert open_checkpoints(None, JOB) == Checkpoints()
 
 

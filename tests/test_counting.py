@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datafree import Recipe, compress
 from datafree import graph as g
-from datafree.execution.mac_counter import counted, counting, spend
+from datafree.execution.mac_counter import add_macs, count_macs, counting_pool
 from datafree.execution.pools import processes, serial
 from datafree.graph.capture import trace
 from nets import NETS, THREE_FAST
@@ -26,7 +26,7 @@ def run(graph, inputs):
 
 def test_forward_passes_are_counted_as_by_hand():
     graph = trace(TINY.eval(), torch.zeros(2, 3, 8, 8))
-    with counted() as spent, torch.no_grad():
+    with count_macs() as spent, torch.no_grad():
         run(graph, (torch.zeros(5, 3, 8, 8),))
     assert spent.macs == 5 * TINY_MACS
 
@@ -36,7 +36,7 @@ def test_a_backward_pass_counts_each_operand_that_wants_a_gradient():
     for parameter in graph.parameters():
         parameter.requires_grad_(False)
     x = torch.zeros(1, 3, 8, 8, requires_grad=True)
-    with counted() as spent, torch.enable_grad():
+    with count_macs() as spent, torch.enable_grad():
         run(graph, (x,))
     assert spent.macs == 2 * TINY_MACS  # forward, and the gradient of x
 
@@ -45,31 +45,31 @@ def test_a_backward_pass_counts_each_operand_that_wants_a_gradient():
 def test_counts_are_those_of_torch(name):
     model, inputs = NETS[name]()
     graph = trace(model, inputs)
-    with torch.no_grad(), FlopCounterMode(display=False) as torch_counter, counted() as spent:
+    with torch.no_grad(), FlopCounterMode(display=False) as torch_counter, count_macs() as spent:
         run(graph, inputs)
     assert spent.macs > 0
     assert 2 * spent.macs == torch_counter.get_total_flops()
 
 
 def _spend_seven(item):
-    spend(7)
+    add_macs(7)
     return item
 
 
 @pytest.mark.parametrize("pool", [serial, pytest.param(processes(2), marks=pytest.mark.slow)], ids=["serial", "two"])
 def test_what_a_pool_spends_is_counted_here(pool):
-    with counted() as spent:
-        assert list(counting(pool)(_spend_seven, [1, 2, 3])) == [1, 2, 3]
+    with count_macs() as spent:
+        assert list(counting_pool(pool)(_spend_seven, [1, 2, 3])) == [1, 2, 3]
     assert spent.macs == 21
 
 
 def test_an_inner_count_is_not_the_outer_ones():
-    with counted() as outer:
-        with counted() as inner:
-            spend(3)
-        spend(1)
+    with count_macs() as outer:
+        with count_macs() as inner:
+            add_macs(3)
+        add_macs(1)
     assert (outer.macs, inner.macs) == (1, 3)
-    spend(5)  # no counter: nowhere to go
+    add_macs(5)  # no counter: nowhere to go
     assert (outer.macs, inner.macs) == (1, 3)
 
 

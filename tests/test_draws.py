@@ -14,7 +14,7 @@ from datafree import graph as g
 from datafree.graph.capture import trace
 from datafree.signals import make_signal
 from datafree.signals.draws import layer_draws
-from datafree.signals.source import flow
+from datafree.signals.source import walk_teacher
 from datafree.solve.moments import positions, unfold
 from datafree.solve.plan import plan_layers
 from datafree.solve.rounding.straight_through import sgd
@@ -63,7 +63,7 @@ def rows_of_maps(graph, source, name):
     """The layer's inputs, unfolded from maps that were drawn and executed."""
     layer = g.layers(graph)[name]
     node, kernel = g.node_of(graph, layer.node), tuple(g.weight(graph, layer).shape[2:]) or (1, 1)
-    x = next(value for n, value in flow(graph, source) if n is node.args[0])
+    x = next(value for n, value in walk_teacher(graph, source) if n is node.args[0])
     return unfold(x, layer, kernel, positions(tuple(x.shape), layer, kernel, ROWS, 1))
 
 
@@ -135,7 +135,7 @@ def test_statistics_pass_over_pooling():
 
 def test_a_map_behind_pooling_has_the_shape_that_is_read():
     graph, source = pooled()
-    shapes = {n.name: tuple(v.shape[1:]) for n, v in flow(graph, source) if "pool" in n.name}
+    shapes = {n.name: tuple(v.shape[1:]) for n, v in walk_teacher(graph, source) if "pool" in n.name}
     wanted = {n.name: g.shape(n)[1:] for n in graph.graph.nodes if "pool" in n.name}
     assert shapes == wanted and len(wanted) == 2
 

@@ -17,8 +17,8 @@ from datafree.run.estimate import (  # fmt: skip
     calibrate,
     damaged,
     fit,
+    flip_rate,
     predict,
-    turning,
     with_estimate,
 )
 from nets import NETS
@@ -34,7 +34,7 @@ def demo_run():
 def test_a_known_curve_is_found(steepness, power, classes):
     moves = torch.tensor([0.01, 0.03, 0.1, 0.3, 0.8])
     turned = (1 - 1 / classes) * (1 - torch.exp(-((steepness * moves) ** power)))
-    assert torch.allclose(turning(steepness * moves, power, classes), turned, atol=1e-6)
+    assert torch.allclose(flip_rate(steepness * moves, power, classes), turned, atol=1e-6)
     assert fit(moves, turned, classes) == (pytest.approx(steepness, rel=0.01), power)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from datafree.execution.atomic import written_whole
+from datafree.execution.atomic import atomic_write
 
 
 def test_folders_on_the_way_are_made_and_nothing_else_is_left(tmp_path):
     path = tmp_path / "deep" / "net.bin"
-    with written_whole(path) as place:
+    with atomic_write(path) as place:
         place.write_bytes(b"new")
         assert not path.exists()
     assert path.read_bytes() == b"new"
@@ -21,7 +21,7 @@ def test_an_error_leaves_what_was_there(tmp_path, before):
     path = tmp_path / "net.bin"
     if before:
         path.write_bytes(before)
-    with pytest.raises(OSError, match="no space"), written_whole(path) as place:
+    with pytest.raises(OSError, match="no space"), atomic_write(path) as place:
         place.write_bytes(b"half")
         raise OSError("no space")
     assert [p.read_bytes() for p in tmp_path.iterdir()] == ([before] if before else [])
@@ -30,7 +30,7 @@ def test_an_error_leaves_what_was_there(tmp_path, before):
 def test_a_folder_takes_the_place_of_another(tmp_path):
     path = tmp_path / "run"
     for name in ("first", "second"):
-        with written_whole(path) as place:
+        with atomic_write(path) as place:
             place.mkdir()
             (place / name).write_text(name)
     assert [p.name for p in path.iterdir()] == ["second"]

@@ -13,7 +13,7 @@ from datafree.graph.capture import trace
 from datafree.recipe.schema import Inverted, Matched
 from datafree.records import ChannelStats, InputRange
 from datafree.signals.inversion import PUBLISHED, competition, size, statistics_distance, total_variation
-from datafree.signals.matching import MatchingError, Rival, check_loss, match, mismatch, motion_of, steps_of
+from datafree.signals.matching import Competitor, MatchingError, check_loss, match, mismatch, motion_of, steps_of
 from datafree.teacher.batchnorm import fold_batchnorm_
 from datafree.teacher.equalize import equalize_
 from nets import NETS, THREE_FAST, small_network
@@ -125,7 +125,7 @@ def test_a_rival_draws_images_to_where_it_errs():
     def disagreement(weight):
         made = match(
             graph, stats, x[:16].clone(), Inverted(steps=40, class_weight=0.0), input_range=UNIT,
-            generator=torch.Generator().manual_seed(0), rival=Rival(wrong, weight) if weight else None,
+            generator=torch.Generator().manual_seed(0), rival=Competitor(wrong, weight) if weight else None,
         ).images  # fmt: skip
         with torch.no_grad():
             return 1 - float(competition(graph(made), wrong(made)))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from datafree.quantization.affine import grid
+from datafree.quantization.affine import choose_qparams
 from datafree.records import Layer, MomentsError
 from datafree.solve import moments
 from datafree.solve.compensation import least_squares
@@ -171,7 +171,7 @@ def test_offset_of_the_input_costs_no_precision(name):
 @FULL
 def test_student_moments_are_of_the_rounded_input(name, full):
     layer, kernel, x = case(name, 0.7)
-    qparams = grid(torch.tensor([-0.5]), torch.tensor([2.0]), bits=3, symmetric=False)
+    qparams = choose_qparams(torch.tensor([-0.5]), torch.tensor([2.0]), bits=3, symmetric=False)
     found = gather_moments(x, layer, kernel, everywhere(x, layer, kernel), qparams=qparams, full=full)
     u = columns(x, layer, kernel)
     step, zero_point = 2.5 / 7, round(0.5 / (2.5 / 7))
@@ -215,7 +215,7 @@ def test_chunks_change_nothing(name, full, num_rows, monkeypatch):
 def test_input_is_only_read():
     layer, kernel, x = case("everything")
     before = x.clone()
-    qparams = grid(torch.tensor([-1.0]), torch.tensor([1.0]), bits=2, symmetric=False)
+    qparams = choose_qparams(torch.tensor([-1.0]), torch.tensor([1.0]), bits=2, symmetric=False)
     unfold(x, layer, kernel, everywhere(x, layer, kernel)).zero_()
     gather_moments(x, layer, kernel, everywhere(x, layer, kernel), qparams=qparams, full=True)
     assert torch.equal(x, before)
@@ -228,7 +228,7 @@ def test_input_is_only_read():
 def test_input_that_is_not_finite_is_refused(name, value, quantized, full):
     layer, kernel, x = case(name)
     x.view(-1)[3] = value
-    qparams = grid(torch.tensor([-1.0]), torch.tensor([1.0]), bits=8, symmetric=False)
+    qparams = choose_qparams(torch.tensor([-1.0]), torch.tensor([1.0]), bits=8, symmetric=False)
     with pytest.raises(MomentsError, match="mean of the layer's inputs is not finite; look at the layers before it"):
         at = everywhere(x, layer, kernel)
         gather_moments(x, layer, kernel, at, qparams=qparams if quantized else None, full=full)

@@ -13,7 +13,7 @@ from datafree import Recipe
 from datafree import graph as g
 from datafree.graph.capture import trace
 from datafree.recipe.schema import RecipeError
-from datafree.solve.plan import plan_layers, root
+from datafree.solve.plan import plan_layers, quantized_at
 from datafree.teacher.batchnorm import fold_batchnorm_
 from nets import NETS, conv, head
 
@@ -163,7 +163,7 @@ def sites(name, **fields):
     """Widths by operator that made the tensor (placeholders by name), in execution order."""
     graph = folded(name)
     plan = plan_layers(graph, Recipe(**{**W4A4, "ends": "alike", **fields}))
-    return [(label(n), plan.sites[n.name]) for n in graph.graph.nodes if n.name in plan.sites]
+    return [(label(n), plan.activation_bits[n.name]) for n in graph.graph.nodes if n.name in plan.activation_bits]
 
 
 def label(node):
@@ -216,7 +216,7 @@ def test_a_vector_as_sum_operand_is_no_tensor_of_the_network():
     """x - offset: the offset is a constant, so nothing is summed."""
     assert [label for label, w in sites("constant tensors", ends="alike")].count("placeholder") == 1
     plan = plan_layers(folded("constant tensors"), Recipe())
-    assert not [n for n in plan.sites if g.node_of(folded("constant tensors"), n).op == "get_attr"]
+    assert not [n for n in plan.activation_bits if g.node_of(folded("constant tensors"), n).op == "get_attr"]
 
 
 # Roots
@@ -242,19 +242,19 @@ def test_root_goes_through_what_only_moves_values(name, layer, passed, made_by):
         seen.append(label(node))
         node = node.args[0]
     assert seen == passed
-    assert root(input_of(name, layer)) is node is root(node)
+    assert quantized_at(input_of(name, layer)) is node is quantized_at(node)
 
 
 def test_root_of_a_part_is_the_whole():
     """chunk, getitem: both halves of the stem have its grid."""
     part = input_of("channel shuffle and split", "body.0.conv")
-    assert label(root(part)) == "relu"
-    assert root(part) is root(part.args[0])
+    assert label(quantized_at(part)) == "relu"
+    assert quantized_at(part) is quantized_at(part.args[0])
 
 
 def test_root_stops_at_a_sum():
     node = next(n for n in folded("residual").graph.nodes if n.target is torch.ops.aten.add.Tensor)
-    assert root(node) is node
+    assert quantized_at(node) is node
 
 
 # Pruning

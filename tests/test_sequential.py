@@ -76,7 +76,7 @@ def upstream(num_rows=4000, taps=6, noise=0.3, seed=0):
     weight = torch.randn(1, 3, taps, generator=generator)
     folds = (moments_of(u[: num_rows // 2], own[: num_rows // 2]), moments_of(u[num_rows // 2 :], own[num_rows // 2 :]))
     spec = WeightSpec(8, True, True)
-    return u, own, LayerJob("fc", weight, torch.zeros(3), moments_of(u, own), spec, Closed(), 0, folds=folds)
+    return u, own, LayerJob("fc", weight, torch.zeros(3), moments_of(u, own), spec, Closed(), 0, moment_halves=folds)
 
 
 def test_compensation_is_damped_least_squares():
@@ -102,12 +102,12 @@ def test_share_errs_least_on_the_half_that_was_not_seen(num_rows):
     def error(damping, share):
         total = 0.0
         for seen, other in ((0, 1), (1, 0)):
-            best = torch.lerp(weight, least_squares(weight, job.folds[seen], damping), share)[0]
+            best = torch.lerp(weight, least_squares(weight, job.moment_halves[seen], damping), share)[0]
             off = u[halves[other]] @ weight[0].T - own[halves[other]] @ best.T
             total += float(off.var(0, correction=0).sum())
         return total
 
-    damping, share = best_share(weight, *job.folds)
+    damping, share = best_share(weight, *job.moment_halves)
     tried = {(d, s / 50): error(d, s / 50) for d in DAMPINGS for s in range(51)}
     assert error(damping, share) <= min(tried.values()) * (1 + 1e-5)
     if num_rows == 4000:
@@ -118,11 +118,11 @@ def test_share_errs_least_on_the_half_that_was_not_seen(num_rows):
 def test_compensation_that_does_not_hold_on_other_images_is_dropped():
     """Halves that contradict each other: what helps on one hurts on the other, and the weights stay."""
     _, _, job = upstream()
-    first = job.folds[0]
+    first = job.moment_halves[0]
     mirrored = replace(first, cross=2 * first.cov - first.cross)  # C - H with the other sign
-    found, share = compensated(replace(job, folds=(first, mirrored)))
+    found, share = compensated(replace(job, moment_halves=(first, mirrored)))
     assert share == 0.0 and torch.equal(found.weight, job.weight)
-    assert compress_layer(replace(job, folds=(first, mirrored))).dropped == ("compensation",)
+    assert compress_layer(replace(job, moment_halves=(first, mirrored))).dropped == ("compensation",)
     assert compress_layer(job).dropped == ()
 
 
@@ -235,4 +235,4 @@ def test_images_stay_within_what_pixels_reach():
     stats, _ = fold_batchnorm_(graph)
     start = 3 * torch.randn(8, *x.shape[1:], generator=torch.Generator().manual_seed(1))
     made = match(graph, stats, start, Matched(steps=2), input_range=UNIT, generator=torch.Generator()).images
-    assert float(start.abs().max()) > SHORT.reach + 1e-6 >= float(made.abs().max())
+    assert float(start.abs().max()) > SHORT.pixel_limit + 1e-6 >= float(made.abs().max())

@@ -16,7 +16,7 @@ from datafree import Recipe
 from datafree import graph as g
 from datafree.graph.capture import trace
 from datafree.records import ChannelStats, InputRange
-from datafree.signals import Source, flow, make_signal
+from datafree.signals import Signal, make_signal, walk_teacher
 from datafree.signals.probes import dead_leaves
 from datafree.signals.scale import infer_input_range
 from datafree.signals.source import batch_statistics, restandardise
@@ -215,7 +215,7 @@ def test_a_loader_gives_the_images_as_they_are():
     graph, stats, (x,) = folded("chain")
     source, chosen = make_signal(graph, stats, signal("loader"), seed=0, images=(x,))
     assert torch.equal(source.inputs[0], x) and str(chosen) == "the images given"
-    (_, value), *_ = flow(graph, source)
+    (_, value), *_ = walk_teacher(graph, source)
     assert torch.equal(value, x)
     with pytest.raises(ValueError, match="'loader' but no images were given"):
         make_signal(graph, stats, signal("loader"), seed=0)
@@ -226,7 +226,7 @@ def test_given_images_are_restandardised_on_request():
     wanted = signal("loader").model_copy(update={"restandardise": True})
     source, _ = make_signal(graph, stats, wanted, seed=0, images=(x,))
     assert torch.equal(source.inputs[0], x)
-    for node, value in flow(graph, source):
+    for node, value in walk_teacher(graph, source):
         if node.name in stats:
             assert torch.allclose(batch_statistics(value)[0], stats[node.name].mean, atol=1e-4)
 
@@ -260,7 +260,7 @@ def test_flow_yields_all_nodes_in_order_with_their_values(name):
     graph, stats, inputs = folded(name)
     wanted = plainly(graph, inputs)
     names = []
-    for node, value in flow(graph, Source("loader", inputs, stats, "keep")):
+    for node, value in walk_teacher(graph, Signal("loader", inputs, stats, "keep")):
         names.append(node.name)
         if isinstance(value, torch.Tensor):
             assert torch.equal(value, wanted[node.name]), node
@@ -273,7 +273,7 @@ def test_flow_has_the_statistics_wherever_they_are_known():
     graph, stats, (x,) = folded("residual")
     x = torch.randn(8, *x.shape[1:], generator=torch.Generator().manual_seed(0))
     seen = 0
-    for node, value in flow(graph, Source("propagated", (x,), stats, "restandardise")):
+    for node, value in walk_teacher(graph, Signal("propagated", (x,), stats, "restandardise")):
         if node.name in stats:
             mean, std = batch_statistics(value)
             assert torch.allclose(mean, stats[node.name].mean, atol=1e-4)
@@ -284,7 +284,7 @@ def test_flow_has_the_statistics_wherever_they_are_known():
 
 def test_what_follows_reads_the_restandardised_value():
     graph, stats, (x,) = folded("chain")
-    values = {n.name: v for n, v in flow(graph, Source("propagated", (x,), stats, "restandardise"))}
+    values = {n.name: v for n, v in walk_teacher(graph, Signal("propagated", (x,), stats, "restandardise"))}
     for node in graph.graph.nodes:
         if node.target is torch.ops.aten.relu.default:
             assert torch.equal(values[node.name], values[node.args[0].name].relu())
@@ -292,10 +292,10 @@ def test_what_follows_reads_the_restandardised_value():
 
 def test_draws_have_the_statistics_within_their_standard_errors():
     graph, stats, (x,) = folded("residual")
-    source = Source("gaussian", (x[:1].expand(64, -1, -1, -1),), stats, "draw", seed=3)
+    source = Signal("gaussian", (x[:1].expand(64, -1, -1, -1),), stats, "draw", seed=3)
     assert source.draws
     count = 64 * 16 * 16
-    for node, value in flow(graph, source):
+    for node, value in walk_teacher(graph, source):
         if node.name in stats:
             wanted = stats[node.name]
             mean, std = batch_statistics(value)
@@ -308,8 +308,8 @@ def test_draws_have_the_statistics_within_their_standard_errors():
 @pytest.mark.parametrize("at", ["draw", "restandardise"])
 def test_flow_gives_the_same_bits_again(at):
     graph, stats, inputs = folded("residual")
-    source = Source("any", inputs, stats, at, seed=5)
-    for (_, a), (_, b) in zip(flow(graph, source), flow(graph, source), strict=True):
+    source = Signal("any", inputs, stats, at, seed=5)
+    for (_, a), (_, b) in zip(walk_teacher(graph, source), walk_teacher(graph, source), strict=True):
         assert torch.equal(a, b)
 
 
@@ -320,7 +320,7 @@ def test_flow_frees_what_is_no_longer_needed():
     x = torch.randn(2, 3, 8, 8)
     graph = trace(model, x)
     living, most = [], 0
-    for _, value in flow(graph, Source("loader", (x,))):
+    for _, value in walk_teacher(graph, Signal("loader", (x,))):
         living = [r for r in living if r() is not None] + [weakref.ref(value)]
         most = max(most, len(living))
     assert most <= 3

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from datafree.execution.pools import processes, serial
-from datafree.quantization.affine import dequantize, grid
+from datafree.quantization.affine import choose_qparams, dequantize
 from datafree.recipe.schema import AdaRound, Closed, Nearest, Sgd, Solve, SQuant
 from datafree.records import LayerJob, Moments, QParams, WeightSpec
 from datafree.solve.compensation import compensated
@@ -268,7 +268,7 @@ def test_squant_brings_sums_of_errors_within_half_a_step(bits, channels, kernel_
     job = make_job(SQuant(), spec=WeightSpec(bits, True, True), groups=2, taps=channels * kernel_size)
     job = replace(job, kernel_size=kernel_size)
     limits = job.weight.flatten(0, 1).abs().amax(1)
-    qparams = grid(-limits, limits, bits=bits, symmetric=True)  # nothing is clipped
+    qparams = choose_qparams(-limits, limits, bits=bits, symmetric=True)  # nothing is clipped
     exact = job.weight.flatten(0, 1).double() / qparams.scale[:, None]
     error = squant(job, qparams).flatten(0, 1) - exact
     start = nearest(job, qparams).flatten(0, 1) - exact
@@ -314,7 +314,7 @@ def test_adaround_beats_nearest_at_any_width_and_size_of_its_inputs(bits, decibe
 def test_adaround_comes_near_the_best_of_all_roundings_up_or_down():
     job = make_job(AdaRound(steps=200), spec=WeightSpec(4, True, True), groups=20, rows=1, taps=6)
     limits = job.weight[:, 0].abs().amax(1)
-    qparams = grid(-limits, limits, bits=4, symmetric=True)
+    qparams = choose_qparams(-limits, limits, bits=4, symmetric=True)
     scale = qparams.scale[:, None, None]
     up = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 6)  # (64, 6)
     moved = job.weight - ((job.weight / scale).floor() + up) * scale  # (20, 64, 6)
@@ -390,7 +390,7 @@ def test_nearest_takes_its_two_options():
     result = compress_layer(job)
     assert torch.equal(result.bias, job.bias)
     rows = job.weight[0]
-    expected = grid(rows.amin(1), rows.amax(1), bits=4, symmetric=False)
+    expected = choose_qparams(rows.amin(1), rows.amax(1), bits=4, symmetric=False)
     assert torch.equal(result.weight_qparams.scale, expected.scale)
     clipped = compress_layer(make_job(Nearest()))
     assert (clipped.weight_qparams.scale < expected.scale).any()
@@ -541,22 +541,22 @@ def in_blocks(job, size):
     cut = lambda h: torch.stack([h[:, i : i + size, i : i + size] for i in range(0, h.shape[1], size)], 1).flatten(0, 1)  # noqa: E731
     moments = job.moments
     cross = None if moments.cross is None else cut(moments.cross)
-    folds = None if job.folds is None else tuple(replace(m, cov=cut(m.cov), cross=cut(m.cross)) for m in job.folds)
-    return replace(job, moments=replace(moments, cov=cut(moments.cov), cross=cross), folds=folds)
+    halves = job.moment_halves and tuple(replace(m, cov=cut(m.cov), cross=cut(m.cross)) for m in job.moment_halves)
+    return replace(job, moments=replace(moments, cov=cut(moments.cov), cross=cross), moment_halves=halves)
 
 
 def block_diagonal(job, size):
     """The job with a full H and C that are zero between blocks."""
     keep = torch.block_diag(*[torch.ones(size, size)] * (job.weight.shape[2] // size))
     masked = lambda m: replace(m, cov=m.cov * keep, cross=None if m.cross is None else m.cross * keep)  # noqa: E731
-    folds = None if job.folds is None else tuple(masked(m) for m in job.folds)
-    return replace(job, moments=masked(job.moments), folds=folds)
+    folds = None if job.moment_halves is None else tuple(masked(m) for m in job.moment_halves)
+    return replace(job, moments=masked(job.moments), moment_halves=folds)
 
 
 def with_upstream(job):
     """The job with Cov[u, u'] of student's inputs that are a tenth too large."""
     own = replace(job.moments, cross=job.moments.cov / 1.1)
-    return replace(job, moments=own, folds=(own, own))
+    return replace(job, moments=own, moment_halves=(own, own))
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from datafree import graph as g
 from datafree.graph.capture import trace
-from datafree.graph.channel_ids import channel_spaces
+from datafree.graph.channel_ids import channel_ids
 from datafree.teacher.batchnorm import fold_batchnorm_
 from nets import FEW, IMAGE, NETS, Concat, Residual, conv
 
@@ -23,7 +23,7 @@ class Ports:
     """Classes by layer, (C,) each; `blocked` tells them apart."""
 
     def __init__(self, graph, homogeneous):
-        spaces = channel_spaces(graph, homogeneous=homogeneous)
+        spaces = channel_ids(graph, homogeneous=homogeneous)
         self.out = {p.layer: p.classes for p in spaces.producers}
         self.inp = {p.layer: p.classes for p in spaces.consumers}
         self.blocked = spaces.blocked

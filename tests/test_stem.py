@@ -14,7 +14,7 @@ pytest.importorskip("onnxruntime")
 
 from datafree.export.onnx.export import export_onnx  # noqa: E402
 from datafree.export.onnx.onnxruntime import run_file, session  # noqa: E402
-from datafree.export.onnx.space_to_depth import fold_stem  # noqa: E402
+from datafree.export.onnx.space_to_depth import fold_pixels  # noqa: E402
 from datafree.export.onnx.translate import translate  # noqa: E402
 
 CHEAP = Recipe.preset("w8a8").updated(["signal.kind=propagated", "signal.images=4"])
@@ -41,7 +41,7 @@ FAST = ((3, 3), (7, 0), ((3, 5), 3))
 def test_the_same_integers(kernel, padding, tmp_path):
     run = network(nn.Conv2d(3, 6, kernel, 2, padding, bias=False))
     plain, folded = translate(run.student, opset=21), translate(run.student, opset=21)
-    assert fold_stem(folded) == "0"
+    assert fold_pixels(folded) == "0"
     assert "SpaceToDepth" in {n.op_type for n in folded.graph.node}
     weight = next(t for t in folded.graph.initializer if t.name == "0.weight")
     assert weight.dims[1] == 12
@@ -64,7 +64,7 @@ def test_the_same_integers(kernel, padding, tmp_path):
 def test_others_stay(first, channels, side):
     model = translate(network(first, channels, side).student, opset=21)
     before = model.SerializeToString()
-    assert fold_stem(model) is None and model.SerializeToString() == before
+    assert fold_pixels(model) is None and model.SerializeToString() == before
 
 
 def test_the_file_says_so_and_keeps_its_check(tmp_path):
@@ -72,5 +72,5 @@ def test_the_file_says_so_and_keeps_its_check(tmp_path):
     assert check.agreement == 100 and check.float_nodes == ()
     assert "SpaceToDepth" in str(onnx.load(tmp_path / "net.onnx"))
     assert any("0 reads blocks of 2x2 pixels" in note for note in check.notes)
-    export_onnx(network(nn.Conv2d(3, 6, 3, 2, 1, bias=False)), tmp_path / "plain.onnx", blocks=False)
+    export_onnx(network(nn.Conv2d(3, 6, 3, 2, 1, bias=False)), tmp_path / "plain.onnx", space_to_depth=False)
     assert "SpaceToDepth" not in str(onnx.load(tmp_path / "plain.onnx"))

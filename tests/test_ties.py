@@ -17,7 +17,7 @@ from datafree.signals import make_signal
 from datafree.solve.plan import plan_layers
 from datafree.solve.schedule import solve_layers
 from datafree.student.assemble import QUANTIZE, assemble
-from datafree.student.tie_free_scales import LARGEST, TOLERANCE, near_fractions, settled
+from datafree.student.tie_free_scales import LARGEST, TOLERANCE, near_fractions, snap_scales
 from datafree.teacher.batchnorm import fold_batchnorm_
 from datafree.teacher.equalize import equalize_
 from nets import FEW, NETS, block, conv, head
@@ -87,7 +87,7 @@ def students(name, preset):
     source, _ = make_signal(teacher, stats, recipe.signal, seed=0)
     results, grids = solve_layers(teacher, plan, source, recipe, serial, lambda result: None)
     noise = tuple(torch.randn(64, *x.shape[1:], generator=torch.Generator().manual_seed(3)) for x in inputs)
-    return (assemble(teacher, plan, results, grids), results), settled(teacher, plan, results, grids), noise
+    return (assemble(teacher, plan, results, grids), results), snap_scales(teacher, plan, results, grids), noise
 
 
 def grids_of(student):
@@ -148,11 +148,11 @@ def test_without_moved_scales_some_integers_are_others():
     model, inputs = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)), torch.arange(256.0)[:, None] * (1 + e)
     teacher = trace(model, inputs)
     plan = plan_layers(teacher, Recipe.preset("w8a8"))
-    scales = zip(plan.sites, (1 + e, 2.0), strict=True)
+    scales = zip(plan.activation_bits, (1 + e, 2.0), strict=True)
     grids = {(name, 8): QParams(torch.tensor([scale]), zero, 0, 255) for name, scale in scales}
     w, bias = QParams(torch.tensor([1 - e]), zero, -127, 127), torch.zeros(1)
     results = {name: LayerResult(name, torch.ones(1, 1), w, bias, 0.0, 8, "by hand", 0.0) for name in plan.layers}
-    before, (student, _) = assemble(teacher, plan, results, grids), settled(teacher, plan, results, grids)
+    before, (student, _) = assemble(teacher, plan, results, grids), snap_scales(teacher, plan, results, grids)
     assert other_integers(before, (inputs,)) == 64, "k = 3, 7, ... 255"
     assert other_integers(student, (inputs,)) == 0
 

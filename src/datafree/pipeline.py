@@ -12,25 +12,25 @@ from torch import Tensor, nn
 from datafree import graph as g
 from datafree.allocation import allocate
 from datafree.execution import (
+    Execution,
     OnStep,
-    Work,
-    counted,
-    counting,
+    count_macs,
+    counting_pool,
     ignore_steps,
     open_checkpoints,
     serial,
 )
 from datafree.execution import (
-    spend as add_macs,
+    add_macs as add_macs,
 )
 from datafree.graph import trace
 from datafree.models import check_weights, input_range
-from datafree.recipe import Made, Recipe
+from datafree.recipe import OptimizedImages, Recipe
 from datafree.records import InputRange, LayerResult
 from datafree.run import Run, Steps, images_of, summarize, with_estimate
 from datafree.signals import make_signal
 from datafree.solve import Pool, plan_layers, solve_layers
-from datafree.student import check_distillation, distill, remove_channels, settled
+from datafree.student import check_distillation, distill, remove_channels, snap_scales
 from datafree.teacher import equalize_, fold_batchnorm_
 
 
@@ -85,15 +85,15 @@ def compress(
         CaptureError, RecipeError, ModelError, LayerError, MatchingError, DistillError, CheckpointError, RunError: all
             ValueErrors with one clear line.
     """
-    start, pool = time.perf_counter(), counting(pool)
+    start, pool = time.perf_counter(), counting_pool(pool)
     check_weights(model)
-    with counted() as spent:
+    with count_macs() as spent:
         teacher = trace(model, example)
         fingerprint = g.fingerprint(teacher)
         given = images_of(images, fingerprint) if isinstance(images, Run) else images
         known = on_range or input_range(model)
         job = _job(fingerprint, recipe, seed, example, known, given) if resume else {}
-        work = Work(device, on_step, open_checkpoints(resume, job))
+        work = Execution(device, on_step, open_checkpoints(resume, job))
         stats, kept = fold_batchnorm_(teacher)
         stats, equalization = equalize_(teacher, stats, mode=recipe.equalize, rows=recipe.weights.per == "tensor")
         plan_layers(teacher, recipe)  # refuses a wrong recipe before anything takes long
@@ -106,12 +106,12 @@ def compress(
         results, grids = solve_layers(teacher, plan, source, recipe, pool, on_done, work.checkpoints)
         smaller, results = remove_channels(teacher, results, allocation.channels)
         results, distilled = distill(teacher, smaller, plan, results, grids, source, chosen, recipe, work)
-        student, results = settled(smaller, plan, results, grids)
+        student, results = snap_scales(smaller, plan, results, grids)
     add_macs(spent.macs)  # for whoever counts around this
     steps = Steps(teacher, kept, stats, equalization, source, chosen, allocation, smaller, distilled, results)
     seconds = time.perf_counter() - start
     summary = summarize(steps, model, fingerprint=fingerprint, seconds=seconds, spent=spent.macs)
-    made = source.inputs if isinstance(recipe.signal, Made) else ()
+    made = source.inputs if isinstance(recipe.signal, OptimizedImages) else ()
     made_in = chosen if chosen.mean else None
     run = Run(student, teacher, recipe, tuple(results.values()), summary, stats, made, made_in, source.generator)
     return with_estimate(run) if predict else run

@@ -149,7 +149,7 @@ class LayerJob:
     seed: int
     rows: Float[Tensor, "r g n"] | None = None  # inputs drawn ahead, for solvers that train; or
     draws: Callable[[int, torch.Generator], Float[Tensor, "r g n"]] | None = None  # how to draw others at every step
-    folds: tuple[Moments, Moments] | None = None  # of the first and the second half of the images
+    moment_halves: tuple[Moments, Moments] | None = None  # of the first and the second half of the images
     input_scale: float | None = None  # of one integer step of the input; None = float input
     kernel_size: int = 1  # taps of one input channel, kh * kw
     keep: Bool[Tensor, "g o n"] | None = None  # False where a weight is zero and stays zero

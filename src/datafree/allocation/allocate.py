@@ -12,7 +12,7 @@ from datafree.allocation.channels import choose_channels
 from datafree.allocation.sparsity import share_zeros
 from datafree.graph import Group
 from datafree.recipe import Recipe
-from datafree.signals import Source
+from datafree.signals import Signal
 from datafree.solve import Plan, plan_layers
 
 
@@ -31,7 +31,7 @@ class Allocation:
     pareto: Pareto
 
 
-def allocate(teacher: fx.GraphModule, source: Source, recipe: Recipe, pool: Callable) -> Allocation:
+def allocate(teacher: fx.GraphModule, source: Signal, recipe: Recipe, pool: Callable) -> Allocation:
     """Turn a budget into bits and sparsity, move zeros between layers, and choose the channels that go.
 
     Raises:

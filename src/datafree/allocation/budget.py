@@ -13,12 +13,12 @@ from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.allocation.channels import sizes_of
-from datafree.allocation.sensitivity import Reference
-from datafree.allocation.sparsity import Trial, at_output, measured, trial
+from datafree.allocation.sensitivity import NetworkProbe
+from datafree.allocation.sparsity import ErrorCurve, at_output, measure_curve, trial
 from datafree.quantization import dequantize, stored_size
 from datafree.recipe import LayerRule, Prune, Recipe
 from datafree.records import LayerJob, WeightSpec
-from datafree.signals import Source
+from datafree.signals import Signal
 from datafree.solve import SOLVERS, Plan, layer_jobs, solve_on_best_grid
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
@@ -49,7 +49,7 @@ Pareto = tuple[tuple[float, float], ...]
 
 
 def apply_budget(
-    teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Recipe, pool: Callable
+    teacher: fx.GraphModule, plan: Plan, source: Signal, recipe: Recipe, pool: Callable
 ) -> tuple[Recipe, Pareto]:
     """Turn the recipe's budget into bits and sparsity of every layer (ours).
 
@@ -79,7 +79,7 @@ def apply_budget(
 
 
 def _bits_and_zeros(
-    teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Recipe, pool: Callable
+    teacher: fx.GraphModule, plan: Plan, source: Signal, recipe: Recipe, pool: Callable
 ) -> tuple[Recipe, Pareto]:
     """Solve a budget of bytes, or of bits."""
     if find_spec("scipy") is None:
@@ -147,19 +147,19 @@ def _fixed_bytes(teacher: fx.GraphModule, plan: Plan, chosen: set[str]) -> int:
 
 
 def layer_options(
-    teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Recipe, pool: Callable
+    teacher: fx.GraphModule, plan: Plan, source: Signal, recipe: Recipe, pool: Callable
 ) -> dict[str, list[Option]]:
     """What may become of each layer whose weights are quantized, and what that costs."""
     fixed, unit = _ruled(recipe, plan), 8 if recipe.budget and recipe.budget.bytes else 1
     alone = recipe.model_copy(update={"solve": recipe.solve.model_copy(update={"sequential": False})})
     found: dict[str, list[Option]] = {}
-    jobs = list(layer_jobs(teacher, plan, source, alone, {}, halves=True))
+    jobs = list(layer_jobs(teacher, plan, source, alone, {}, split_halves=True))
     rounded = pool(trial_of_widths, (job for job in jobs if job.spec.bits))
     pruned = pool(trial, jobs) if recipe.prune is not None and recipe.prune.pattern != "channels" else iter(())
-    reference = Reference(teacher, source)
-    zeros = {t.name: dict(at_output(t, reference.moves(t.probes))) for t in pruned}
+    reference = NetworkProbe(teacher, source)
+    zeros = {t.name: dict(at_output(t, reference.output_change(t.probes))) for t in pruned}
     for widths in rounded:
-        errors = dict(at_output(widths, reference.moves(widths.probes)))
+        errors = dict(at_output(widths, reference.output_change(widths.probes)))
         size, spec = g.weight(teacher, plan.layers[widths.name].layer).numel(), plan.layers[widths.name].weights
         assert spec is not None, "a job has a spec"
         bits = [spec.bits] if widths.name in fixed else list(WIDTHS)
@@ -179,13 +179,13 @@ def _between(curve: dict[int, float], count: float) -> float:
     return float(np.interp(count, list(curve), list(curve.values())))
 
 
-def trial_of_widths(job: LayerJob) -> Trial:
+def trial_of_widths(job: LayerJob) -> ErrorCurve:
     """Round one layer at every width; a pure function of the job.
 
     Raises:
         LayerError: the solver failed; names layer, method and shapes.
     """
-    return measured(job, _rounded)
+    return measure_curve(job, _rounded)
 
 
 def _rounded(job: LayerJob) -> Iterator[tuple[int, Tensor]]:

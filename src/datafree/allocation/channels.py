@@ -12,12 +12,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.allocation.sensitivity import Reference
+from datafree.allocation.sensitivity import NetworkProbe
 from datafree.allocation.sparsity import trial
 from datafree.graph import Group, channel_groups, unremovable
 from datafree.recipe import Recipe
 from datafree.records import LayerJob, PruneSpec, Skipped, WeightSpec
-from datafree.signals import Source
+from datafree.signals import Signal
 from datafree.solve import LayerPlan, Plan, damped, inverse, layer_jobs, output_power
 
 ROUNDS = 10  # of choosing, each for its share of the multiply-adds
@@ -29,7 +29,7 @@ class PruneError(ValueError):
 
 
 def choose_channels(
-    teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Recipe
+    teacher: fx.GraphModule, plan: Plan, source: Signal, recipe: Recipe
 ) -> tuple[Plan, tuple[Group, ...]]:
     """Choose channels until the recipe's share of the multiply-adds is gone (ours).
 
@@ -107,13 +107,13 @@ def _own_taps(h: Float[Tensor, "g m m"], taps: int) -> Float[Tensor, "g c k k"]:
 
 
 def _readers(
-    teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Recipe, names: set[str]
+    teacher: fx.GraphModule, plan: Plan, source: Signal, recipe: Recipe, names: set[str]
 ) -> dict[str, _Reader]:
     items = {n: replace(i, weights=WeightSpec(None) if n in names else None) for n, i in plan.layers.items()}
-    readers, reference = {}, Reference(teacher, source)
-    for job in layer_jobs(teacher, replace(plan, layers=items), source, recipe, {}, halves=True):
+    readers, reference = {}, NetworkProbe(teacher, source)
+    for job in layer_jobs(teacher, replace(plan, layers=items), source, recipe, {}, split_halves=True):
         probe = trial(job).probes[0]
-        [move] = reference.moves([probe])
+        [move] = reference.output_change([probe])
         readers[job.name] = _reader(job, move / max(probe.error, 1e-12))
     return readers
 

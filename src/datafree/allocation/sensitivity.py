@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from datafree import graph as g
 from datafree.records import LayerJob
-from datafree.signals import Source
+from datafree.signals import Signal
 
 PROBED = (0.02, 0.1, 0.3, 0.6)  # errors of a layer at which its effect on the network's output is measured
 LEAST, NUMBERS = 8, 2**19  # images sent through the network for each probe, at least; numbers in them, at most
@@ -36,10 +36,10 @@ def nearest_probes(job: LayerJob, errors: Sequence[float], weights: Sequence[Ten
     return tuple(Probe(job.name, errors[i], weights[i], shift(weights[i])) for i in sorted(chosen))
 
 
-class Reference:
+class NetworkProbe:
     """The float network's values on a few images: a change of one layer costs only what comes after it."""
 
-    def __init__(self, teacher: fx.GraphModule, source: Source) -> None:
+    def __init__(self, teacher: fx.GraphModule, source: Signal) -> None:
         count = max(LEAST, NUMBERS // max(x[0].numel() for x in source.inputs))
         feed = iter(x[:count] for x in source.inputs)
         self.layers = {g.layer_name(node): node for node in teacher.graph.nodes if g.note(node).layer}
@@ -57,7 +57,7 @@ class Reference:
         wanted = self._outputs(self.values)
         self.power = float((wanted - wanted.mean(0)).square().sum().clamp(min=1e-30))
 
-    def moves(self, probes: Iterable[Probe]) -> Iterator[float]:
+    def output_change(self, probes: Iterable[Probe]) -> Iterator[float]:
         """How far each probe moves the network's output, as a share of its variance over the images."""
         for probe in probes:
             layer = self.layers[probe.name]

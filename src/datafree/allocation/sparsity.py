@@ -10,11 +10,21 @@ import torch
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.allocation.sensitivity import Probe, Reference, nearest_probes
+from datafree.allocation.sensitivity import NetworkProbe, Probe, nearest_probes
 from datafree.recipe import Closed, Nearest, Recipe
 from datafree.records import LayerJob, PruneSpec
-from datafree.signals import Source
-from datafree.solve import Plan, alone, count_schedule, damped, inverse, layer_jobs, output_power, shrunk, thinned
+from datafree.signals import Signal
+from datafree.solve import (
+    Plan,
+    count_schedule,
+    damped,
+    inverse,
+    layer_jobs,
+    output_power,
+    shrunk,
+    solver_context,
+    thinned,
+)
 
 STEPS = 16  # of a layer's curve
 SPARSEST = 0.985  # where it ends
@@ -24,7 +34,7 @@ Curve = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
-class Trial:
+class ErrorCurve:
     """One layer by itself, pruned further and further or rounded at every width."""
 
     name: str
@@ -32,7 +42,7 @@ class Trial:
     probes: tuple[Probe, ...]
 
 
-def share_zeros(teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Recipe, pool: Callable) -> Plan:
+def share_zeros(teacher: fx.GraphModule, plan: Plan, source: Signal, recipe: Recipe, pool: Callable) -> Plan:
     """Move the recipe's count of zeros between the layers; their sum stays (ours).
 
     Every layer is pruned by itself, once, further and further. What an error of its output does to the network's is
@@ -49,7 +59,7 @@ def share_zeros(teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Rec
     if recipe.prune.score == "magnitude":
         counts = _below_one_threshold({n: g.weight(teacher, plan.layers[n].layer) for n in free}, total)
     else:
-        counts = shared_out(_curves(teacher, plan, source, recipe, pool, free), total)
+        counts = allocate_by_slope(_curves(teacher, plan, source, recipe, pool, free), total)
     return replace(plan, layers={n: _with_count(i, counts.get(n)) for n, i in plan.layers.items()})
 
 
@@ -67,17 +77,17 @@ def _below_one_threshold(weights: dict[str, Tensor], total: int) -> dict[str, in
 
 
 def _curves(
-    teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Recipe, pool: Callable, free: dict[str, PruneSpec]
+    teacher: fx.GraphModule, plan: Plan, source: Signal, recipe: Recipe, pool: Callable, free: dict[str, PruneSpec]
 ) -> dict[str, Curve]:
     """Error at the network's output against zeros, of every layer."""
     solve = recipe.solve if isinstance(recipe.solve, Closed) else Nearest()
     independent = recipe.model_copy(update={"solve": solve.model_copy(update={"sequential": False})})
-    jobs = (job for job in layer_jobs(teacher, plan, source, independent, {}, halves=True) if job.name in free)
-    reference = Reference(teacher, source)
-    return {t.name: convex(list(at_output(t, reference.moves(t.probes)))) for t in pool(trial, jobs)}
+    jobs = (job for job in layer_jobs(teacher, plan, source, independent, {}, split_halves=True) if job.name in free)
+    reference = NetworkProbe(teacher, source)
+    return {t.name: convex(list(at_output(t, reference.output_change(t.probes)))) for t in pool(trial, jobs)}
 
 
-def at_output(found: Trial, moved: Iterable[float]) -> Iterator[tuple[int, float]]:
+def at_output(found: ErrorCurve, moved: Iterable[float]) -> Iterator[tuple[int, float]]:
     """The trial's points with errors at the network's output, read between the probes along straight lines."""
     pairs = zip((p.error for p in found.probes), moved, strict=True)
     errors, outputs = zip(*sorted(pairs), strict=True)
@@ -87,7 +97,7 @@ def at_output(found: Trial, moved: Iterable[float]) -> Iterator[tuple[int, float
         yield count, low + (high - low) * (error - a) / max(b - a, 1e-12)
 
 
-def trial(job: LayerJob) -> Trial:
+def trial(job: LayerJob) -> ErrorCurve:
     """Prune one layer further and further; a pure function of the job.
 
     Raises:
@@ -96,22 +106,22 @@ def trial(job: LayerJob) -> Trial:
     size, asked = job.weight.numel(), job.spec.prune.count if job.spec.prune else 0
     most = max(min(round(SPARSEST * size), size - 1), asked)  # at least `asked`, so that the counts add up to the sum
     counts = count_schedule(PruneSpec(most, "output", STEPS), size)
-    found = measured(job, lambda half: ((int((w == 0).sum()), w) for w in _pruned_more_and_more(half, counts)))
+    found = measure_curve(job, lambda half: ((int((w == 0).sum()), w) for w in _pruned_more_and_more(half, counts)))
     return replace(found, points=((0, 0.0), *found.points))
 
 
-def measured(job: LayerJob, attempts: Callable[[LayerJob], Iterable[tuple[int, Tensor]]]) -> Trial:
+def measure_curve(job: LayerJob, attempts: Callable[[LayerJob], Iterable[tuple[int, Tensor]]]) -> ErrorCurve:
     """Try weights made from one half of the images, and measure their errors on the other.
 
     Args:
         attempts: function(job of the first half) -> (what was done, as a number; the weights that gave).
     """
-    first, second = job.folds or (job.moments, job.moments)
-    with alone(job):
+    first, second = job.moment_halves or (job.moments, job.moments)
+    with solver_context(job):
         power = max(output_power(job.weight, second), 1e-30)
-        done, weights = zip(*attempts(replace(job, moments=shrunk(first), folds=None)), strict=True)
+        done, weights = zip(*attempts(replace(job, moments=shrunk(first), moment_halves=None)), strict=True)
         errors = [output_power(job.weight - weight, second) / power for weight in weights]
-        return Trial(job.name, tuple(zip(done, errors, strict=True)), nearest_probes(job, errors, weights))
+        return ErrorCurve(job.name, tuple(zip(done, errors, strict=True)), nearest_probes(job, errors, weights))
 
 
 def _pruned_more_and_more(job: LayerJob, counts: list[int]) -> Iterator[Tensor]:
@@ -138,7 +148,7 @@ def convex(points: list[tuple[int, float]]) -> Curve:
     return tuple(hull)
 
 
-def shared_out(curves: dict[str, Curve], total: int) -> dict[str, int]:
+def allocate_by_slope(curves: dict[str, Curve], total: int) -> dict[str, int]:
     """Counts of least summed error for a sum of `total`: pieces of the curves in order of their slopes."""
     pieces = [
         ((b[1] - a[1]) / (b[0] - a[0]), b[0] - a[0], name)

@@ -268,8 +268,11 @@ def export(
     ],
     opset: Annotated[int, typer.Option(metavar="13|21", help="Of ONNX.")] = 21,
     int4: Annotated[bool, typer.Option("--int4", help="ONNX: 4-bit weights in 4 bits; smaller, slower.")] = False,
-    blocks: Annotated[
-        bool, typer.Option("--blocks/--no-blocks", help="ONNX: first layer on 2x2 pixels; OpenVINO is faster without.")
+    space_to_depth: Annotated[
+        bool,
+        typer.Option(
+            "--space-to-depth/--no-space-to-depth", help="ONNX: first layer on 2x2 pixels; OpenVINO is faster without."
+        ),
     ] = True,
     squeeze: Annotated[bool, typer.Option("--compress", help="Packed: squeeze the file with zlib, too.")] = False,
     float32: Annotated[
@@ -282,14 +285,19 @@ def export(
     """Write the student as one file, run what was written, and say how near it is."""
     _set_threads(threads)
     done, packed = Run.load(directory), file.suffix == ".safetensors"
-    for name, given in {"--opset": opset != 21, "--int4": int4, "--no-blocks": not blocks, "--float": float32}.items():
+    for name, given in {
+        "--opset": opset != 21,
+        "--int4": int4,
+        "--no-space-to-depth": not space_to_depth,
+        "--float": float32,
+    }.items():
         if packed and given:
             raise ValueError(f"{name} is of ONNX files, {file} is a packed one; leave it out, or write a .onnx file")
     if squeeze and not packed:
         raise ValueError(f"--compress is of packed files; leave it out, or write a .safetensors file instead of {file}")
     if file.suffix == ".onnx":
         shown = replace(done, student=done.teacher) if float32 else done
-        check = export_onnx(shown, file, opset=opset, int4=int4, blocks=blocks, force=force)
+        check = export_onnx(shown, file, opset=opset, int4=int4, space_to_depth=space_to_depth, force=force)
         facts, said = tables.export_facts(check), check.notes
     elif packed:
         save(done, file, compress=squeeze, force=force)

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from datafree import graph as g
 from datafree.graph import batch_norms, trace
 from datafree.models import check_weights, input_range
-from datafree.recipe import Made, Propagated, Recipe
+from datafree.recipe import OptimizedImages, Propagated, Recipe
 from datafree.records import InputRange, Skipped, Stats
 from datafree.run import warnings_of
 from datafree.signals import make_signal
@@ -126,6 +126,6 @@ def _chosen_range(teacher: fx.GraphModule, stats: Stats, recipe: Recipe, known: 
     if recipe.signal.kind == "loader":
         return InputRange((), (), "the images given")
     signal = recipe.signal
-    if isinstance(signal, Made):  # the range is that of their probes, known before any step is taken
+    if isinstance(signal, OptimizedImages):  # the range is that of their probes, known before any step is taken
         signal = Propagated(probes=signal.probes, images=signal.images)
     return make_signal(teacher, stats, signal, seed=0, input_range=known)[1]

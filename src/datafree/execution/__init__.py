@@ -1,16 +1,16 @@
 """How work is run: in processes, resumed after a kill, written whole, counted in multiply-adds."""
 
-from datafree.execution.atomic import written_whole
-from datafree.execution.mac_counter import counted, counting, spend, spend_on_layer
+from datafree.execution.atomic import atomic_write
+from datafree.execution.mac_counter import add_layer_macs, add_macs, count_macs, counting_pool
 from datafree.execution.memory import peak_memory
 from datafree.execution.pools import one_thread, processes, serial
 from datafree.execution.resume import (
     EVERY,
-    HERE,
-    NOTHING_KEPT,
+    NO_CHECKPOINTS,
+    ON_CPU,
     Checkpoints,
+    Execution,
     OnStep,
-    Work,
     adam_state,
     ignore_steps,
     layer_from_tensors,
@@ -22,14 +22,17 @@ from datafree.execution.resume import (
 
 __all__ = [
     "EVERY",
-    "HERE",
-    "NOTHING_KEPT",
+    "NO_CHECKPOINTS",
+    "ON_CPU",
     "Checkpoints",
+    "Execution",
     "OnStep",
-    "Work",
     "adam_state",
-    "counted",
-    "counting",
+    "add_layer_macs",
+    "add_macs",
+    "atomic_write",
+    "count_macs",
+    "counting_pool",
     "ignore_steps",
     "layer_from_tensors",
     "layer_to_tensors",
@@ -39,8 +42,5 @@ __all__ = [
     "processes",
     "restore_adam",
     "serial",
-    "spend",
-    "spend_on_layer",
     "under",
-    "written_whole",
 ]

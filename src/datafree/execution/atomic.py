@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A place beside `path` to write a file or a folder to; at the end it is flushed and takes the place of `path`.
 
     Folders on the way are made. Whatever is raised inside, or a full disk, leaves `path` as it was and nothing beside.

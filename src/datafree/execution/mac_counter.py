@@ -23,7 +23,7 @@ _active: ContextVar[Counter | None] = ContextVar("counter", default=None)
 
 
 @contextmanager
-def counted() -> Iterator[Counter]:
+def count_macs() -> Iterator[Counter]:
     """Count what runs inside. An outer counter does not see it; add `counter.macs` there where it should."""
     counter = Counter()
     token = _active.set(counter)
@@ -33,34 +33,34 @@ def counted() -> Iterator[Counter]:
         _active.reset(token)
 
 
-def spend(macs: int) -> None:
+def add_macs(macs: int) -> None:
     """Add to the innermost counter, where there is one."""
     counter = _active.get()
     if counter is not None:
         counter.macs += macs
 
 
-def spend_on_layer(x: Tensor, weight: Tensor, y: Tensor) -> None:
+def add_layer_macs(x: Tensor, weight: Tensor, y: Tensor) -> None:
     """Count a convolution or linear layer y = W x: forward once, backward once for each operand that wants a gradient.
 
     Work that is written down for the backward pass counts as done (paper: a backward pass costs two forward passes).
     """
     passes = 1 + (x.requires_grad + weight.requires_grad if y.requires_grad else 0)
-    spend(passes * y.numel() * weight[0].numel())
+    add_macs(passes * y.numel() * weight[0].numel())
 
 
-def counting(pool: Callable[[Callable, Iterable], Iterator]) -> Callable[[Callable, Iterable], Iterator]:
+def counting_pool(pool: Callable[[Callable, Iterable], Iterator]) -> Callable[[Callable, Iterable], Iterator]:
     """The same pool; what its functions spend, in whatever process, is counted here."""
 
     def counted_pool(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         for value, macs in pool(partial(_with_macs, function), items):
-            spend(macs)
+            add_macs(macs)
             yield value
 
     return counted_pool
 
 
 def _with_macs(function: Callable[[Any], Any], item: Any) -> tuple[Any, int]:
-    with counted() as spent:
+    with count_macs() as spent:
         value = function(item)
     return value, spent.macs

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from datafree.execution.atomic import written_whole
+from datafree.execution.atomic import atomic_write
 from datafree.records import LayerResult, QParams
 
 JOB = "job.json"
@@ -52,7 +52,7 @@ class Checkpoints:
         if not self.folder.exists():
             self.folder.mkdir(parents=True)
             (self.folder / JOB).write_text(json.dumps(dict(self.job), indent=2))
-        with written_whole(path) as place:
+        with atomic_write(path) as place:
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, place, _metadata(record))
 
     def read(self, name: str) -> dict[str, Tensor] | None:
@@ -88,23 +88,23 @@ class Checkpoints:
         return self.folder / f"{self.prefix}{name}.safetensors".replace("/", "_")
 
 
-NOTHING_KEPT = Checkpoints()
+NO_CHECKPOINTS = Checkpoints()
 
 
 @dataclass(frozen=True)
-class Work:
+class Execution:
     """How something long is done: where ("cpu" or "cuda"), who is told of its steps, and what is kept of it."""
 
     device: str = "cpu"
     on_step: OnStep = ignore_steps
-    checkpoints: Checkpoints = NOTHING_KEPT
+    checkpoints: Checkpoints = NO_CHECKPOINTS
 
-    def part(self, name: str) -> Work:
+    def part(self, name: str) -> Execution:
         """One of several pieces of it."""
         return replace(self, checkpoints=self.checkpoints.part(name))
 
 
-HERE = Work()
+ON_CPU = Execution()
 
 
 def _metadata(record: dict | None) -> dict[str, str] | None:

@@ -4,7 +4,7 @@ from datafree.graph.activations import channel_multiplier, clip_bounds, has_rows
 from datafree.graph.annotations import Annotation, annotate, layer_name, note, shape
 from datafree.graph.capture import batch_norms, trace
 from datafree.graph.channel_groups import Group, channel_groups, described, remove_, unremovable
-from datafree.graph.channel_ids import Port, Spaces, channel_spaces
+from datafree.graph.channel_ids import ChannelIds, LayerSide, channel_ids
 from datafree.graph.operators import (
     BATCH_NORM,
     CONV,
@@ -51,10 +51,10 @@ __all__ = [
     "OPERATORS",
     "UNKNOWN",
     "Annotation",
+    "ChannelIds",
     "Group",
+    "LayerSide",
     "Operator",
-    "Port",
-    "Spaces",
     "annotate",
     "argument",
     "aten",
@@ -62,8 +62,8 @@ __all__ = [
     "batch_norms",
     "bias",
     "channel_groups",
+    "channel_ids",
     "channel_multiplier",
-    "channel_spaces",
     "clip_bounds",
     "described",
     "duplicate",

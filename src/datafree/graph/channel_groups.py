@@ -1,7 +1,7 @@
 """Whole channels: which must go together, and a network without them that is smaller and still dense.
 
-A channel is followed through everything that keeps it apart from the others (`spaces.py`). Whoever makes it loses a
-row, whoever reads it loses columns, and what lies between (a slope, a kept BatchNorm, v_o) loses an entry.
+A channel is followed through everything that keeps it apart from the others (`channel_ids.py`). Whoever makes it loses
+a row, whoever reads it loses columns, and what lies between (a slope, a kept BatchNorm, v_o) loses an entry.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from datafree.graph import view as g
 from datafree.graph.annotations import annotate, layer_name, note, shape
-from datafree.graph.channel_ids import Walk
+from datafree.graph.channel_ids import ChannelTracer
 from datafree.graph.operators import CONV, argument, aten, operator_of
 from datafree.records import Skipped
 
@@ -120,7 +120,7 @@ def remove_(teacher: fx.GraphModule, groups: Iterable[Group]) -> None:
 # ---- which channels go together
 
 
-class _ChannelWalk(Walk):
+class _ChannelWalk(ChannelTracer):
     """Ids of channels, united further where the network would not stay dense if one went without the other."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
@@ -200,16 +200,16 @@ def _is_followed(node: fx.Node, ids: object) -> bool:
 
 def _classes(teacher: fx.GraphModule) -> _Classes:
     walk = _ChannelWalk(teacher)
-    spaces = walk.result()
-    for port in [*spaces.producers, *spaces.consumers]:
-        if len(set(port.classes.tolist())) == 1:
-            walk.freeze(port.classes, f"all channels of {port.layer} would go together")
+    found = walk.result()
+    for side in [*found.producers, *found.consumers]:
+        if len(set(side.classes.tolist())) == 1:
+            walk.freeze(side.classes, f"all channels of {side.layer} would go together")
     roots = torch.tensor([walk._find(i) for i in range(len(walk.parent))])
     nodes = {n: roots[ids] for n, ids in [*walk.ids.items(), *walk.vectors.items()] if isinstance(ids, Tensor)}
     frozen = {int(roots[i]): reason for i, reason in reversed(walk.reasons.items())}
     sides = (
-        [(port.layer, port.classes) for port in spaces.producers],
-        [(port.layer, port.classes) for port in spaces.consumers],
+        [(side.layer, side.classes) for side in found.producers],
+        [(side.layer, side.classes) for side in found.consumers],
         [(str(node.target), nodes[node].flatten()) for node in walk.vectors],
     )
     made, read, between = (_members(side) for side in sides)

@@ -18,7 +18,7 @@ from datafree.graph.operators import CONV, argument, operator_of
 
 
 @dataclass(frozen=True)
-class Port:
+class LayerSide:
     """One side of one layer: channel c of its input or output belongs to class `classes[c]`."""
 
     layer: str
@@ -26,15 +26,15 @@ class Port:
 
 
 @dataclass
-class Spaces:
+class ChannelIds:
     """Producers and consumers of every class of channels; `blocked` classes may not be rescaled."""
 
-    producers: list[Port] = field(default_factory=list)
-    consumers: list[Port] = field(default_factory=list)
+    producers: list[LayerSide] = field(default_factory=list)
+    consumers: list[LayerSide] = field(default_factory=list)
     blocked: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
 
 
-def channel_spaces(graph: fx.GraphModule, *, homogeneous: bool) -> Spaces:
+def channel_ids(graph: fx.GraphModule, *, homogeneous: bool) -> ChannelIds:
     """Find the classes of channels that are tied together between layers.
 
     Args:
@@ -43,10 +43,10 @@ def channel_spaces(graph: fx.GraphModule, *, homogeneous: bool) -> Spaces:
             affine ops, graph inputs and outputs block the classes they touch. False = any element-wise operator,
             pooling and gate keeps a channel the same channel (what AFCLE assumes, which is nothing else).
     """
-    return Walk(graph, homogeneous).result()
+    return ChannelTracer(graph, homogeneous).result()
 
 
-class Walk:
+class ChannelTracer:
     """Ids of every tensor while the graph is read; union-find over ids."""
 
     def __init__(self, graph: fx.GraphModule, homogeneous: bool) -> None:
@@ -56,7 +56,7 @@ class Walk:
         self.ids: dict[fx.Node, object] = {}
         self.ports: tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]] = ([], [])
 
-    def result(self) -> Spaces:
+    def result(self) -> ChannelIds:
         for node in self.graph.graph.nodes:
             if node.op == "placeholder":
                 self.ids[node] = self._fresh(shape(node), blocked=self.homogeneous)
@@ -68,8 +68,8 @@ class Walk:
         roots = torch.tensor([self._find(i) for i in range(len(self.parent))])
         blocked = torch.zeros(len(roots), dtype=torch.bool)
         blocked[[self._find(i) for i in self.blocked_ids]] = True
-        producers, consumers = ([Port(name, roots[ids]) for name, ids in side] for side in self.ports)
-        return Spaces(producers, consumers, blocked)
+        producers, consumers = ([LayerSide(name, roots[ids]) for name, ids in side] for side in self.ports)
+        return ChannelIds(producers, consumers, blocked)
 
     # ---- union-find
 

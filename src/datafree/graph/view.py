@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from datafree.execution import spend_on_layer
+from datafree.execution import add_layer_macs
 from datafree.graph.annotations import annotate, layer_name, note, shape
 from datafree.graph.operators import CONV, LINEAR, aten
 from datafree.records import Layer
@@ -218,7 +218,7 @@ def execute(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
     value = node.target(*args, **kwargs)  # type: ignore[operator]
     if node.target in (CONV, LINEAR):
-        spend_on_layer(args[0], args[1], value)
+        add_layer_macs(args[0], args[1], value)
     return value
 
 

@@ -2,9 +2,9 @@
 
 from datafree.quantization.affine import (
     CLIP_RATIOS,
+    choose_qparams,
     dequantize,
     fake_quantize,
-    grid,
     quantize,
     rounded_rows,
     search_grid,
@@ -14,9 +14,9 @@ from datafree.quantization.sparsity import Pattern, in_cells, stored_size, witho
 __all__ = [
     "CLIP_RATIOS",
     "Pattern",
+    "choose_qparams",
     "dequantize",
     "fake_quantize",
-    "grid",
     "in_cells",
     "quantize",
     "rounded_rows",

@@ -17,7 +17,7 @@ def signed_range(bits: int) -> tuple[int, int]:
     return -(2 ** (bits - 1)) + 1, 2 ** (bits - 1) - 1
 
 
-def grid(low: Float[Tensor, " c"], high: Float[Tensor, " c"], *, bits: int, symmetric: bool) -> QParams:
+def choose_qparams(low: Float[Tensor, " c"], high: Float[Tensor, " c"], *, bits: int, symmetric: bool) -> QParams:
     """The integer grid that covers [low, high] and holds 0 exactly.
 
     Args:
@@ -56,7 +56,7 @@ def fake_quantize(x: Float[Tensor, ...], qparams: QParams) -> Float[Tensor, ...]
 
 def rounded_rows(rows: Float[Tensor, "c n"], bits: int) -> Float[Tensor, "c n"]:
     """Rows rounded to nearest, each on the grid from its least to its largest value."""
-    return fake_quantize(rows, grid(rows.amin(1), rows.amax(1), bits=bits, symmetric=False))
+    return fake_quantize(rows, choose_qparams(rows.amin(1), rows.amax(1), bits=bits, symmetric=False))
 
 
 def search_grid(
@@ -79,7 +79,7 @@ def search_grid(
     errors, scales, zero_points = [], [], []
     for shares in torch.tensor(ratios).split(max(1, TOGETHER // max(1, rows.numel()))):
         ends = ((shares[:, None] * end).flatten() for end in (low, high))
-        trial = grid(*ends, bits=bits, symmetric=symmetric)
+        trial = choose_qparams(*ends, bits=bits, symmetric=symmetric)
         tried = rows.expand(len(shares), -1, -1).flatten(0, 1)
         error = fake_quantize(tried, trial).sub_(tried).square_().unflatten(0, (len(shares), len(rows)))
         errors.append((error if importance is None else error.mul_(importance)).sum(2))

@@ -80,10 +80,10 @@ class Adversarial(_Images):
     rival_bits: Bits = 4  # of the student it is trained against, where there is none yet
 
 
-Moved = Matched | Inverted
+MatchedImages = Matched | Inverted
 """Signals whose images are moved until the network remembers them."""
 
-Made = Matched | Inverted | Adversarial
+OptimizedImages = Matched | Inverted | Adversarial
 """Signals whose images are dear, so they are kept and used again."""
 
 

@@ -50,7 +50,7 @@ def estimate(run: Run) -> Estimate:
 
 
 @dataclass(frozen=True)
-class Ruler:
+class FlipCurve:
     """What is learned of one network before any student is looked at: images, its answers, how easily they turn."""
 
     images: tuple[Tensor, ...]
@@ -59,7 +59,7 @@ class Ruler:
     power: float  # p
 
 
-def calibrate(run: Run) -> Ruler:
+def calibrate(run: Run) -> FlipCurve:
     """Make matched images and damage the teacher on purpose.
 
     Raises:
@@ -75,16 +75,16 @@ def calibrate(run: Run) -> Ruler:
         logits = run.teacher(*source.inputs)
         moves, turned = zip(*(_damage(logits, net(*source.inputs)) for net in damaged(run.teacher)), strict=True)
     steepness, power = fit(torch.tensor(moves), torch.tensor(turned), logits.shape[1])
-    return Ruler(source.inputs, logits, steepness / EASIER, power)
+    return FlipCurve(source.inputs, logits, steepness / EASIER, power)
 
 
-def predict(student: nn.Module, ruler: Ruler) -> Estimate:
+def predict(student: nn.Module, ruler: FlipCurve) -> Estimate:
     """Read one student's agreement off the curve."""
     with torch.no_grad():
         move, _ = _damage(ruler.logits, student(*ruler.images))
     num_classes = ruler.logits.shape[1]
     at = [ruler.steepness * move * f for f in (SPREAD, 1.0, 1 / SPREAD)]
-    low, middle, high = (100 - 100 * float(turning(torch.tensor(v), ruler.power, num_classes)) for v in at)
+    low, middle, high = (100 - 100 * float(flip_rate(torch.tensor(v), ruler.power, num_classes)) for v in at)
     return Estimate(middle, max(0.0, min(low, middle - LEAST)), min(100.0, max(high, middle + LEAST)))
 
 
@@ -125,11 +125,11 @@ def fit(moves: Float[Tensor, " k"], turned: Float[Tensor, " k"], num_classes: in
     found = []
     for power in POWERS:
         tried = torch.logspace(-2, 2, 2000)
-        error = (turning(tried[:, None] * moves, power, num_classes) - turned).square().sum(1)
+        error = (flip_rate(tried[:, None] * moves, power, num_classes) - turned).square().sum(1)
         found.append((float(error.min()), float(tried[error.argmin()]), power))
     return min(found)[1:]
 
 
-def turning(reach: Float[Tensor, ...], power: float, num_classes: int) -> Float[Tensor, ...]:
+def flip_rate(change: Float[Tensor, ...], power: float, num_classes: int) -> Float[Tensor, ...]:
     """Share of answers that turn, of s z."""
-    return (1 - 1 / num_classes) * -torch.expm1(-(reach**power))
+    return (1 - 1 / num_classes) * -torch.expm1(-(change**power))

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx
 
-from datafree.execution import layer_from_tensors, layer_to_tensors, written_whole
+from datafree.execution import atomic_write, layer_from_tensors, layer_to_tensors
 from datafree.recipe import Recipe
 from datafree.records import ChannelStats, Estimate, InputRange, LayerResult, Skipped, Stats, Summary
 from datafree.run.contact_sheet import contact_sheet
@@ -69,7 +69,7 @@ class Run:
         """
         path = Path(path)
         check_free(path, force=force)
-        with written_whole(path) as place:
+        with atomic_write(path) as place:
             (place / "layers").mkdir(parents=True)
             self._write(place)
 

@@ -12,7 +12,7 @@ from datafree.graph import described
 from datafree.recipe import Recipe
 from datafree.records import InputRange, LayerResult, Skipped, Stats, Summary
 from datafree.run.cost import costs
-from datafree.signals import Source
+from datafree.signals import Signal
 from datafree.teacher import Equalization
 
 
@@ -24,7 +24,7 @@ class Steps:
     kept: tuple[Skipped, ...]
     stats: Stats
     equalization: Equalization
-    source: Source
+    source: Signal
     input_range: InputRange
     allocation: Allocation
     smaller: fx.GraphModule
@@ -47,7 +47,7 @@ def summarize(steps: Steps, model: nn.Module, *, fingerprint: str, seconds: floa
         seconds=seconds,
         peak_memory_bytes=peak_memory(),
         equalization=str(steps.equalization),
-        activations=_activations(recipe, plan.sites),
+        activations=_activations(recipe, plan.activation_bits),
         skipped=plan.skipped + steps.kept,
         warnings=warnings_of(model, steps.stats, steps.input_range),
         fingerprint=fingerprint,

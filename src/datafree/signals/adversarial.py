@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, fx, nn
 
 from datafree import graph as g
-from datafree.execution import EVERY, HERE, Work, adam_state, restore_adam, spend_on_layer, under
+from datafree.execution import EVERY, ON_CPU, Execution, adam_state, add_layer_macs, restore_adam, under
 from datafree.quantization import rounded_rows
 from datafree.recipe import Adversarial
 from datafree.records import ChannelStats, InputRange, Stats
@@ -77,7 +77,7 @@ class Generator(nn.Module):
 
 def _counted(module: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
     y = module(x)
-    spend_on_layer(x, module.weight, y)
+    add_layer_macs(x, module.weight, y)
     return y
 
 
@@ -167,7 +167,7 @@ def train(
     *,
     input_range: InputRange,
     generator: torch.Generator,
-    work: Work = HERE,
+    work: Execution = ON_CPU,
 ) -> Generator:
     """Train a generator against the teacher rounded to nearest at `rival_bits`; returns it in eval mode, on the CPU.
 

@@ -21,7 +21,7 @@ CLIPPED = (0.01, 0.99)  # probabilities in the competition
 
 
 @dataclass(frozen=True)
-class Motion:
+class AdamSchedule:
     """How Adam moves a batch of images, and how they are seen at every step."""
 
     lr: float
@@ -30,14 +30,14 @@ class Motion:
     batch: int  # images moved together; their joint statistics are what is matched
     jitter: int | None  # pixels of the random shift; None = a twelfth of the shorter side
     flips: bool  # every second view is flipped
-    reach: float  # largest unit-variance pixel
+    pixel_limit: float  # largest unit-variance pixel
 
 
 @dataclass(frozen=True)
 class Published:
     """One setting of Deep Inversion: loss = class_weight CE + statistics R_BN + tv R_TV + l2 |x|."""
 
-    motion: Motion
+    motion: AdamSchedule
     steps: int
     class_weight: float
     statistics: float
@@ -47,8 +47,12 @@ class Published:
 
 
 PUBLISHED = {
-    "cifar10": Published(Motion(0.05, (0.9, 0.999), False, 256, 2, False, math.inf), 2000, 1.0, 1.0, 1.0, 2.5e-5, 0.0),
-    "imagenet": Published(Motion(0.25, (0.9, 0.999), True, 84, 30, True, 2.2), 20000, 1.0, 0.01, 10.0, 1e-4, 1e-5),
+    "cifar10": Published(
+        AdamSchedule(0.05, (0.9, 0.999), False, 256, 2, False, math.inf), 2000, 1.0, 1.0, 1.0, 2.5e-5, 0.0
+    ),
+    "imagenet": Published(
+        AdamSchedule(0.25, (0.9, 0.999), True, 84, 30, True, 2.2), 20000, 1.0, 0.01, 10.0, 1e-4, 1e-5
+    ),
 }
 """Settings by name.
 

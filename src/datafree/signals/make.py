@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from datafree import graph as g
-from datafree.execution import HERE, Work
-from datafree.recipe import Adversarial, Gaussian, Loader, Made, Propagated
+from datafree.execution import ON_CPU, Execution
+from datafree.recipe import Adversarial, Gaussian, Loader, OptimizedImages, Propagated
 from datafree.records import ChannelStats, InputRange, Stats
 from datafree.signals.adversarial import train
-from datafree.signals.matching import SHORT, Rival, in_range, match, motion_of
+from datafree.signals.matching import SHORT, Competitor, in_range, match, motion_of
 from datafree.signals.probes import dead_leaves, pink_noise
 from datafree.signals.scale import infer_input_range
-from datafree.signals.source import Source
+from datafree.signals.source import Signal
 
 AT_BATCHNORM = {
     "gaussian": "draw",
@@ -29,14 +29,14 @@ PROBES = {"leaves": dead_leaves, "pink": pink_noise}
 def make_signal(
     teacher: fx.GraphModule,
     stats: Stats,
-    signal: Gaussian | Propagated | Made | Loader,
+    signal: Gaussian | Propagated | OptimizedImages | Loader,
     *,
     seed: int,
     input_range: InputRange | None = None,
     images: tuple[Tensor, ...] | None = None,
-    rival: Rival | None = None,
-    work: Work = HERE,
-) -> tuple[Source, InputRange]:
+    rival: Competitor | None = None,
+    work: Execution = ON_CPU,
+) -> tuple[Signal, InputRange]:
     """Make the inputs every layer will be solved on.
 
     Args:
@@ -60,9 +60,9 @@ def make_signal(
     images = images and tuple(x.detach() for x in images)
     if isinstance(signal, Loader):
         at_batchnorm = "restandardise" if signal.restandardise else "keep"
-        return Source(signal.kind, images, stats, at_batchnorm, seed=seed), InputRange((), (), "the images given")
+        return Signal(signal.kind, images, stats, at_batchnorm, seed=seed), InputRange((), (), "the images given")
     shapes = [g.shape(node)[1:] for node in g.placeholders(teacher)]
-    dear = isinstance(signal, Made)
+    dear = isinstance(signal, OptimizedImages)
     count = signal.images or num_images(shapes[0], most=128 if dear else 512)
     shapes = [(count, *shape) for shape in shapes]
     unit = tuple(_unit_images(shape, signal, generator) for shape in shapes)
@@ -75,18 +75,18 @@ def make_signal(
     inputs = images or tuple(in_range(x, r) for x, r in zip(unit, ranges, strict=True))
     if dear:
         inputs = tuple(x.half().float() for x in inputs)  # as a run directory keeps them
-    reach = tuple((min(r.mean) - INPUT_REACH * max(r.std), max(r.mean) + INPUT_REACH * max(r.std)) for r in ranges)
+    limits = tuple((min(r.mean) - INPUT_REACH * max(r.std), max(r.mean) + INPUT_REACH * max(r.std)) for r in ranges)
     drawn = ranges if isinstance(signal, Gaussian) and images is None else []
     if drawn:
         note = f"; the network's input is drawn at {first}; pooling is {signal.pooling}"
-    source = Source(
+    source = Signal(
         signal.kind,
         inputs,
         stats,
         AT_BATCHNORM[signal.kind],
         pooling=signal.pooling if isinstance(signal, Gaussian) else "executed",
         seed=seed,
-        reach=reach,
+        input_limits=limits,
         note=note,
         generator=network,
         input_stats={n.name: _drawn(r, g.shape(n)) for n, r in zip(g.placeholders(teacher), drawn, strict=False)},
@@ -103,12 +103,12 @@ def _drawn(known: InputRange, shape: tuple[int, ...]) -> ChannelStats:
 def _dear_images(
     teacher: fx.GraphModule,
     stats: Stats,
-    signal: Made,
+    signal: OptimizedImages,
     probes: Tensor,
     known: InputRange,
     rng: torch.Generator,
-    rival: Rival | None,
-    work: Work,
+    rival: Competitor | None,
+    work: Execution,
 ) -> tuple[Tensor, str, nn.Module | None]:
     """Images as the network sees them, how well they came out, and the generator that made them."""
     if isinstance(signal, Adversarial):
@@ -127,7 +127,7 @@ def num_images(shape: tuple[int, ...], *, most: int) -> int:
 
 
 def _unit_images(
-    shape: tuple[int, ...], signal: Gaussian | Propagated | Made | Loader, generator: torch.Generator
+    shape: tuple[int, ...], signal: Gaussian | Propagated | OptimizedImages | Loader, generator: torch.Generator
 ) -> Tensor:
     """Zero mean, unit standard deviation: N(0, 1) for the paper's signal, procedural images for ours."""
     if signal.kind == "gaussian" or len(shape) != 4:

@@ -12,14 +12,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.execution import EVERY, HERE, Checkpoints, Work, adam_state, restore_adam
-from datafree.recipe import Inverted, Moved
+from datafree.execution import EVERY, ON_CPU, Checkpoints, Execution, adam_state, restore_adam
+from datafree.recipe import Inverted, MatchedImages
 from datafree.records import ChannelStats, InputRange, Stats
-from datafree.signals.inversion import PUBLISHED, Motion, competition, size, statistics_distance, total_variation
+from datafree.signals.inversion import PUBLISHED, AdamSchedule, competition, size, statistics_distance, total_variation
 from datafree.signals.source import batch_statistics
 
 # ours; 8-bit pixels end about two standard deviations from their mean
-SHORT = Motion(lr=0.1, betas=(0.9, 0.99), annealed=True, batch=64, jitter=None, flips=True, reach=2.2)
+SHORT = AdamSchedule(lr=0.1, betas=(0.9, 0.99), annealed=True, batch=64, jitter=None, flips=True, pixel_limit=2.2)
 SHORT_STEPS = 200  # ours
 PATIENCE = 50  # steps after which the loss has to be below its start
 
@@ -29,7 +29,7 @@ class MatchingError(ValueError):
 
 
 @dataclass(frozen=True)
-class Rival:
+class Competitor:
     """A student whose answers the images shall not share (Deep Inversion's adaptive form)."""
 
     logits: Callable[[Tensor], Tensor]  # differentiable
@@ -54,13 +54,13 @@ class Matched:
         return f"distance from BatchNorm {before:.3g} -> {after:.3g}{asked}"
 
 
-def motion_of(method: Moved) -> Motion:
+def motion_of(method: MatchedImages) -> AdamSchedule:
     """How images of this kind and setting move."""
     published = isinstance(method, Inverted) and method.setting != "short"
     return PUBLISHED[method.setting].motion if published else SHORT  # type: ignore[union-attr]
 
 
-def steps_of(method: Moved) -> int:
+def steps_of(method: MatchedImages) -> int:
     """Steps of the recipe, or those of the setting."""
     if method.steps is not None:
         return method.steps
@@ -72,12 +72,12 @@ def match(
     teacher: fx.GraphModule,
     stats: Stats,
     unit: Float[Tensor, "n c h w"],
-    method: Moved,
+    method: MatchedImages,
     *,
     input_range: InputRange,
     generator: torch.Generator,
-    rival: Rival | None = None,
-    work: Work = HERE,
+    rival: Competitor | None = None,
+    work: Execution = ON_CPU,
 ) -> Matched:
     """Move images by Adam until the outputs of BatchNorm have the mean and standard deviation it remembers.
 
@@ -138,10 +138,10 @@ class _Objective:
 
     teacher: fx.GraphModule
     stats: Stats
-    method: Moved
+    method: MatchedImages
     input_range: InputRange
     targets: Int[Tensor, " n"] | None
-    rival: Rival | None
+    rival: Competitor | None
 
     def __call__(self, view: Float[Tensor, "n c h w"]) -> tuple[Tensor, Tensor, Tensor | None]:
         method, x = self.method, in_range(view, self.input_range)
@@ -164,7 +164,7 @@ class _Objective:
 def _move(
     unit: Tensor,
     objective: _Objective,
-    motion: Motion,
+    motion: AdamSchedule,
     steps: int,
     generator: torch.Generator,
     watch: Callable[[int], None],
@@ -196,7 +196,7 @@ def _move(
         check_loss(losses, step)
         optimizer.step()
         with torch.no_grad():
-            images.clamp_(-motion.reach, motion.reach)
+            images.clamp_(-motion.pixel_limit, motion.pixel_limit)
         watch(step + 1)
         if (step + 1) % EVERY == 0 or step + 1 == steps:
             state = {"images": images, "generator": generator.get_state(), **adam_state(optimizer)}

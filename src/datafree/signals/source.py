@@ -18,7 +18,7 @@ DROWNED = 1e3  # mean^2 / variance above which float32 sums of squares are not e
 
 
 @dataclass(frozen=True)
-class Source:
+class Signal:
     """A signal ready to flow.
 
     inputs: one tensor (N, ...) for each input of the graph.
@@ -27,7 +27,7 @@ class Source:
         "draw" it from them without running what comes before (paper, eq. 2-3).
     input_stats: of inputs that are drawn, too, by node name.
     pooling: "executed" as everything else, or "ignored": passed over, for draws keep the statistics before it (paper).
-    reach: for each input made here, the smallest and largest value a real one may have; None = as in `inputs`.
+    input_limits: for each input made here, the smallest and largest value a real one may have; None = as in `inputs`.
     """
 
     kind: str
@@ -36,7 +36,7 @@ class Source:
     at_batchnorm: str = "keep"
     pooling: str = "executed"
     seed: int = 0
-    reach: tuple[tuple[float, float], ...] | None = None
+    input_limits: tuple[tuple[float, float], ...] | None = None
     note: str = ""  # how well the images came out
     generator: torch.nn.Module | None = None  # that made them
     input_stats: Stats = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Source:
         return len(self.inputs[0])
 
 
-def flow(teacher: fx.GraphModule, source: Source) -> Iterator[tuple[fx.Node, object]]:
+def walk_teacher(teacher: fx.GraphModule, source: Signal) -> Iterator[tuple[fx.Node, object]]:
     """Yield every node with its value, inputs first, in execution order; a value is freed after its last use."""
     generator = torch.Generator().manual_seed(source.seed)
     known = source.drawn if source.at_batchnorm != "keep" else {}
@@ -72,7 +72,7 @@ def flow(teacher: fx.GraphModule, source: Source) -> Iterator[tuple[fx.Node, obj
         yield node, values[node]
 
 
-def mirrored(teacher: fx.GraphModule, source: Source) -> Iterator[tuple[fx.Node, Any, Any, dict[fx.Node, Any]]]:
+def walk_both(teacher: fx.GraphModule, source: Signal) -> Iterator[tuple[fx.Node, Any, Any, dict[fx.Node, Any]]]:
     """Walk teacher and student side by side: yield (node, teacher's value, change, student's values).
 
     The student's value of a call is that of the same call on the student's inputs; that of a layer is None, for the

@@ -1,12 +1,12 @@
 """One layer's problem and the schedule of all: moments of its inputs, grids, rounding, zeros, bias."""
 
 from datafree.solve.moments import shrunk
-from datafree.solve.plan import WIDE, LayerPlan, Plan, plan_layers, root, wide_operands
+from datafree.solve.plan import WIDE, LayerPlan, Plan, plan_layers, quantized_at, wide_operands
 from datafree.solve.pruning import count_schedule, inverse, thinned
 from datafree.solve.rounding import SOLVERS
 from datafree.solve.rounding.gptq import damped
 from datafree.solve.schedule import Pool, solve_layers
-from datafree.solve.solve_layer import Grids, LayerError, alone, layer_jobs
+from datafree.solve.solve_layer import Grids, LayerError, layer_jobs, solver_context
 from datafree.solve.weight_grids import output_power, solve_on_best_grid
 
 __all__ = [
@@ -17,17 +17,17 @@ __all__ = [
     "LayerPlan",
     "Plan",
     "Pool",
-    "alone",
     "count_schedule",
     "damped",
     "inverse",
     "layer_jobs",
     "output_power",
     "plan_layers",
-    "root",
+    "quantized_at",
     "shrunk",
     "solve_layers",
     "solve_on_best_grid",
+    "solver_context",
     "thinned",
     "wide_operands",
 ]

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.quantization import fake_quantize, grid, search_grid
+from datafree.quantization import choose_qparams, fake_quantize, search_grid
 from datafree.records import Layer, QParams
-from datafree.signals import Source
+from datafree.signals import Signal
 from datafree.solve.moments import positions, unfold
 from datafree.solve.plan import WIDE
 
@@ -18,11 +18,11 @@ FACTORS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5)  # of the range th
 
 
 def tensor_grid(
-    teacher: fx.GraphModule, node: fx.Node, x: Tensor, bits: int, source: Source, *, readers: tuple[Layer, ...] = ()
+    teacher: fx.GraphModule, node: fx.Node, x: Tensor, bits: int, source: Signal, *, readers: tuple[Layer, ...] = ()
 ) -> QParams:
     """The grid of what `node` puts out: by the layers that read it; of the network's input, by what may come in."""
-    if node.op == "placeholder" and source.reach is not None:
-        return input_grid(source.reach[g.placeholders(teacher).index(node)], bits)
+    if node.op == "placeholder" and source.input_limits is not None:
+        return input_grid(source.input_limits[g.placeholders(teacher).index(node)], bits)
     return activation_grid(teacher, x, bits, source.seed, readers=readers)
 
 
@@ -55,7 +55,7 @@ def activation_grid(
 
 def _unsigned(ends: tuple[float, float], bits: int) -> QParams:
     low, high = (torch.tensor([end]) for end in ends)
-    return grid(low, high, bits=bits, symmetric=False)
+    return choose_qparams(low, high, bits=bits, symmetric=False)
 
 
 def input_grid(reach: tuple[float, float], bits: int) -> QParams:

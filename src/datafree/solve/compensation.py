@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from datafree.execution import spend
+from datafree.execution import add_macs
 from datafree.records import LayerJob, Moments
 from datafree.solve.moments import shrunk
 from datafree.solve.rounding.gptq import damped
@@ -28,11 +28,11 @@ def compensated(job: LayerJob) -> tuple[LayerJob, float]:
         The job, and the share; 0 = there is nothing to make up for, or it would not hold: the job as it was.
     """
     share = job.method.compensation  # type: ignore[attr-defined]
-    if job.moments.cross is None or job.folds is None:
+    if job.moments.cross is None or job.moment_halves is None:
         return job, 0.0
     weight, damping = job.weight.double(), DAMPINGS[0]
     if share == "auto":
-        damping, share = best_share(weight, *job.folds)
+        damping, share = best_share(weight, *job.moment_halves)
     if not share:
         return job, 0.0
     best = least_squares(weight, job.moments, damping)
@@ -49,7 +49,7 @@ def _least_squares(weight: Float[Tensor, "g o n"], moments: Moments, damping: fl
     assert moments.cross is not None, "least squares needs Cov[u, u']"
     h = damped(moments.cov, damping)
     extra = (h - moments.cov.double()).diagonal(dim1=1, dim2=2)[:, None, :]
-    spend(h.numel() * h.shape[2] // 6 + 2 * weight.numel() * h.shape[2])
+    add_macs(h.numel() * h.shape[2] // 6 + 2 * weight.numel() * h.shape[2])
     right = weight @ moments.cross.double() + extra * weight
     return torch.cholesky_solve(right.transpose(1, 2), torch.linalg.cholesky(h)).transpose(1, 2)
 
@@ -71,7 +71,7 @@ def best_share(weight: Float[Tensor, "g o n"], first: Moments, second: Moments) 
             for w, step, other in zip(parts, steps, others, strict=True):
                 assert other.cross is not None, "both halves know Cov[u, u']"
                 h = other.cov.double()
-                spend(2 * w.numel() * h.shape[2])
+                add_macs(2 * w.numel() * h.shape[2])
                 gain += float((step * (w @ (other.cross.double() - h))).sum())
                 power += float(((step @ h) * step).sum())
         share = max(0.0, min(1.0, gain / power)) if power > 0 else 0.0

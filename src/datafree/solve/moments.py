@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from datafree.execution import spend
+from datafree.execution import add_macs
 from datafree.quantization import fake_quantize
 from datafree.records import Layer, Moments, QParams
 
@@ -110,7 +110,7 @@ def gather_moments(
         mean += u.sum(0)
         rest += centred.sum(1)
         cov += centred.transpose(1, 2) @ centred if full else square.sum(1)
-        spend(centred.numel() * (size * (1 + (cross is not None)) if full else 1))
+        add_macs(centred.numel() * (size * (1 + (cross is not None)) if full else 1))
         if cross is not None:
             cross += grouped(u).transpose(1, 2) @ centred
         if full:

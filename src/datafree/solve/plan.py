@@ -33,7 +33,7 @@ class Plan:
     """All layers by name; the widths each tensor is quantized to, by node name, widest first; what is left out."""
 
     layers: dict[str, LayerPlan]
-    sites: dict[str, tuple[int, ...]]
+    activation_bits: dict[str, tuple[int, ...]]
     skipped: tuple[Skipped, ...]
 
 
@@ -112,7 +112,7 @@ def fits(weight: Tensor, prune: Prune) -> bool:
     return prune.cell is None or weight.shape[1] % prune.cell[1] == 0
 
 
-def root(node: fx.Node) -> fx.Node:
+def quantized_at(node: fx.Node) -> fx.Node:
     """The node whose values `node` only moves around: where a tensor is quantized once for all that follows."""
     while operator_of(node).same_values and not _pads_with_value(node):
         node = node.args[0]  # type: ignore[assignment]
@@ -141,11 +141,11 @@ def _sites(teacher: fx.GraphModule, plans: dict[str, LayerPlan], bits: int | Non
     by_name = g.nodes_by_name(teacher)
     for plan in plans.values():
         if plan.input_bits:
-            widths.setdefault(root(by_name[plan.layer.node].args[0]).name, set()).add(plan.input_bits)
+            widths.setdefault(quantized_at(by_name[plan.layer.node].args[0]).name, set()).add(plan.input_bits)
     if bits:
         for node in wide_operands(teacher):
             if len(g.shape(node)) > 1:
-                widths.setdefault(root(node).name, set()).add(max(WIDE, bits))
+                widths.setdefault(quantized_at(node).name, set()).add(max(WIDE, bits))
     return {name: tuple(sorted(w, reverse=True)) for name, w in widths.items()}
 
 

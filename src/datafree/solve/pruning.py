@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from datafree.execution import spend
+from datafree.execution import add_macs
 from datafree.quantization import Pattern, in_cells, without_least
 from datafree.recipe import Closed, Sgd
 from datafree.records import LayerJob, PruneSpec
@@ -164,7 +164,7 @@ def refit(
 
 
 def inverse(h: Float[Tensor, "gb m m"]) -> Float[Tensor, "gb m m"]:
-    spend(h.numel() * h.shape[2] // 2)
+    add_macs(h.numel() * h.shape[2] // 2)
     return torch.cholesky_inverse(torch.linalg.cholesky(h))
 
 
@@ -180,7 +180,7 @@ def square_error(off: Float[Tensor, "g o n"], h: Float[Tensor, "gb m m"]) -> flo
 def times(x: Float[Tensor, "g o n"], h: Float[Tensor, "gb m m"]) -> Float[Tensor, "g o n"]:
     """x H; of many taps, with each of the diagonal blocks that are known."""
     size = h.shape[2]
-    spend(x.numel() * size)
+    add_macs(x.numel() * size)
     if size == x.shape[2]:
         return x @ h
     blocks = x.unflatten(2, (-1, size)).transpose(1, 2)  # (g, b, o, m)

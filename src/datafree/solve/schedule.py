@@ -8,13 +8,13 @@ from itertools import chain
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.execution import NOTHING_KEPT, Checkpoints, spend_on_layer
+from datafree.execution import NO_CHECKPOINTS, Checkpoints, add_layer_macs
 from datafree.quantization import dequantize, fake_quantize
 from datafree.recipe import Recipe
 from datafree.records import LayerJob, LayerResult
-from datafree.signals import Source, mirrored
+from datafree.signals import Signal, walk_both
 from datafree.solve.activation_grids import tensor_grid
-from datafree.solve.plan import WIDE, LayerPlan, Plan, root
+from datafree.solve.plan import WIDE, LayerPlan, Plan, quantized_at
 from datafree.solve.solve_layer import Grids, compress_layer, layer_jobs, make_job
 
 Pool = Callable[[Callable[[LayerJob], LayerResult], Iterable[LayerJob]], Iterator[LayerResult]]
@@ -23,11 +23,11 @@ Pool = Callable[[Callable[[LayerJob], LayerResult], Iterable[LayerJob]], Iterato
 def solve_layers(
     teacher: fx.GraphModule,
     plan: Plan,
-    source: Source,
+    source: Signal,
     recipe: Recipe,
     pool: Pool,
     on_done: Callable[[LayerResult], None],
-    checkpoints: Checkpoints = NOTHING_KEPT,
+    checkpoints: Checkpoints = NO_CHECKPOINTS,
 ) -> tuple[dict[str, LayerResult], Grids]:
     """Solve every planned layer: one walk of the signal, one job a layer, anywhere the pool puts it.
 
@@ -55,7 +55,7 @@ def solve_layers(
 def in_sequence(
     teacher: fx.GraphModule,
     plan: Plan,
-    source: Source,
+    source: Signal,
     recipe: Recipe,
     grids: Grids,
     known: Mapping[str, LayerResult],
@@ -65,7 +65,7 @@ def in_sequence(
     Gives up the independence of layers (the paper's) so that each layer makes up for the errors before it. Layers
     are solved one at a time, in this process; those `known` are taken as they are.
     """
-    roots = {node: root(node).name for node in teacher.graph.nodes}
+    roots = {node: quantized_at(node).name for node in teacher.graph.nodes}
     by_name = g.nodes_by_name(teacher)
     items = {by_name[item.layer.node]: item for item in plan.layers.values()}
     readers: dict[fx.Node, list[fx.Node]] = {}
@@ -74,13 +74,13 @@ def in_sequence(
     kept_inputs = {node.args[0] for node, item in items.items() if item.input_bits is None}
     floats: dict[fx.Node, Tensor] = {}  # inputs of layers that read no integers
     solved: dict[fx.Node, LayerResult] = {}
-    for node, value, change, own in mirrored(teacher, source):
+    for node, value, change, own in walk_both(teacher, source):
         if node in items:
             x = floats.get(node.args[0], own[node.args[0]]) if items[node].input_bits is None else own[node.args[0]]
             own[node] = _output(teacher, items[node], node, x, solved.get(node), grids, roots[node.args[0]])
         if change is not None:
             own[node] = own[node] * change[0] + change[1]
-        widths = plan.sites.get(node.name, ())
+        widths = plan.activation_bits.get(node.name, ())
         for bits in widths:
             at_width = tuple(items[r].layer for r in readers.get(node, ()) if items[r].input_bits == bits)
             grids[node.name, bits] = tensor_grid(teacher, node, own[node], bits, source, readers=at_width)
@@ -117,5 +117,5 @@ def _output(
         weight = weight if result.weight_qparams is None else dequantize(weight, result.weight_qparams)
         bias = result.bias
     y = node.target(x, weight, bias, *node.args[3:])
-    spend_on_layer(x, weight, y)
+    add_layer_macs(x, weight, y)
     return y

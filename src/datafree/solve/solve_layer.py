@@ -17,11 +17,11 @@ from datafree.execution import one_thread
 from datafree.quantization import dequantize, fake_quantize
 from datafree.recipe import Nearest, Recipe, Sgd
 from datafree.records import LayerJob, LayerResult, Moments, MomentsError, QParams, decibel
-from datafree.signals import LayerDraws, Source, closed_form, flow, layer_draws
+from datafree.signals import LayerDraws, Signal, closed_form, layer_draws, walk_teacher
 from datafree.solve.activation_grids import tensor_grid
 from datafree.solve.compensation import compensated
 from datafree.solve.moments import chunks, gather_moments, merged, positions, shrunk
-from datafree.solve.plan import LayerPlan, Plan, root
+from datafree.solve.plan import LayerPlan, Plan, quantized_at
 from datafree.solve.pruning import pruned
 from datafree.solve.rounding import NEEDS, SOLVERS
 from datafree.solve.rounding.straight_through import trained
@@ -39,23 +39,23 @@ class LayerError(ValueError):
 
 
 def layer_jobs(
-    teacher: fx.GraphModule, plan: Plan, source: Source, recipe: Recipe, grids: Grids, *, halves: bool = False
+    teacher: fx.GraphModule, plan: Plan, source: Signal, recipe: Recipe, grids: Grids, *, split_halves: bool = False
 ) -> Iterator[LayerJob]:
     """One job for each layer whose weights are solved, as its input comes by; fills `grids` on the way.
 
-    With `halves`, moments of both halves of the images come with it.
+    With `split_halves`, moments of both halves of the images come with it.
     """
     by_name = g.nodes_by_name(teacher)
     readers: dict[fx.Node, list[LayerPlan]] = {}
     for item in plan.layers.values():
         readers.setdefault(by_name[item.layer.node].args[0], []).append(item)
-    for node, value in flow(teacher, source):
-        for bits in plan.sites.get(node.name, ()):
+    for node, value in walk_teacher(teacher, source):
+        for bits in plan.activation_bits.get(node.name, ()):
             at_width = tuple(item.layer for item in readers.get(node, ()) if item.input_bits == bits)
             grids[node.name, bits] = tensor_grid(teacher, node, value, bits, source, readers=at_width)
         for item in readers.get(node, ()):
             if item.weights is not None:
-                student_x = value if halves else None
+                student_x = value if split_halves else None
                 yield make_job(teacher, item, node, value, source, recipe, grids, student_x=student_x)
 
 
@@ -64,7 +64,7 @@ def make_job(
     item: LayerPlan,
     node: fx.Node,
     x: Tensor,
-    source: Source,
+    source: Signal,
     recipe: Recipe,
     grids: Grids,
     *,
@@ -74,12 +74,12 @@ def make_job(
     layer, seed = item.layer, source.seed ^ zlib.crc32(item.layer.name.encode())
     weight = g.weight(teacher, layer)
     kernel = tuple(weight.shape[2:]) or (1, 1)
-    qparams = grids[root(node).name, item.input_bits] if item.input_bits else None
+    qparams = grids[quantized_at(node).name, item.input_bits] if item.input_bits else None
     draws = None
     if source.pooling == "ignored" and student_x is None:
         draws = layer_draws(layer, node, tuple(weight.shape), source.drawn, qparams)
     try:
-        moments, folds = _moments(x, item, node, source, qparams, NEEDS[type(recipe.solve)], seed, student_x, draws)
+        moments, halves = _moments(x, item, node, source, qparams, NEEDS[type(recipe.solve)], seed, student_x, draws)
     except MomentsError as error:
         raise LayerError(f"{layer.name}: {error}") from None
     trains = NEEDS[type(recipe.solve)] == "rows"
@@ -96,7 +96,7 @@ def make_job(
         draws=draws if trains else None,
         input_scale=float(qparams.scale) if qparams else None,
         kernel_size=kernel[0] * kernel[1],
-        folds=folds,
+        moment_halves=halves,
     )
 
 
@@ -104,7 +104,7 @@ def _moments(
     x: Tensor,
     item: LayerPlan,
     node: fx.Node,
-    source: Source,
+    source: Signal,
     qparams: QParams | None,
     need: str,
     seed: int,
@@ -170,7 +170,7 @@ def compress_layer(job: LayerJob) -> LayerResult:
     if not bool(torch.isfinite(job.weight).all() and torch.isfinite(job.bias).all()):
         raise LayerError(f"{job.name}: the weights are not finite; load a checkpoint without NaN or infinity")
     start = time.perf_counter()
-    with alone(job):
+    with solver_context(job):
         wanted, (job, share) = job.weight, compensated(job)
         target, job = job.weight, pruned(job)
         stored, qparams, new = solved(job)
@@ -179,7 +179,7 @@ def compress_layer(job: LayerJob) -> LayerResult:
         error = output_power(target - new, job.moments)
         asked = not isinstance(job.method, Nearest) or job.method.bias_correction
         known = float(shift.square().sum()) > error / job.moments.num_rows  # else it is the mean's own noise
-        dropped = ("compensation",) * (job.folds is not None and not share and bool(job.method.compensation))
+        dropped = ("compensation",) * (job.moment_halves is not None and not share and bool(job.method.compensation))
         return LayerResult(
             name=job.name,
             weight=stored,
@@ -196,7 +196,7 @@ def compress_layer(job: LayerJob) -> LayerResult:
 
 
 @contextmanager
-def alone(job: LayerJob) -> Iterator[None]:
+def solver_context(job: LayerJob) -> Iterator[None]:
     """On one thread, so that every pool gives the same bits; what fails names the layer, the method and the shapes."""
     try:
         with one_thread(), torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from datafree.execution import spend
+from datafree.execution import add_macs
 from datafree.quantization import CLIP_RATIOS, dequantize, search_grid
 from datafree.recipe import Closed, Nearest
 from datafree.records import LayerJob, Moments, QParams
@@ -105,6 +105,6 @@ def _row_power(weight: Float[Tensor, "g o n"], moments: Moments) -> Float[Tensor
     total = torch.zeros(weight.shape[:2]).double()
     for part, block in zip(weight.split(moments.cov.shape[2], 2), moments.blocks(), strict=True):
         w = part.double()
-        spend(w.numel() * w.shape[2])
+        add_macs(w.numel() * w.shape[2])
         total += ((w @ block.cov.double()) * w).sum(2)
     return total

@@ -4,7 +4,7 @@ from datafree.student.assemble import DEQUANTIZE, DEQUANTIZE_ROWS, QUANTIZE
 from datafree.student.distill import distill
 from datafree.student.distill_images import check_distillation
 from datafree.student.remove_channels import remove_channels
-from datafree.student.tie_free_scales import settled
+from datafree.student.tie_free_scales import snap_scales
 
 __all__ = [
     "DEQUANTIZE",
@@ -13,5 +13,5 @@ __all__ = [
     "check_distillation",
     "distill",
     "remove_channels",
-    "settled",
+    "snap_scales",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.records import LayerResult, QParams
-from datafree.solve import WIDE, Grids, Plan, root, wide_operands
+from datafree.solve import WIDE, Grids, Plan, quantized_at, wide_operands
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -31,7 +31,7 @@ def assemble(teacher: fx.GraphModule, plan: Plan, results: dict[str, LayerResult
     by_name = g.nodes_by_name(student)
     quantized: dict[tuple[fx.Node, int], fx.Node] = {}
     inputs = {name: by_name[item.layer.node].args[0] for name, item in plan.layers.items()}
-    roots = {node: root(node).name for node in student.graph.nodes}
+    roots = {node: quantized_at(node).name for node in student.graph.nodes}
     for node, widths in _demands(student, plan, inputs).items():
         previous, users = node, list(node.users)
         for bits in sorted(widths, reverse=True):
@@ -83,9 +83,9 @@ def _demands(student: fx.GraphModule, plan: Plan, inputs: dict[str, fx.Node]) ->
         if item.input_bits:
             wanted.setdefault(inputs[name], set()).add(item.input_bits)
     for node in wide_operands(student):
-        if root(node).name in plan.sites:
-            wanted.setdefault(node, set()).add(max(plan.sites[root(node).name]))
-    for name, widths in plan.sites.items():
+        if quantized_at(node).name in plan.activation_bits:
+            wanted.setdefault(node, set()).add(max(plan.activation_bits[quantized_at(node).name]))
+    for name, widths in plan.activation_bits.items():
         wanted.setdefault(g.node_of(student, name), set()).update(widths)
     return {node: wanted[node] for node in student.graph.nodes if node in wanted}
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.execution import EVERY, HERE, Work, adam_state, restore_adam, under
+from datafree.execution import EVERY, ON_CPU, Execution, adam_state, restore_adam, under
 from datafree.recipe import Distill, Recipe
 from datafree.records import InputRange, LayerResult
-from datafree.signals import Source, dead_leaves, in_range
+from datafree.signals import Signal, dead_leaves, in_range
 from datafree.solve import Grids, Plan
 from datafree.student.assemble import assemble
 from datafree.student.distill_images import DistillError, Images, images_for
@@ -30,10 +30,10 @@ def distill(
     plan: Plan,
     results: dict[str, LayerResult],
     grids: Grids,
-    source: Source,
+    source: Signal,
     known_range: InputRange,
     recipe: Recipe,
-    work: Work = HERE,
+    work: Execution = ON_CPU,
 ) -> tuple[dict[str, LayerResult], str]:
     """Train all layers together so that the student's answer is the teacher's.
 
@@ -128,7 +128,9 @@ class _Best:
             return [float(_loss(self._model(x), answers, self._method)) for x, answers in self._guards]
 
 
-def _train(model: Trainable, teacher: fx.GraphModule, images: Images, best: _Best, method: Distill, work: Work) -> None:
+def _train(
+    model: Trainable, teacher: fx.GraphModule, images: Images, best: _Best, method: Distill, work: Execution
+) -> None:
     """All steps, from the state that was kept if there is one."""
     leaves, checkpoints = model.parameters(), work.checkpoints
     groups = [{"params": [v], "lr": method.lr * max(float(v.detach().abs().max()), 1e-8)} for v in leaves.values()]

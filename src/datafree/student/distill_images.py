@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.execution import HERE, OnStep, Work
+from datafree.execution import ON_CPU, Execution, OnStep
 from datafree.recipe import Adversarial, Inverted, Matched, Recipe
 from datafree.records import InputRange
-from datafree.signals import Adversary, Rival, Source, make_signal, new_adversary
+from datafree.signals import Adversary, Competitor, Signal, make_signal, new_adversary
 
 HELD_OUT = 4  # one image in so many is never trained on
 JITTER = 8  # the side over this is the reach of the random shift
@@ -98,11 +98,11 @@ def check_distillation(teacher: fx.GraphModule, recipe: Recipe) -> None:
 
 def images_for(
     teacher: fx.GraphModule,
-    source: Source,
+    source: Signal,
     known_range: InputRange,
     recipe: Recipe,
     student: Student,
-    work: Work = HERE,
+    work: Execution = ON_CPU,
 ) -> Images:
     """The images that `recipe.distill` asks for; those of the signal where it is of that kind.
 
@@ -120,7 +120,7 @@ def images_for(
     if source.kind != method.images or method.compete:
         signal = Inverted() if method.images == "inverted" else Matched()
         signal = recipe.signal if recipe.signal.kind == method.images else signal
-        rival = Rival(student, method.compete) if method.compete else None
+        rival = Competitor(student, method.compete) if method.compete else None
         work = replace(work, device="cpu") if rival else work
         made, _ = make_signal(
             teacher,

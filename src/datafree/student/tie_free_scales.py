@@ -21,7 +21,7 @@ Key = tuple[str, int]
 Reading = tuple[fx.Node, fx.Node, str | None]  # a quantize node, what computes its values, a vector between them
 
 
-def settled(
+def snap_scales(
     teacher: fx.GraphModule, plan: Plan, results: dict[str, LayerResult], grids: Grids
 ) -> tuple[fx.GraphModule, dict[str, LayerResult]]:
     """The student as `assemble` makes it, with scales moved so that it computes the same integers wherever it runs.

@@ -32,7 +32,7 @@ from jaxtyping import Float
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.graph import Port, Spaces, channel_spaces
+from datafree.graph import ChannelIds, LayerSide, channel_ids
 from datafree.records import Layer, Stats
 from datafree.teacher.equalize_depthwise import balance_depthwise_
 
@@ -95,12 +95,12 @@ def equalize_(
     if mode == "depthwise":
         return stats, Equalization(mode, depthwise=balance_depthwise_(teacher, stats), num_layers=len(layers))
     scales = _Scales(teacher, layers, stats, guard=guard and rows and mode == "foldable")
-    cancelling = channel_spaces(teacher, homogeneous=True)
+    cancelling = channel_ids(teacher, homogeneous=True)
     if mode != "rows":
         scales.balance(cancelling)
     cancelled = scales.fold()
     if mode == "free":
-        rest = _only_blocked(channel_spaces(teacher, homogeneous=False), cancelling)
+        rest = _only_blocked(channel_ids(teacher, homogeneous=False), cancelling)
         scales.balance(rest, by_outputs=rows)
     if mode == "foldable" and rows:
         scales.balance_rows({p.layer: cancelling.blocked[p.classes] for p in cancelling.producers})
@@ -131,26 +131,30 @@ def column_power(weight: Tensor, groups: int) -> Float[Tensor, " c"]:
     return rows.sum((1, 3)).flatten()
 
 
-def _by_port(spaces: Spaces, given: list[Port], values: dict[str, Tensor], wanted: list[Port]) -> dict[str, Tensor]:
-    """Values of the ports given, summed over each class, as the other side's ports see them; 1 where there are none."""
-    total = torch.zeros(len(spaces.blocked) + 1)  # the last entry serves class -1
-    for port in given:
-        total.scatter_add_(0, port.classes % len(total), values[port.layer])
+def _by_layer(
+    ids: ChannelIds, given: list[LayerSide], values: dict[str, Tensor], wanted: list[LayerSide]
+) -> dict[str, Tensor]:
+    """Values of some layers, summed over each class, as layers on the other side see them; 1 where there are none."""
+    total = torch.zeros(len(ids.blocked) + 1)  # the last entry serves class -1
+    for side in given:
+        total.scatter_add_(0, side.classes % len(total), values[side.layer])
     total[-1] = 1
     total = torch.where(total > 0, total, 1.0)
     return {p.layer: total[p.classes] for p in wanted}
 
 
-def _only_blocked(free: Spaces, cancelling: Spaces) -> Spaces:
+def _only_blocked(free: ChannelIds, cancelling: ChannelIds) -> ChannelIds:
     """The free classes, without the channels that have been equalized at no cost already (class -1)."""
 
-    def keep(ports: list[Port], twins: list[Port]) -> list[Port]:
+    def keep(sides: list[LayerSide], twins: list[LayerSide]) -> list[LayerSide]:
         blocked = {t.layer: cancelling.blocked[t.classes] for t in twins}
         return [
-            replace(p, classes=torch.where(blocked[p.layer], p.classes, -1)) if p.layer in blocked else p for p in ports
+            replace(p, classes=torch.where(blocked[p.layer], p.classes, -1)) if p.layer in blocked else p for p in sides
         ]
 
-    return Spaces(keep(free.producers, cancelling.producers), keep(free.consumers, cancelling.consumers), free.blocked)
+    return ChannelIds(
+        keep(free.producers, cancelling.producers), keep(free.consumers, cancelling.consumers), free.blocked
+    )
 
 
 class _Scales:
@@ -171,93 +175,93 @@ class _Scales:
 
     # ---- choosing scales
 
-    def balance(self, spaces: Spaces, *, by_outputs: bool = False) -> None:
+    def balance(self, ids: ChannelIds, *, by_outputs: bool = False) -> None:
         """One sweep in execution order over all classes that have a producer and a consumer.
 
         Args:
             by_outputs: a producer's range is that of what it puts out, not of its weights, whose rows v_o evens anyway.
         """
-        free = torch.ones(len(spaces.blocked) + 1)  # the last entry serves class -1
-        free[:-1][spaces.blocked] = 0
+        free = torch.ones(len(ids.blocked) + 1)  # the last entry serves class -1
+        free[:-1][ids.blocked] = 0
         free[-1] = 0
         done = torch.zeros_like(free, dtype=torch.bool)
-        consumers = {p.layer: p for p in spaces.consumers}
-        for port in spaces.producers:
+        consumers = {p.layer: p for p in ids.consumers}
+        for side in ids.producers:
             todo = torch.zeros_like(done)
-            todo[port.classes] = True
+            todo[side.classes] = True
             todo &= ~done & (free > 0)
             if not todo.any():
                 continue
-            after = None if by_outputs else self._depthwise_after(todo, spaces)
+            after = None if by_outputs else self._depthwise_after(todo, ids)
             if after is not None:
-                self._triple(spaces, todo, after, consumers)
+                self._triple(ids, todo, after, consumers)
                 done[after.classes] = True
             else:
-                self._scale_if_better(spaces, self._pair(spaces, todo, self._outputs if by_outputs else self._rows))
+                self._scale_if_better(ids, self._pair(ids, todo, self._outputs if by_outputs else self._rows))
             done |= todo
 
-    def _ranges(self, ports: list[Port], size: int, of: dict[str, Tensor]) -> Tensor:
-        """Largest range of each class over all ports (size,); dead channels and absent classes are 0."""
+    def _ranges(self, sides: list[LayerSide], size: int, of: dict[str, Tensor]) -> Tensor:
+        """Largest range of each class over all sides (size,); dead channels and absent classes are 0."""
         best = torch.zeros(size)
-        for port in ports:
-            r = of[port.layer]
+        for side in sides:
+            r = of[side.layer]
             r = torch.where(r > DEAD * r.max(), r, 0.0)
-            best.scatter_reduce_(0, port.classes % size, r, "amax")
+            best.scatter_reduce_(0, side.classes % size, r, "amax")
         return best
 
-    def _rows(self, ports: list[Port], todo: Tensor) -> dict[str, Tensor]:
-        return {p.layer: row_range(self.weights[p.layer]) for p in ports if bool(todo[p.classes].any())}
+    def _rows(self, sides: list[LayerSide], todo: Tensor) -> dict[str, Tensor]:
+        return {p.layer: row_range(self.weights[p.layer]) for p in sides if bool(todo[p.classes].any())}
 
-    def _outputs(self, ports: list[Port], todo: Tensor) -> dict[str, Tensor]:
+    def _outputs(self, sides: list[LayerSide], todo: Tensor) -> dict[str, Tensor]:
         """Root of the power of every output channel, in today's units."""
-        names = {p.layer for p in ports if bool(todo[p.classes].any())}
+        names = {p.layer for p in sides if bool(todo[p.classes].any())}
         return {n: self.power[n].sqrt() * self.total_out[n] * self.out[n] for n in names}
 
-    def _columns(self, ports: list[Port], todo: Tensor) -> dict[str, Tensor]:
-        names = {p.layer for p in ports if bool(todo[p.classes].any())}
+    def _columns(self, sides: list[LayerSide], todo: Tensor) -> dict[str, Tensor]:
+        names = {p.layer for p in sides if bool(todo[p.classes].any())}
         return {n: column_range(self.weights[n], self.layers[n].groups) for n in names}
 
-    def _side(self, ports: list[Port], todo: Tensor, ranges: dict[str, Tensor]) -> Tensor:
-        return self._ranges([p for p in ports if p.layer in ranges], len(todo), ranges)
+    def _side(self, sides: list[LayerSide], todo: Tensor, ranges: dict[str, Tensor]) -> Tensor:
+        return self._ranges([p for p in sides if p.layer in ranges], len(todo), ranges)
 
     def _pair(
-        self, spaces: Spaces, todo: Tensor, range_of: Callable[[list[Port], Tensor], dict[str, Tensor]]
+        self, ids: ChannelIds, todo: Tensor, range_of: Callable[[list[LayerSide], Tensor], dict[str, Tensor]]
     ) -> Tensor:
         """s = sqrt(r(W1) / r(W2)) for the classes to do, 1 elsewhere."""
-        made = self._side(spaces.producers, todo, range_of(spaces.producers, todo))
-        used = self._side(spaces.consumers, todo, self._columns(spaces.consumers, todo))
+        made = self._side(ids.producers, todo, range_of(ids.producers, todo))
+        used = self._side(ids.consumers, todo, self._columns(ids.consumers, todo))
         alive = todo & (made > 0) & (used > 0)
         return torch.where(alive, torch.sqrt(used / made.clamp(min=1e-30)), 1.0)
 
-    def _depthwise_after(self, todo: Tensor, spaces: Spaces) -> Port | None:
+    def _depthwise_after(self, todo: Tensor, ids: ChannelIds) -> LayerSide | None:
         """The depthwise layer that alone reads the classes to do, if its own output may be scaled too."""
-        readers = [p for p in spaces.consumers if bool(todo[p.classes].any())]
+        readers = [p for p in ids.consumers if bool(todo[p.classes].any())]
         if len(readers) != 1 or not bool(todo[readers[0].classes].all()):
             return None
         layer = self.layers[readers[0].layer]
         if layer.groups == 1 or layer.groups != len(readers[0].classes) or layer.groups != len(self.out[layer.name]):
             return None
-        port = next((p for p in spaces.producers if p.layer == layer.name), None)
-        if port is None or bool((port.classes < 0).any()) or bool(spaces.blocked[port.classes].any()):
+        side = next((p for p in ids.producers if p.layer == layer.name), None)
+        if side is None or bool((side.classes < 0).any()) or bool(ids.blocked[side.classes].any()):
             return None
-        others = [p for p in spaces.producers if p is not port and bool(torch.isin(p.classes, port.classes).any())]
-        read = any(bool(torch.isin(p.classes, port.classes).any()) for p in spaces.consumers)
-        return port if read and not others else None
+        others = [p for p in ids.producers if p is not side and bool(torch.isin(p.classes, side.classes).any())]
+        read = any(bool(torch.isin(p.classes, side.classes).any()) for p in ids.consumers)
+        return side if read and not others else None
 
-    def _triple(self, spaces: Spaces, todo: Tensor, port: Port, consumers: dict[str, Port]) -> None:
+    def _triple(self, ids: ChannelIds, todo: Tensor, side: LayerSide, consumers: dict[str, LayerSide]) -> None:
         """Conv, depthwise, conv: r1 s_in = r2 s_out / s_in = r3 / s_out, all equal to cbrt(r1 r2 r3)."""
         after = torch.zeros_like(todo)
-        after[port.classes] = True
-        entry = consumers[port.layer].classes
-        made = self._side(spaces.producers, todo, self._rows(spaces.producers, todo))[entry]
-        used = self._side(spaces.consumers, after, self._columns(spaces.consumers, after))[port.classes]
-        own = row_range(self.weights[port.layer])
+        after[side.classes] = True
+        entry = consumers[side.layer].classes
+        made = self._side(ids.producers, todo, self._rows(ids.producers, todo))[entry]
+        used = self._side(ids.consumers, after, self._columns(ids.consumers, after))[side.classes]
+        own = row_range(self.weights[side.layer])
         alive = (made > 0) & (used > 0) & (own > DEAD * own.max())
         level = torch.where(alive, (made * own * used).clamp(min=1e-30) ** (1 / 3), 1.0)
         scale = torch.ones(len(todo))
         scale[entry] = torch.where(alive, level / made.clamp(min=1e-30), 1.0)
-        scale[port.classes] = torch.where(alive, used / level, 1.0)
-        self._scale_if_better(spaces, scale)
+        scale[side.classes] = torch.where(alive, used / level, 1.0)
+        self._scale_if_better(ids, scale)
 
     def balance_rows(self, where: dict[str, Tensor]) -> None:
         """v_o alone: bring the rows that no consumer balances to one range, the layer's largest (ours).
@@ -271,32 +275,32 @@ class _Scales:
 
     # ---- keeping what helps
 
-    def _scale_if_better(self, spaces: Spaces, scale: Tensor) -> None:
+    def _scale_if_better(self, ids: ChannelIds, scale: Tensor) -> None:
         """Scale by s or by sqrt(s), whichever is predicted to be better; by neither where nothing is gained."""
         if not self.guard:
-            return self._scale(spaces, scale)
+            return self._scale(ids, scale)
         producers, consumers = (
             [p.layer for p in side if bool((scale[p.classes[p.classes >= 0]] != 1).any())]
-            for side in (spaces.producers, spaces.consumers)
+            for side in (ids.producers, ids.consumers)
         )
         touched = list(dict.fromkeys(producers + consumers))
         start = kept = self.weights, self.out, self.inp
-        before, least = self._errors(spaces, touched), 0.0
+        before, least = self._errors(ids, touched), 0.0
         for damping in DAMPINGS:
             self.weights, self.out, self.inp = (dict(values) for values in start)
-            self._scale(spaces, scale**damping)
-            error = float((self._errors(spaces, touched) / before).log().sum())
+            self._scale(ids, scale**damping)
+            error = float((self._errors(ids, touched) / before).log().sum())
             if error < least:
                 least, kept = error, (self.weights, self.out, self.inp)
         self.weights, self.out, self.inp = kept
         self.gained.update({n: self.gained.get(n, False) or kept is not start for n in producers})
 
-    def _errors(self, spaces: Spaces, names: list[str]) -> Float[Tensor, " layers"]:
+    def _errors(self, ids: ChannelIds, names: list[str]) -> Float[Tensor, " layers"]:
         """E of these layers, at the weights as they are now."""
         power = {n: p * (self.total_out[n] * self.out[n]) ** 2 for n, p in self.power.items()}
         squares = {n: column_power(w, self.layers[n].groups) for n, w in self.weights.items()}
-        arriving = _by_port(spaces, spaces.producers, power, spaces.consumers)
-        asked = _by_port(spaces, spaces.consumers, squares, spaces.producers)
+        arriving = _by_layer(ids, ids.producers, power, ids.consumers)
+        asked = _by_layer(ids, ids.consumers, squares, ids.producers)
         found = []
         for name in names:
             weight, groups = self.weights[name], self.layers[name].groups
@@ -307,16 +311,16 @@ class _Scales:
 
     # ---- applying them
 
-    def _scale(self, spaces: Spaces, scale: Tensor) -> None:
-        for port in spaces.producers:
-            self._scale_rows(port.layer, torch.where(port.classes >= 0, scale[port.classes], 1.0))
-        for port in spaces.consumers:
-            s = torch.where(port.classes >= 0, scale[port.classes], 1.0)
+    def _scale(self, ids: ChannelIds, scale: Tensor) -> None:
+        for side in ids.producers:
+            self._scale_rows(side.layer, torch.where(side.classes >= 0, scale[side.classes], 1.0))
+        for side in ids.consumers:
+            s = torch.where(side.classes >= 0, scale[side.classes], 1.0)
             if not bool((s == 1).all()):
-                weight, groups = self.weights[port.layer], self.layers[port.layer].groups
+                weight, groups = self.weights[side.layer], self.layers[side.layer].groups
                 rows = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-                self.weights[port.layer] = (rows / s.view(groups, 1, -1, 1)).reshape(weight.shape)
-                self.inp[port.layer] = self.inp[port.layer] * s
+                self.weights[side.layer] = (rows / s.view(groups, 1, -1, 1)).reshape(weight.shape)
+                self.inp[side.layer] = self.inp[side.layer] * s
 
     def _scale_rows(self, name: str, s: Tensor) -> None:
         if not bool((s == 1).all()):

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from datafree.execution import written_whole
+from datafree.execution import atomic_write
 from datafree.export.onnx.fusion import QUANTIZE
 from datafree.export.onnx.onnxruntime import agreement, open_and_read, repeatability, run_file, run_module, sqnr
-from datafree.export.onnx.space_to_depth import fold_stem
+from datafree.export.onnx.space_to_depth import fold_pixels
 from datafree.export.onnx.translate import translate
 from datafree.export.onnx.writer import IR_VERSIONS, ExportError
 from datafree.recipe import Propagated
@@ -70,7 +70,7 @@ def export_onnx(
     *,
     opset: int = 21,
     int4: bool = False,
-    blocks: bool = True,
+    space_to_depth: bool = True,
     force: bool = False,
     probes: Tensor | tuple[Tensor, ...] | None = None,
 ) -> ExportCheck:
@@ -84,8 +84,8 @@ def export_onnx(
         path: of the file; it appears whole or not at all.
         opset: 21 or 13.
         int4: store weights of up to 4 bits as ONNX INT4: half the bytes, but slower in ONNX Runtime. Opset 21 only.
-        blocks: write a first convolution of stride 2 on blocks of 2x2 pixels: the same integers, a tenth faster in ONNX
-            Runtime; OpenVINO is up to a twentieth faster without.
+        space_to_depth: write a first convolution of stride 2 on blocks of 2x2 pixels: the same integers, a tenth faster
+            in ONNX Runtime; OpenVINO is up to a twentieth faster without.
         force: replace a file that is there.
         probes: images to compare on, (N, C, H, W) as the network sees them, one tensor for each input; None = the
             run's own images, or dead leaves in the run's input range.
@@ -97,11 +97,11 @@ def export_onnx(
     path = Path(path)
     _check_arguments(path, opset, int4=int4, force=force)
     model = translate(run.student, opset=opset, int4=int4)
-    folded = fold_stem(model) if blocks else None
+    folded = fold_pixels(model) if space_to_depth else None
     _add_metadata(model, run)
     inputs = _probes(run, probes)
     try:
-        with written_whole(path) as place:
+        with atomic_write(path) as place:
             place.write_bytes(model.SerializeToString())
             check = _check(run, place, inputs, tuple(_notes(run, model, folded)))
     except OSError as error:

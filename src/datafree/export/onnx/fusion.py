@@ -9,7 +9,7 @@ from torch import fx
 
 from datafree import graph as g
 from datafree.graph import aten
-from datafree.solve import root
+from datafree.solve import quantized_at
 from datafree.student import DEQUANTIZE, DEQUANTIZE_ROWS, QUANTIZE
 
 Bounds = tuple[np.ndarray | float, np.ndarray | float]
@@ -50,7 +50,7 @@ def fuse(graph: fx.GraphModule) -> Fusion:
 
 def on_grid(node: fx.Node) -> bool:
     """Whether a quantize node reads values that were on its grid already and have only been moved since."""
-    source = root(node.args[0])
+    source = quantized_at(node.args[0])
     return source.target is DEQUANTIZE and source.args[1:5] == node.args[1:5]
 
 

@@ -18,7 +18,7 @@ MOST_CHANNELS = 4  # of an image; more of them make rows long enough
 BLOCK = 2
 
 
-def fold_stem(model: onnx.ModelProto) -> str | None:
+def fold_pixels(model: onnx.ModelProto) -> str | None:
     """Write the first convolution, if it reads the quantized image at stride 2, on blocks of pixels.
 
     Weights w (C_out, C, k, k) become (C_out, 4 C, K, K), K = k / 2 rounded up or one more, with zeros where a block

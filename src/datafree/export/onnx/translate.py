@@ -18,7 +18,7 @@ from datafree.export.onnx.operators import OPERATORS
 from datafree.export.onnx.shape_operators import MOVES, Size
 from datafree.export.onnx.writer import IR_VERSIONS, Call, Writer
 from datafree.graph import aten
-from datafree.solve import root
+from datafree.solve import quantized_at
 
 if TYPE_CHECKING:
     import onnx
@@ -116,7 +116,7 @@ class _Walk:
 
     def _pad(self, node: fx.Node, padding: fx.Node) -> str:
         """A padding that is written on the integers: those it came from, or the same ones moved about since."""
-        before, origin = padding.args[0], root(padding)
+        before, origin = padding.args[0], quantized_at(padding)
         q = self.value(origin.args[0])
         if before is not origin:
             moved = Call(self.writer, before, f"{before.name}_quantized")

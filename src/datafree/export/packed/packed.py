@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.execution import written_whole
+from datafree.execution import atomic_write
 from datafree.export.packed.coding import DTYPES, Coding, decode, encode
 from datafree.run import Run, graph_from_json, graph_to_json, tensors_of
 
@@ -56,7 +56,7 @@ def save(run: Run, path: str | Path, *, compress: bool = False, force: bool = Fa
         raise PackedError(f"{path} exists; choose another name, or force=True (--force) to replace it")
     content = _pack(run.student, aligned=compress)
     try:
-        with written_whole(path) as place:
+        with atomic_write(path) as place:
             place.write_bytes(_squeezed(content) if compress else content)
     except OSError as error:
         reason = error.strerror or type(error).__name__

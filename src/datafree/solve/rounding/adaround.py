@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from datafree.execution import spend
+from datafree.execution import add_macs
 from datafree.quantization import dequantize
 from datafree.records import LayerJob, QParams
 from datafree.solve.rounding.nearest import nearest
@@ -46,7 +46,7 @@ def _adaround(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
             up = (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp(0, 1) * may
             q = (floor + up + zero_point).clamp(qparams.qmin, qparams.qmax)
             difference = weight - dequantize(q, qparams).view_as(weight)
-            spend(weight.numel() * weight.shape[2])
+            add_macs(weight.numel() * weight.shape[2])
             slope = 2 * difference.detach() @ h  # of d H d^T: spares autograd a second product with H
             loss = ((difference * slope).sum(2) / start_error.clamp(min=1e-30)).mean()
             loss = loss + method.regularizer * _undecided(up, step / method.steps)  # type: ignore[attr-defined]

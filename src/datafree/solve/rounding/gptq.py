@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from datafree.execution import spend
+from datafree.execution import add_macs
 from datafree.quantization import dequantize, quantize
 from datafree.records import LayerJob, QParams
 
@@ -50,7 +50,7 @@ def polished(q: Float[Tensor, "g o n"], job: LayerJob, qparams: QParams, *, pass
         parts = zip(q.split(job.moments.cov.shape[-1], 2), job.blocks(), strict=True)
         return torch.cat([polished(part, block, qparams, passes=passes) for part, block in parts], 2)
     groups, rows, taps = q.shape
-    spend((1 + passes) * q.numel() * taps)
+    add_macs((1 + passes) * q.numel() * taps)
     scale = qparams.scale.double().expand(groups * rows).view(groups, rows)
     h = job.moments.cov.double()
     slope = (job.weight - dequantize(q.flatten(0, 1), qparams).view_as(q)).double() @ h
@@ -79,13 +79,13 @@ def damped(h: Float[Tensor, "g n n"], share: float) -> Float[Tensor, "g n n"]:
 
 def _upper_factor(h: Float[Tensor, "g n n"]) -> Float[Tensor, "g n n"]:
     """R with H = R R^T, R upper triangular: the Cholesky factor of H read backwards."""
-    spend(h.numel() * h.shape[2] // 6)
+    add_macs(h.numel() * h.shape[2] // 6)
     return torch.linalg.cholesky(h.flip(1, 2)).flip(1, 2)
 
 
 def _round_columns(w: Tensor, factor: Tensor, qparams: QParams, keep: Tensor | None) -> Float[Tensor, "g o n"]:
     groups, rows, taps = w.shape
-    spend(w.numel() * taps // 2)
+    add_macs(w.numel() * taps // 2)
     q = torch.empty(groups, rows, taps)
     error = torch.zeros_like(w)
     for start in range(0, taps, BLOCK):

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from datafree.execution import spend
+from datafree.execution import add_macs
 from datafree.quantization import dequantize, quantize
 from datafree.records import LayerJob, QParams
 
@@ -76,7 +76,7 @@ def _inputs(job: LayerJob) -> tuple[Tensor, Iterator[Tensor]]:
 
 def _moved(difference: Tensor, rows: Tensor) -> Float[Tensor, "g r o"]:
     """Square of what a change of the weights does to each output, less its mean, which goes into the bias."""
-    spend((1 + difference.requires_grad) * rows.numel() * difference.shape[1])
+    add_macs((1 + difference.requires_grad) * rows.numel() * difference.shape[1])
     moved = rows.permute(1, 0, 2) @ difference.transpose(1, 2)
     return (moved - moved.mean(1, keepdim=True)).square()
 
