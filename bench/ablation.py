@@ -40,7 +40,7 @@ GROUPS = {
         "none": UNTOUCHED,
         "bias only": Way(("solve.method=nearest",)),
         "trained": Way(),
-        "closed form": Way(("solve.method=closed",)),
+        "closed form": Way(("solve.method=gptq",)),
     },
     "zeros": {"one threshold": Way(), "each layer alike": Way(("prune.scope=layer",))},
 }

@@ -1,6 +1,6 @@
 """Published methods by name, put together from this package's parts, for benches to stand beside.
 
-    student = BASELINES["DFQ"](model, example, bits_w=8, bits_a=8, per="tensor", ends="alike", seed=0)
+    student = BASELINES["DFQ"](model, example, bits_w=8, bits_a=8, per="tensor", first_last="same", seed=0)
     student = PRUNING["magnitude, one threshold"](model, example, sparsity=0.5)
 
 All return a student of the same form as `compress` does: what differs is how integers, ranges and biases were chosen.
@@ -48,25 +48,25 @@ SQUANT = ["signal.kind=propagated", "equalize=off", "solve.sequential=false", "s
 
 def by_settings(
     settings: list[str], model: nn.Module, example: Tensor, *, bits_w: int, bits_a: int, per: str = "channel",
-    ends: str = "eight", seed: int = 0,
+    first_last: int | str = 8, seed: int = 0,
 ) -> nn.Module:  # fmt: skip
     """A baseline that is a recipe of this package: plain rounding, SQuant (arXiv 2202.07471)."""
-    recipe = _recipe(bits_w, bits_a, per, ends).updated(settings)
+    recipe = _recipe(bits_w, bits_a, per, first_last).updated(settings)
     return compress(model, recipe, example, seed=seed).student
 
 
 def by_dfq(
-    model: nn.Module, example: Tensor, *, bits_w: int, bits_a: int, per: str = "channel", ends: str = "eight",
+    model: nn.Module, example: Tensor, *, bits_w: int, bits_a: int, per: str = "channel", first_last: int | str = 8,
     seed: int = 0, replace_relu6: bool = True,
 ) -> nn.Module:  # fmt: skip
     """Data-free quantization as published (arXiv 1906.04721), see `dfq`."""
     made = dfq.prepare(model, example, replace_relu6=replace_relu6, seed=seed)
-    recipe = _recipe(bits_w, bits_a, per, ends).updated([*PLAIN, "solve.bias_correction=true"])
+    recipe = _recipe(bits_w, bits_a, per, first_last).updated([*PLAIN, "solve.bias_correction=true"])
     return rounded(made.teacher, recipe, made.ranges, made.means)
 
 
 def by_zeroq(
-    model: nn.Module, example: Tensor, *, bits_w: int, bits_a: int, per: str = "channel", ends: str = "eight",
+    model: nn.Module, example: Tensor, *, bits_w: int, bits_a: int, per: str = "channel", first_last: int | str = 8,
     seed: int = 0, images: Tensor | None = None,
 ) -> nn.Module:  # fmt: skip
     """ZeroQ with one width for all layers (arXiv 2001.00281): rounded to nearest, ranges from distilled images.
@@ -77,7 +77,7 @@ def by_zeroq(
     images = zeroq.distill_images(model, example, seed=seed) if images is None else images
     teacher = trace(model, example)
     fold_batchnorm_(teacher)
-    recipe = _recipe(bits_w, bits_a, per, ends).updated(PLAIN)
+    recipe = _recipe(bits_w, bits_a, per, first_last).updated(PLAIN)
     return rounded(teacher, recipe, zeroq.extremes(teacher, images), {})
 
 
@@ -131,8 +131,8 @@ PRUNING: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def _recipe(bits_w: int, bits_a: int, per: str, ends: str) -> Recipe:
-    return Recipe(weights={"bits": bits_w, "per": per}, activations={"bits": bits_a}, ends=ends)
+def _recipe(bits_w: int, bits_a: int, per: str, first_last: int | str) -> Recipe:
+    return Recipe(weights={"bits": bits_w, "per": per}, activations={"bits": bits_a}, first_last=first_last)
 
 
 def rounded(

@@ -25,7 +25,7 @@ NOISES = (0.01, 0.03, 0.05, 0.09, 0.15, 0.25)
 BITS = (8, 7, 6, 5, 4)
 MASKS = (0.05, 0.15, 0.25, 0.35, 0.45)
 PRESETS = ("w8a8", "w8a8-tensor", "w6a6", "w5a5", "w4a8", "w4a8-tensor", "w4a4", "w3a8", "w3a3")
-SOLVERS = ("nearest", "closed")
+SOLVERS = ("nearest", "gptq")
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
     python bench/methods.py --networks resnet20_cifar10 --presets w4a8 w4a4
 
-Layers are solved one by one, except in the last row, `closed` in sequence; equalization is off. Images of `matched` and
+Layers are solved one by one, except in the last row, `gptq` in sequence; equalization is off. Images of `matched` and
 `inverted` are made once for each network. *real, as many*: as many real images as `inverted` makes, which are never
 evaluated on. Writes JSON lines (bench/results/methods.jsonl) and bench/results/methods.md; rows there that current code
 made are not made again.
@@ -21,8 +21,8 @@ from rows import mark
 
 SOLVERS = {
     "nearest": ("solve.method=nearest",), "squant": ("solve.method=squant",), "adaround": ("solve.method=adaround",),
-    "sgd": ("solve.method=sgd",), "closed": ("solve.method=closed",),
-    "closed, in sequence": ("solve.method=closed", "solve.sequential=true"),
+    "straight-through": ("solve.method=straight_through",), "gptq": ("solve.method=gptq",),
+    "gptq, in sequence": ("solve.method=gptq", "solve.sequential=true"),
 }  # fmt: skip
 REAL = REFERENCES["real, as many"]
 SIGNALS = {

@@ -26,10 +26,10 @@ SPARSE = ["prune.sparsity=0.8", "prune.score=magnitude"]
 ROWS = {  # name -> preset, settings, bar
     "int8": ("w8a8", [], 0.26),
     "int4": ("w4a8", [], 0.15),
-    "int4, ends alike": ("w4a8", ["ends=alike"], 0.15),
-    "int3, ends alike": ("w3a8", ["ends=alike"], None),
+    "int4, ends alike": ("w4a8", ["first_last=same"], 0.15),
+    "int3, ends alike": ("w3a8", ["first_last=same"], None),
     "80 % sparse int8": ("w8a8", SPARSE, 0.08),
-    "80 % sparse int4, ends alike": ("w4a8", [*SPARSE, "ends=alike"], None),
+    "80 % sparse int4, ends alike": ("w4a8", [*SPARSE, "first_last=same"], None),
     "80 % sparse float": ("prune80", ["prune.score=magnitude"], None),
     "2:4 int8": ("w8a8", ["prune.pattern='2:4'"], None),
 }

@@ -14,9 +14,14 @@ MAGNITUDE = (
     "signal.kind=propagated", "equalize=off", "prune.score=magnitude", "solve.method=nearest",
     "solve.bias_correction=false", "solve.sequential=false",
 )  # fmt: skip
-LAYERWISE = ("signal.kind=gaussian", "equalize=free", "solve.method=sgd", "solve.sequential=false")  # the paper's way
+LAYERWISE = (
+    "signal.kind=gaussian",
+    "equalize=free",
+    "solve.method=straight_through",
+    "solve.sequential=false",
+)  # the paper's way
 ALONE = ("signal.kind=propagated", "solve.sequential=false")
-TENSOR = ("weights.per=tensor", "ends=alike", "equalize=foldable")  # as the presets `...-tensor`
+TENSOR = ("weights.per=tensor", "first_last=same", "equalize=foldable")  # as the presets `...-tensor`
 WIDTHS = {"w8a8": (8, 8), "w6a6": (6, 6), "w5a5": (5, 5), "w4a8": (4, 8), "w4a4": (4, 4)}
 ROUNDED = ("plain rounding", "DFQ", "SQuant", "ZeroQ")
 ZEROS = (30, 50, 70)  # percent
@@ -113,10 +118,10 @@ def cost(network: str) -> Iterator[Point]:
 def bits(network: str) -> Iterator[Point]:
     """8 to 4 bits, per channel and per tensor: published methods of one rounding, the paper, ours."""
     for name, (w, a) in WIDTHS.items():
-        for per, ends, label in (("channel", "eight", name), ("tensor", "alike", f"{name}-tensor")):
+        for per, first_last, label in (("channel", 8, name), ("tensor", "same", f"{name}-tensor")):
             row = {"part": "bits", "preset": label}
             for method in ROUNDED:
-                given = {"bits_w": w, "bits_a": a, "per": per, "ends": ends}
+                given = {"bits_w": w, "bits_a": a, "per": per, "first_last": first_last}
                 yield Point(method=method, baseline=method, given=given, **row)
             if per == "tensor":
                 recipe, settings = (f"paper-{name}", ()) if a != 4 else ("paper-w4a8", ("activations.bits=4",))

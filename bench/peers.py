@@ -145,7 +145,7 @@ def measure(case: Case, peer: str, preset: str, images: str, python: Path, folde
 
 
 def _own(case: Case, preset: str, images: str) -> tuple[Tensor, str, float]:
-    recipe, given = Recipe.preset(preset).updated(["ends=alike"]), None
+    recipe, given = Recipe.preset(preset).updated(["first_last=same"]), None
     if images == "real":
         recipe, given = recipe.updated(["signal.kind=loader"]), (case.calibration["real"],)
     start = time.perf_counter()

@@ -26,7 +26,7 @@ MAGNITUDE = (*PLAIN, "prune.score=magnitude")
 METHODS = {
     "magnitude, one threshold": Way(MAGNITUDE, random=False),
     "magnitude, each layer": Way((*MAGNITUDE, "prune.scope=layer"), random=False),
-    "paper": Way((*LAYERWISE, "ends=alike", "prune.score=magnitude")),
+    "paper": Way((*LAYERWISE, "first_last=same", "prune.score=magnitude")),
     "propagated": Way(("signal.kind=propagated", "solve.sequential=false")),
     "each layer alike": Way(("prune.scope=layer",)),
     "ours": Way(),

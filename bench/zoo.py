@@ -21,7 +21,7 @@ from paper_parts import LAYERWISE
 from reference import AS_MANY, REFERENCES
 
 PRESETS = ("w8a8", "w8a8-tensor", "w6a6", "w5a5", "w4a8", "w4a8-tensor", "w4a4", "w3a8", "w3a3")
-PAPER = (*LAYERWISE, "ends=alike", "weights.per=tensor")
+PAPER = (*LAYERWISE, "first_last=same", "weights.per=tensor")
 METHODS = {
     "plain rounding": Way(tuple(PLAIN), random=False),
     "paper": Way(PAPER),

@@ -17,7 +17,7 @@ from datafree.allocation.sparsity import ErrorCurve, Probe, allocate_by_slope, a
 from datafree.execution.pools import processes, serial
 from datafree.graph.capture import trace
 from datafree.quantization.sparsity import in_cells
-from datafree.recipe.schema import Closed, Nearest
+from datafree.recipe.schema import Gptq, Nearest
 from datafree.signals import make_signal
 from datafree.solve.plan import plan_layers
 from datafree.solve.weight_grids import output_power
@@ -138,7 +138,7 @@ def test_errors_are_read_between_probes_along_straight_lines():
 # One layer by itself
 
 
-@pytest.mark.parametrize("method", [Closed(), Nearest()], ids=lambda m: m.method)
+@pytest.mark.parametrize("method", [Gptq(), Nearest()], ids=lambda m: m.method)
 def test_a_trial_goes_from_nothing_to_nearly_all(method):
     job = make_job(method, groups=2, taps=40)
     found = trial(job)
@@ -156,12 +156,12 @@ def test_a_trial_goes_from_nothing_to_nearly_all(method):
 
 
 def test_refit_trials_err_less():
-    one, other = (convex(list(trial(make_job(m, taps=40, rows=8)).points)) for m in (Closed(), Nearest()))
+    one, other = (convex(list(trial(make_job(m, taps=40, rows=8)).points)) for m in (Gptq(), Nearest()))
     assert all(error_at(one, n) < 0.7 * error_at(other, n) for n in (100, 160, 240))
 
 
 def test_a_trial_is_the_same_anywhere():
-    jobs = [make_job(Closed(), rows=24, taps=200), make_job(Nearest(), rows=24, taps=200)]
+    jobs = [make_job(Gptq(), rows=24, taps=200), make_job(Nearest(), rows=24, taps=200)]
     wanted = [trial(job) for job in jobs]
     torch.set_num_threads(3)
     found = [trial(job) for job in jobs]
@@ -172,7 +172,7 @@ def test_a_trial_is_the_same_anywhere():
 
 @pytest.mark.parametrize("taps", [2, 9, 30])
 def test_of_a_small_layer_something_is_left(taps):
-    points = trial(make_job(Closed(), rows=1, taps=taps)).points
+    points = trial(make_job(Gptq(), rows=1, taps=taps)).points
     assert points[-1][0] < taps and len(set(points)) > min(taps, 4) - 1
 
 
@@ -229,7 +229,7 @@ def test_the_sum_is_exact_at_any_sparsity(score, sparsity):
     assert sum(counts(after).values()) == sum(counts(before).values())
 
 
-@pytest.mark.parametrize("method", ["nearest", "squant", "sgd"])
+@pytest.mark.parametrize("method", ["nearest", "squant", "straight_through"])
 def test_every_method_shares_out(method):
     before, after = planned("chain", recipe(solve={"method": method}))
     assert sum(counts(after).values()) == sum(counts(before).values()) and counts(after) != counts(before)
@@ -330,8 +330,8 @@ def test_a_pruned_student_is_near_its_teacher_and_nearer_with_fewer_zeros():
         torch.testing.assert_close(run_of("chain", sparsity=0.8).teacher(x), model(x), rtol=1e-4, atol=1e-4)
 
 
-def test_closed_students_are_nearer_than_masked_ones():
-    errors = [output_error(run_of("residual", sparsity=0.5, solve={"method": m})) for m in ("closed", "nearest")]
+def test_gptq_students_are_nearer_than_masked_ones():
+    errors = [output_error(run_of("residual", sparsity=0.5, solve={"method": m})) for m in ("gptq", "nearest")]
     assert errors[0] < 0.7 * errors[1]
 
 
@@ -370,7 +370,7 @@ def test_bytes_of_sparse_layers_by_hand():
     first = 4 * 216  # dense: 27 + 4 * 214 would be more
     assert run.summary.bytes == biases + last + first + (72 + 4 * 144)
     assert run.summary.float_bytes == biases + 4 * (216 + 576 + 40)
-    joint = run_of("chain", sparsity=0.0, layers=chosen, weights={"bits": 4}, ends="alike")
+    joint = run_of("chain", sparsity=0.0, layers=chosen, weights={"bits": 4}, first_last="same")
     kept = {r.name: int((r.weight != r.weight_qparams.zero_point[:, None]).sum()) for r in joint.layers}
     assert kept["1.conv"] <= 144
     expected = sum(
@@ -382,7 +382,7 @@ def test_bytes_of_sparse_layers_by_hand():
 
 def test_a_layer_that_cannot_be_factored_is_named():
     model, inputs = NETS["dead channels"]()
-    with pytest.raises(ValueError, match=r"^[\w.]+: closed failed on weight \(1, 8, 72\)"):
+    with pytest.raises(ValueError, match=r"^[\w.]+: gptq failed on weight \(1, 8, 72\)"):
         compress(model, recipe(solve={"damping": 1e-300}), inputs)
 
 

@@ -222,7 +222,7 @@ def test_nothing_asked_is_nothing_done():
 
 @pytest.mark.parametrize("name", ["residual", "concat", "pools"])
 def test_four_bits_at_layers_eight_at_sums_concatenations_and_pools(name):
-    run, _, _ = made(name, "activations.bits=4", "ends=alike")
+    run, _, _ = made(name, "activations.bits=4", "first_last=same")
     checked = 0
     for node in layer_nodes(run.student).values():
         assert bits_of(node.args[0]) == 4
@@ -237,7 +237,7 @@ def test_four_bits_at_layers_eight_at_sums_concatenations_and_pools(name):
 
 
 def test_a_tensor_read_by_a_layer_and_a_sum_is_quantized_twice():
-    run, _, _ = made("residual", "activations.bits=4", "ends=alike")
+    run, _, _ = made("residual", "activations.bits=4", "first_last=same")
     x = layer_nodes(run.student)["1.0.conv"].args[0]
     wide = x.args[0].args[0]  # dequantize <- quantize <- dequantize
     assert (bits_of(x), bits_of(wide)) == (4, 8)
@@ -253,7 +253,7 @@ def test_ends_of_eight_bits_read_eight_bits():
 
 
 def test_a_kept_layer_reads_its_input_in_float():
-    run, _, _ = made("residual with projection", "activations.bits=4", "ends=alike", "layers.1.1.conv=keep")
+    run, _, _ = made("residual with projection", "activations.bits=4", "first_last=same", "layers.1.1.conv=keep")
     assert bits_of(layer_nodes(run.student)["1.0.conv"].args[0]) == 4
     assert bits_of(layer_nodes(run.student)["1.1.conv"].args[0]) != 4
 

@@ -135,7 +135,7 @@ def test_bias_correction_moves_the_mean_of_the_output_back():
     """Where weights have two bits, outputs are off by a constant; the corrected student is nearer in the mean."""
     net = plain_net()
     made = dfq.prepare(net, torch.zeros(SHAPE), replace_relu6=True, seed=0)
-    recipe = Recipe(weights={"bits": 2}, activations={"bits": 8}, ends="alike")
+    recipe = Recipe(weights={"bits": 2}, activations={"bits": 8}, first_last="same")
     settings = {on: recipe.updated([*baselines.PLAIN, f"solve.bias_correction={on}"]) for on in ("true", "false")}
     off = {}
     for on, asked in settings.items():
@@ -197,7 +197,7 @@ def test_eight_bits_change_little(name):
     net, x = plain_net(), torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     calibrate_batchnorm_(net, x)
     given = {"images": x[:32]} if name == "ZeroQ" else {}
-    student = baselines.BASELINES[name](net, x[:1], bits_w=8, bits_a=8, per="tensor", ends="alike", **given)
+    student = baselines.BASELINES[name](net, x[:1], bits_w=8, bits_a=8, per="tensor", first_last="same", **given)
     with torch.no_grad():
         error, wanted = student(x) - net(x), net(x)
     assert decibel(float(wanted.var()), float(error.square().mean())) > 20

@@ -67,7 +67,7 @@ def test_the_papers_row_has_the_papers_setting():
     for point in points(NETWORK, ["bits"]):
         if point.method == "paper":
             recipe = point.start
-            assert (recipe.weights.per, recipe.ends, recipe.signal.kind) == ("tensor", "alike", "gaussian")
+            assert (recipe.weights.per, recipe.first_last, recipe.signal.kind) == ("tensor", "same", "gaussian")
             asked = (recipe.weights.bits, recipe.activations.bits)
             assert asked == paper_parts.WIDTHS[point.preset.removesuffix("-tensor")]
 
@@ -75,11 +75,11 @@ def test_the_papers_row_has_the_papers_setting():
 def test_rows_of_one_label_have_one_setting():
     for point in points(NETWORK, ["bits"]):
         tensor = point.preset.endswith("-tensor")
-        wanted = {"per": "tensor", "ends": "alike"} if tensor else {"per": "channel", "ends": "eight"}
+        wanted = {"per": "tensor", "first_last": "same"} if tensor else {"per": "channel", "first_last": 8}
         if point.baseline:
-            assert {"per": point.given["per"], "ends": point.given["ends"]} == wanted
+            assert {"per": point.given["per"], "first_last": point.given["first_last"]} == wanted
         else:
-            assert {"per": point.start.weights.per, "ends": point.start.ends} == wanted
+            assert {"per": point.start.weights.per, "first_last": point.start.first_last} == wanted
 
 
 def test_ours_per_tensor_are_the_presets_there_are():

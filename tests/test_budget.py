@@ -202,9 +202,9 @@ def test_a_kept_layer_is_no_part_of_the_mean():
     assert {s.name for s in run.summary.skipped} == {"3.0.conv", "3.1.conv"}
 
 
-@pytest.mark.parametrize("method", [pytest.param("nearest", marks=SLOW), pytest.param("sgd", marks=SLOW)])
+@pytest.mark.parametrize("method", [pytest.param("nearest", marks=SLOW), pytest.param("straight_through", marks=SLOW)])
 def test_every_method_can_be_budgeted(method):
-    solve = {"method": method} | ({"steps": 2, "rows": 32} if method == "sgd" else {})
+    solve = {"method": method} | ({"steps": 2, "rows": 32} if method == "straight_through" else {})
     run = run_of("chain", budget={"mean_bits": 4}, solve=solve)
     assert 3 < mean_bits(run) <= 4 and {r.method for r in run.layers} == {method}
 

@@ -17,7 +17,7 @@ from datafree.signals.draws import layer_draws
 from datafree.signals.source import walk_teacher
 from datafree.solve.moments import positions, unfold
 from datafree.solve.plan import plan_layers
-from datafree.solve.rounding.straight_through import sgd
+from datafree.solve.rounding.straight_through import straight_through
 from datafree.solve.solve_layer import layer_jobs
 from datafree.solve.weight_grids import weight_grid
 from datafree.teacher.batchnorm import fold_batchnorm_
@@ -152,7 +152,7 @@ def test_a_map_larger_than_what_it_was_made_from_is_filled():
 
 def jobs_of(model, inputs, **signal):
     graph, source = signal_of(model, inputs, images=4)
-    recipe = Recipe(solve={"method": "sgd", "steps": 40, "rows": 64}, weights={"bits": 4, "per": "tensor"})
+    recipe = Recipe(solve={"method": "straight_through", "steps": 40, "rows": 64}, weights={"bits": 4, "per": "tensor"})
     return {job.name: job for job in layer_jobs(graph, plan_layers(graph, recipe), source, recipe, {})}
 
 
@@ -166,8 +166,8 @@ def test_every_step_of_training_draws_others():
         return seen[-1]
 
     qparams = weight_grid(job)
-    trained = sgd(replace(job, draws=watched), qparams)
-    assert len(seen) == 1 + 40 and torch.equal(trained, sgd(job, qparams)), "the same seed draws the same"
+    trained = straight_through(replace(job, draws=watched), qparams)
+    assert len(seen) == 1 + 40 and torch.equal(trained, straight_through(job, qparams)), "the same seed draws the same"
     assert len(seen[0]) > len(seen[1]) == 64, "those held out, and those of each step"
     assert all(not torch.equal(a, b) for a, b in itertools.pairwise(seen[1:41]))
 

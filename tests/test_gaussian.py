@@ -169,7 +169,7 @@ def assert_closed_form_is_what_draws_have(layer, weight_shape, shape, chain, num
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_closed_form_equals_drawn_maps(name):
+def test_gptq_form_equals_drawn_maps(name):
     num_images = 20_000 if name == "linear" else 1000
     found = assert_closed_form_is_what_draws_have(*case(name), CHAINS["relu6"], num_images)
     off_diagonal = found.cov - torch.diag_embed(found.variance)
@@ -178,7 +178,7 @@ def test_closed_form_equals_drawn_maps(name):
 
 
 @pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
-def test_closed_form_through_every_chain_of_clips(chain):
+def test_gptq_form_through_every_chain_of_clips(chain):
     layer = Layer("conv", "conv", "conv2d", padding=(0, 1))
     assert_closed_form_is_what_draws_have(layer, (4, 3, 1, 3), (3, 4, 4), chain, 2000)
 

@@ -36,7 +36,7 @@ from nets import THREE_FAST, compressed
 EXAMPLE = Path(__file__).parent.parent / "examples" / "read_packed.py"
 FORMAT = Path(__file__).parent.parent / "docs" / "format.md"
 CHEAP = ("signal.kind=propagated", "signal.images=2", "solve.method=nearest", "solve.clip=false")
-FOUR = ("weights.bits=4", "ends=alike")
+FOUR = ("weights.bits=4", "first_last=same")
 SPARSE = ("prune.sparsity=0.8", "prune.score=magnitude")
 FLOAT = ("weights.bits=null", "activations.bits=null")
 
@@ -285,7 +285,7 @@ def test_compressed_files_are_smaller(tmp_path):
     assert (tmp_path / "compressed").stat().st_size < (tmp_path / "plain").stat().st_size
 
 
-BARS = {"int8": (("ends=alike",), 0.26), "int4": (("weights.bits=4", "ends=alike"), 0.15),
+BARS = {"int8": (("first_last=same",), 0.26), "int4": (("weights.bits=4", "first_last=same"), 0.15),
         "80 % sparse int8": (SPARSE, 0.08)}  # fmt: skip
 
 

@@ -58,9 +58,11 @@ def same(a, b):
 # Determinism
 
 
-@pytest.mark.parametrize("method", ["closed", "sgd"])
+@pytest.mark.parametrize("method", ["gptq", "straight_through"])
 def test_the_same_seed_gives_the_same_bits(method):
-    settings = ("solve.method=sgd", "solve.steps=3", "solve.rows=32") if method == "sgd" else ()
+    settings = (
+        ("solve.method=straight_through", "solve.steps=3", "solve.rows=32") if method == "straight_through" else ()
+    )
     model, inputs = NETS["chain"]()
     torch.rand(7)  # what happens outside has no say
     assert same(bits(made("chain", *settings)), bits(compress(model, recipe(*settings), inputs)))
@@ -152,7 +154,7 @@ def test_the_summary_agrees_with_the_run():
     assert summary.activations.startswith("8 bits at layer inputs; 8 at sums")
     assert re.match(r"foldable: \d+ % of 6 layers", summary.equalization)
     assert "inferred from the first BatchNorm" in summary.input_range
-    assert {r.method for r in run.layers} == {"closed"} and {r.bits for r in run.layers} == {4, 8}
+    assert {r.method for r in run.layers} == {"gptq"} and {r.bits for r in run.layers} == {4, 8}
 
 
 CHAIN_LAYERS = ("0.conv", "1.conv", "2.2")
@@ -230,7 +232,7 @@ def test_every_preset_runs_on_a_depthwise_net(preset):
     model, (x,) = NETS[DEPTHWISE]()
     x = x[:, :, :8, :8]
     chosen = recipe(preset=preset)
-    if chosen.solve.method == "sgd":
+    if chosen.solve.method == "straight_through":
         chosen = chosen.updated(["solve.steps=2", "solve.rows=32"])
     if chosen.signal.kind == "inverted":
         chosen = chosen.updated(["signal.steps=5"])

@@ -45,7 +45,7 @@ def test_ends_keep_eight_bits_below_eight():
 
 
 def test_ends_alike_are_like_the_others():
-    assert set(planned("residual", ends="alike").values()) == {(4, 4)}
+    assert set(planned("residual", first_last="same").values()) == {(4, 4)}
 
 
 def test_ends_stay_float_where_all_is_float():
@@ -162,7 +162,7 @@ def test_products_and_computed_weights_are_listed():
 def sites(name, **fields):
     """Widths by operator that made the tensor (placeholders by name), in execution order."""
     graph = folded(name)
-    plan = plan_layers(graph, Recipe(**{**W4A4, "ends": "alike", **fields}))
+    plan = plan_layers(graph, Recipe(**{**W4A4, "first_last": "same", **fields}))
     return [(label(n), plan.activation_bits[n.name]) for n in graph.graph.nodes if n.name in plan.activation_bits]
 
 
@@ -214,7 +214,7 @@ def test_float_activations_have_no_sites():
 
 def test_a_vector_as_sum_operand_is_no_tensor_of_the_network():
     """x - offset: the offset is a constant, so nothing is summed."""
-    assert [label for label, w in sites("constant tensors", ends="alike")].count("placeholder") == 1
+    assert [label for label, w in sites("constant tensors", first_last="same")].count("placeholder") == 1
     plan = plan_layers(folded("constant tensors"), Recipe())
     assert not [n for n in plan.activation_bits if g.node_of(folded("constant tensors"), n).op == "get_attr"]
 

@@ -52,7 +52,7 @@ def test_presets_named_are_those_that_exist():
 @pytest.mark.parametrize("name, cells", PRESET_ROW.findall(README), ids=lambda value: value.partition(" ")[0])
 def test_preset_does_what_its_row_says(name, cells):
     r = Recipe.preset(name)
-    ends = "8 bits" if r.ends == "eight" else "alike"
+    ends = "8 bits" if r.first_last == 8 else "same"
     order = ", in sequence" if r.solve.sequential else ""
     solve = f"{r.equalize} | {r.signal.kind} | {r.solve.method}{order}"
     if r.prune is None:

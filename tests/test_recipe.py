@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from datafree.recipe.schema import Closed, LayerRule, Nearest, Recipe, RecipeError, Sgd, presets
+from datafree.recipe.schema import Gptq, LayerRule, Nearest, Recipe, RecipeError, StraightThrough, presets
 
 PRESETS = pytest.mark.parametrize("name", presets())
 
@@ -16,8 +16,8 @@ bits = st.none() | st.integers(2, 8)
 weights = {"bits": bits, "per": st.sampled_from(["tensor", "channel"]), "symmetric": st.booleans()}
 solve = (
     st.fixed_dictionaries({"method": st.just("nearest")}, optional={"clip": st.booleans()})
-    | st.fixed_dictionaries({"method": st.just("closed")}, optional={"damping": st.floats(1e-12, 10)})
-    | st.fixed_dictionaries({"method": st.just("sgd")}, optional={"lr": st.floats(1e-12, 10)})
+    | st.fixed_dictionaries({"method": st.just("gptq")}, optional={"damping": st.floats(1e-12, 10)})
+    | st.fixed_dictionaries({"method": st.just("straight_through")}, optional={"lr": st.floats(1e-12, 10)})
 )
 shares = st.floats(0, 1, exclude_max=True)
 prune = st.none() | st.fixed_dictionaries(
@@ -50,7 +50,7 @@ recipes = st.fixed_dictionaries(
         "activations": st.fixed_dictionaries({"bits": bits}),
         "prune": prune,
         "solve": solve,
-        "ends": st.sampled_from(["eight", "alike"]),
+        "first_last": st.sampled_from([8, "same"]),
         "layers": st.dictionaries(st.sampled_from(["*", "off", "1", "a.b: c", "layer1.0.*"]) | st.text(), rules),
     },
 )
@@ -71,9 +71,9 @@ def test_preset_is_what_its_name_says(name):
     recipe = Recipe.preset(name)
     found = re.search(r"w(\d)a(\d)", name)
     assert (recipe.weights.bits, recipe.activations.bits) == tuple(map(int, found.groups()))
-    assert recipe.ends == ("alike" if "tensor" in name or "paper" in name else "eight")
+    assert recipe.first_last == ("same" if "tensor" in name or "paper" in name else 8)
     if name.startswith("paper"):
-        assert (recipe.signal.kind, recipe.equalize, recipe.solve.method) == ("gaussian", "free", "sgd")
+        assert (recipe.signal.kind, recipe.equalize, recipe.solve.method) == ("gaussian", "free", "straight_through")
     else:
         assert recipe.weights.per == ("tensor" if "tensor" in name else "channel")
 
@@ -158,11 +158,13 @@ def test_equalize_off_is_no_boolean(text, value):
 
 
 def test_number_without_a_point_is_a_number():
-    assert Recipe.parse("solve: {method: sgd, lr: 1e-3}").solve.lr == 0.001  # a string in YAML 1.1
+    assert Recipe.parse("solve: {method: straight_through, lr: 1e-3}").solve.lr == 0.001  # a string in YAML 1.1
 
 
 @pytest.mark.parametrize(
-    "text, kind", [("nearest", Nearest), ("closed", Closed), ("sgd", Sgd)], ids=["nearest", "closed", "sgd"]
+    "text, kind",
+    [("nearest", Nearest), ("gptq", Gptq), ("straight_through", StraightThrough)],
+    ids=["nearest", "gptq", "straight_through"],
 )
 def test_method_brings_its_own_fields(text, kind):
     assert isinstance(Recipe(solve={"method": text}).solve, kind)
@@ -175,8 +177,12 @@ def test_method_brings_its_own_fields(text, kind):
         ("weights: {bit: 4}", "weights.bit", "bits, per, symmetric"),
         ("activations: {symmetric: true}", "activations.symmetric", "bits, per"),
         ("signal: {steps: 3}", "signal.steps", "probes, images, kind"),
-        ("solve: {method: sgd, damping: 1}", "solve.*damping", "sequential, compensation, method, steps, rows, lr"),
-        ("solve: {method: closed, steps: 1}", "solve.*steps", "sequential, compensation, method, damping"),
+        (
+            "solve: {method: straight_through, damping: 1}",
+            "solve.*damping",
+            "sequential, compensation, method, steps, rows, lr",
+        ),
+        ("solve: {method: gptq, steps: 1}", "solve.*steps", "sequential, compensation, method, damping"),
         ("solve: {method: nearest, lr: 1}", "solve.*lr", "sequential, compensation, method, bias_correction, clip"),
         ("layers: {fc: {bits: 4}}", "layers.fc.*bits", "weights, activations"),
         ("layers: {fc: {weights: {bit: 4}}}", "layers.fc.*weights.bit", "bits, per, symmetric"),
@@ -201,11 +207,11 @@ def test_unknown_key_names_its_path_and_what_is_allowed(text, path, allowed):
         ("signal: {kind: real}", "signal.kind: .*'gaussian', 'propagated'.*'loader', got .*'real'"),
         ("signal: ", "signal: .*dictionary.*got None"),
         ("equalize: on", "equalize: .*'free', 'foldable', 'between', 'rows', 'depthwise' or 'off', got True"),
-        ("ends: nine", "ends: .*'eight' or 'alike', got 'nine'"),
-        ("solve: {method: closed, damping: 0}", "solve.*damping: .*greater than 0, got 0"),
-        ("solve: {method: sgd, steps: 0}", "solve.*steps: .*greater than or equal to 1, got 0"),
-        ("solve: {method: sgd, lr: -1}", "solve.*lr: .*greater than 0, got -1"),
-        ("solve: {method: magic}", r"solve.method: .*'nearest', 'closed', 'sgd'"),
+        ("first_last: nine", "first_last: .*8 or 'same', got 'nine'"),
+        ("solve: {method: gptq, damping: 0}", "solve.*damping: .*greater than 0, got 0"),
+        ("solve: {method: straight_through, steps: 0}", "solve.*steps: .*greater than or equal to 1, got 0"),
+        ("solve: {method: straight_through, lr: -1}", "solve.*lr: .*greater than 0, got -1"),
+        ("solve: {method: magic}", r"solve.method: .*'nearest', 'gptq', 'straight_through'"),
         (
             "layers: {fc: {weights: {bits: 1}}}",
             "layers.fc.*weights.bits: .*greater than or equal to 2, got 1",
@@ -283,7 +289,7 @@ def test_an_nm_pattern_says_how_sparse():
     assert Recipe(prune={}).prune.sparsity == 0.5 and Recipe().prune is None
 
 
-@pytest.mark.parametrize("change", [("weights", None), ("solve", None), ("ends", "alike"), ("new", 1)])
+@pytest.mark.parametrize("change", [("weights", None), ("solve", None), ("first_last", "same"), ("new", 1)])
 def test_recipe_is_frozen(change):
     recipe = Recipe(layers={"fc": {"weights": {"bits": 8}}})
     with pytest.raises(ValidationError):
@@ -303,13 +309,13 @@ def test_recipe_is_frozen(change):
         (["weights.bits=3"], {"weights": {"bits": 3}}),
         (["weights.bits=null"], {"weights": {"bits": None}}),
         (["weights={bits: 3}"], {"weights": {"bits": 3}}),
-        (["weights.bits=5", "ends=alike", "weights.bits=6"], {"weights": {"bits": 6}, "ends": "alike"}),
+        (["weights.bits=5", "first_last=same", "weights.bits=6"], {"weights": {"bits": 6}, "first_last": "same"}),
         (["weights.symmetric=yes"], {"weights": {"symmetric": True}}),
-        (["signal.kind=gaussian", "ends=alike"], {"signal": {"kind": "gaussian"}, "ends": "alike"}),
-        (["solve.damping=0.5"], {"solve": {"method": "closed", "damping": 0.5}}),
-        (["solve.method=sgd"], {"solve": {"method": "sgd"}}),
-        (["solve.method=sgd", "solve.steps=7"], {"solve": {"method": "sgd", "steps": 7}}),
-        (["solve={method: sgd, rows: 9}"], {"solve": {"method": "sgd", "rows": 9}}),
+        (["signal.kind=gaussian", "first_last=same"], {"signal": {"kind": "gaussian"}, "first_last": "same"}),
+        (["solve.damping=0.5"], {"solve": {"method": "gptq", "damping": 0.5}}),
+        (["solve.method=straight_through"], {"solve": {"method": "straight_through"}}),
+        (["solve.method=straight_through", "solve.steps=7"], {"solve": {"method": "straight_through", "steps": 7}}),
+        (["solve={method: straight_through, rows: 9}"], {"solve": {"method": "straight_through", "rows": 9}}),
         (["prune.sparsity=0.7"], {"prune": {"sparsity": 0.7}}),
         (["prune={sparsity: 0.7}", "prune.scope=layer"], {"prune": {"sparsity": 0.7, "scope": "layer"}}),
         (["prune.pattern='2:4'"], {"prune": {"pattern": "2:4"}}),
@@ -341,7 +347,7 @@ def test_settings_leave_the_rest_of_the_preset():
         ("weights.bits=9", "weights.bits: .*less than or equal to 8, got 9"),
         ("weights.bit=4", "weights.bit: unknown key; allowed here are bits, per, symmetric"),
         ("wieghts.bits=4", "wieghts: unknown key; allowed here are signal"),
-        ("solve.method=magic", r"solve.method: .*'nearest', 'closed', 'sgd'"),
+        ("solve.method=magic", r"solve.method: .*'nearest', 'gptq', 'straight_through'"),
         ("solve.steps=3", "solve.*steps: unknown key; allowed here are sequential, compensation, method, damping"),
         ("weights=4", "weights: .*dictionary.*got 4"),
     ],
@@ -357,7 +363,7 @@ def test_setting_that_is_not_yaml_says_so():
 
 
 def test_method_may_be_set_last():
-    assert Recipe().updated(["solve.steps=7", "solve.method=sgd"]).solve == Sgd(steps=7)
+    assert Recipe().updated(["solve.steps=7", "solve.method=straight_through"]).solve == StraightThrough(steps=7)
 
 
 def test_layer_with_dots_in_its_name_can_be_set():
@@ -393,3 +399,31 @@ def test_another_pattern_brings_its_own_sparsity():
 def test_unknown_key_of_pruning_names_what_is_allowed_there(text, path, allowed):
     with pytest.raises(RecipeError, match=rf"^recipe: {path}: unknown key; allowed here are {allowed}$"):
         Recipe.parse(text)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("solve: {method: closed, damping: 0.1}", "solve: {method: gptq, damping: 0.1}"),
+        ("solve: {method: sgd}", "solve: {method: straight_through}"),
+        ("ends: alike", "first_last: same"),
+        ("ends: eight", "first_last: 8"),
+    ],
+)
+def test_old_spellings_are_read_with_a_warning(old, new):
+    with pytest.warns(FutureWarning, match="is now called .*; please change the recipe"):
+        assert Recipe.parse(old) == Recipe.parse(new)
+
+
+@pytest.mark.parametrize(
+    "old, new", [("solve.method=sgd", "solve.method=straight_through"), ("ends=alike", "first_last=same")]
+)
+def test_old_spellings_are_set_with_a_warning(old, new):
+    preset = Recipe.preset("w4a8")
+    with pytest.warns(FutureWarning, match="is now called"):
+        assert preset.updated([old]) == preset.updated([new])
+
+
+def test_a_value_that_never_was_is_refused_under_the_new_name():
+    with pytest.warns(FutureWarning), pytest.raises(RecipeError, match=r"first_last: .*8 or 'same'"):
+        Recipe.parse("ends: both")

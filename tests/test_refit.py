@@ -10,7 +10,7 @@ import torch
 
 from datafree.quantization.affine import dequantize
 from datafree.quantization.sparsity import in_cells, without_least
-from datafree.recipe.schema import AdaRound, Closed, Nearest, Sgd, SQuant
+from datafree.recipe.schema import AdaRound, Gptq, Nearest, SQuant, StraightThrough
 from datafree.records import PruneSpec, WeightSpec
 from datafree.solve.pruning import (
     count_schedule,
@@ -30,7 +30,7 @@ from datafree.solve.solve_layer import LayerError, compress_layer
 from datafree.solve.weight_grids import output_power, weight_grid
 from test_solvers import METHODS, assert_same_results, block_diagonal, in_blocks, make_job, with_covariance
 
-SGD = Sgd(steps=60, rows=64, lr=3e-3)
+SGD = StraightThrough(steps=60, rows=64, lr=3e-3)
 FLOAT = WeightSpec(None)
 SHAPES = pytest.mark.parametrize(
     "groups, rows, taps", [(1, 6, 24), (3, 4, 8), (5, 1, 4)], ids=["all", "grouped", "depthwise"]
@@ -75,7 +75,7 @@ def solved_directly(weight, h, keep):
 @pytest.mark.parametrize("seed", range(3))
 def test_refit_is_least_squares_on_each_rows_support(groups, rows, taps, seed):
     """H_SS (expected - found) is what is left of the residual, and H_SS has no eigenvalue below the least of H."""
-    job = make_job(Closed(), seed=seed, groups=groups, rows=rows, taps=taps)
+    job = make_job(Gptq(), seed=seed, groups=groups, rows=rows, taps=taps)
     h, inverted, w = quadratic(job)
     keep = some_kept(job, seed)
     found = refit(w, h, inverted, keep, w * keep, 1e-7)
@@ -89,7 +89,7 @@ def test_refit_is_least_squares_on_each_rows_support(groups, rows, taps, seed):
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_refit_of_blocks_is_that_of_a_block_diagonal_h(groups):
-    full = block_diagonal(make_job(Closed(), groups=groups, taps=24), 8)
+    full = block_diagonal(make_job(Gptq(), groups=groups, taps=24), 8)
     h, inverted, w = quadratic(in_blocks(full, 8))
     assert h.shape == (groups * 3, 8, 8)
     whole = torch.stack([torch.block_diag(*part) for part in h.view(groups, 3, 8, 8)])
@@ -104,13 +104,13 @@ def test_refit_of_blocks_is_that_of_a_block_diagonal_h(groups):
 
 @pytest.mark.parametrize("kind", ["empty", "full"])
 def test_refit_of_all_or_nothing_is_itself(kind):
-    h, inverted, w = quadratic(make_job(Closed()))
+    h, inverted, w = quadratic(make_job(Gptq()))
     keep = torch.full_like(w, kind == "full", dtype=torch.bool)
     assert torch.equal(refit(w, h, inverted, keep, w * keep, 1e-7), w * keep)
 
 
 def test_refit_from_any_start_ends_at_the_same_weights():
-    job = make_job(Closed())
+    job = make_job(Gptq())
     h, inverted, w = quadratic(job)
     keep = some_kept(job)
     far = torch.randn(w.shape, generator=torch.Generator().manual_seed(1)).double() * keep
@@ -120,7 +120,7 @@ def test_refit_from_any_start_ends_at_the_same_weights():
 
 
 def test_a_rough_refit_lowers_the_error_and_a_finer_one_lowers_it_more():
-    job = make_job(Closed(), taps=64, rank=12)
+    job = make_job(Gptq(), taps=64, rank=12)
     h, inverted, w = quadratic(job)
     keep = some_kept(job)
     best = square_error(w - solved_directly(w, h, keep), h)
@@ -149,7 +149,7 @@ def test_every_step_takes_the_same_share_of_what_is_left():
 
 def problem(seed, groups=1):
     """H and its inverse as they are on the way, float32, and the weights."""
-    job = make_job(Closed(), seed=seed, groups=groups, rows=8, taps=72, rank=12)
+    job = make_job(Gptq(), seed=seed, groups=groups, rows=8, taps=72, rank=12)
     h, inverted, _ = quadratic(job)
     return job.weight, h.float(), inverted.float()
 
@@ -242,9 +242,9 @@ def test_methods_that_only_round_leave_the_weights_that_stay(method, score):
 @pytest.mark.parametrize("seed", range(3))
 def test_each_step_towards_closed_lowers_the_output_error(seed):
     """A mask by magnitude, by output, refit, chosen gradually."""
-    h = make_job(Closed(), seed=seed, taps=40).moments
+    h = make_job(Gptq(), seed=seed, taps=40).moments
     errors = []
-    for method, score in ((Nearest(), "magnitude"), (Closed(), "magnitude"), (Closed(), "output")):
+    for method, score in ((Nearest(), "magnitude"), (Gptq(), "magnitude"), (Gptq(), "output")):
         job = pruning(make_job(method, seed=seed, taps=40), 0.7, score=score)
         result = compress_layer(job)
         errors.append(output_power(job.weight - result.weight.view_as(job.weight), h))
@@ -252,7 +252,7 @@ def test_each_step_towards_closed_lowers_the_output_error(seed):
 
 
 def test_error_and_bias_are_measured_against_the_weights_before_pruning():
-    job = pruning(make_job(Closed(), groups=2), 0.6)
+    job = pruning(make_job(Gptq(), groups=2), 0.6)
     result = compress_layer(job)
     w, new, h = job.weight.double(), result.weight.double().view_as(job.weight), job.moments.cov.double()
     power, error = (torch.einsum("gon,gnm,gom->", x, h, x).item() for x in (w, w - new))
@@ -264,18 +264,18 @@ def test_error_and_bias_are_measured_against_the_weights_before_pruning():
 
 @pytest.mark.parametrize("spec", [FLOAT, replace(FLOAT, prune=PruneSpec(0, "output", 4))], ids=["none", "zero"])
 def test_a_job_that_asks_for_no_zeros_is_left_alone(spec):
-    job = replace(make_job(Closed()), spec=spec)
+    job = replace(make_job(Gptq()), spec=spec)
     assert pruned(job) is job
 
 
 def test_all_weights_may_go():
-    result = compress_layer(pruning(make_job(Closed()), 1.0))
+    result = compress_layer(pruning(make_job(Gptq()), 1.0))
     assert not result.weight.any() and result.sparsity == 1.0 and result.error_db == 0
 
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_pruning_knows_blocks(groups):
-    full = pruning(block_diagonal(make_job(Closed(damping=1e-6), groups=groups, taps=24), 8), 0.6)
+    full = pruning(block_diagonal(make_job(Gptq(damping=1e-6), groups=groups, taps=24), 8), 0.6)
     one, other = (pruned(job) for job in (full, in_blocks(full, 8)))
     assert torch.equal(one.keep, other.keep)
     torch.testing.assert_close(one.weight, other.weight, rtol=1e-3, atol=1e-3)
@@ -294,8 +294,8 @@ def test_a_pruning_job_is_only_read_and_solved_the_same_on_any_number_of_threads
 
 @pytest.mark.parametrize("score", ["output", "magnitude"])
 def test_pruning_that_fails_names_layer_method_and_shapes(score):
-    job = pruning(make_job(Closed()), 0.5, score=score)
-    with pytest.raises(LayerError, match=r"^block\.conv: closed failed on weight \(1, 6, 20\).*not positive-definite"):
+    job = pruning(make_job(Gptq()), 0.5, score=score)
+    with pytest.raises(LayerError, match=r"^block\.conv: gptq failed on weight \(1, 6, 20\).*not positive-definite"):
         compress_layer(with_covariance(job, -torch.eye(20)[None]))
 
 
@@ -310,7 +310,9 @@ def held_out_error(weight, job):
 @SHAPES
 @pytest.mark.parametrize("lr", [3e-3, 1e6])
 def test_training_keeps_zeros_and_never_errs_more_than_its_start(groups, rows, taps, lr):
-    start = pruned(pruning(make_job(Sgd(steps=40, rows=64, lr=lr), groups=groups, rows=rows, taps=taps), 0.5))
+    start = pruned(
+        pruning(make_job(StraightThrough(steps=40, rows=64, lr=lr), groups=groups, rows=rows, taps=taps), 0.5)
+    )
     found = trained(start)
     assert torch.equal(found == 0, ~start.keep)
     before, after = held_out_error(start.weight, start), held_out_error(found, start)
@@ -326,7 +328,7 @@ def test_training_through_rounding_comes_near_to_training_without(bits, near):
     """The weights that are gone are gone while it trains, so that what it looks at is what it returns."""
     ours = floats = 0.0
     for seed in range(4):
-        job = pruning(make_job(Sgd(steps=40, rows=64, lr=3e-3), seed=seed), 0.5, bits=bits)
+        job = pruning(make_job(StraightThrough(steps=40, rows=64, lr=3e-3), seed=seed), 0.5, bits=bits)
         start, result = pruned(job), compress_layer(job)
         qparams = weight_grid(start)
         rounded = dequantize(nearest(start, qparams).flatten(0, 1), qparams).view_as(start.weight)
@@ -357,9 +359,9 @@ def test_integers_are_zero_points_where_weights_are_gone(method, bits, per_chann
 
 
 @pytest.mark.parametrize("bits", [8, 4, 3])
-def test_closed_on_a_mask_beats_rounding_the_refit_weights_to_nearest(bits):
+def test_gptq_on_a_mask_beats_rounding_the_refit_weights_to_nearest(bits):
     for seed in range(3):
-        job = pruning(make_job(Closed(), seed=seed, taps=40), 0.6, bits=bits)
+        job = pruning(make_job(Gptq(), seed=seed, taps=40), 0.6, bits=bits)
         result, refitted = compress_layer(job), pruned(job)
         qparams = weight_grid(refitted)
         rounded = dequantize(nearest(refitted, qparams).flatten(0, 1), qparams).view_as(job.weight)
@@ -372,6 +374,6 @@ def test_closed_on_a_mask_beats_rounding_the_refit_weights_to_nearest(bits):
 
 def test_an_nm_pattern_holds_among_integers():
     pattern = (2, 4, 5)
-    result = compress_layer(pruning(make_job(Closed()), None, pattern=pattern, bits=4))
+    result = compress_layer(pruning(make_job(Gptq()), None, pattern=pattern, bits=4))
     zero = result.weight_qparams.zero_point[:, None]
     assert int(in_cells((result.weight != zero).int().view(1, 6, 20), pattern).sum(3).max()) == 2

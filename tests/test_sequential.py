@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from datafree import Recipe, Run, compress
 from datafree import graph as g
 from datafree.graph.capture import trace
-from datafree.recipe.schema import Closed, Inverted, Matched
+from datafree.recipe.schema import Gptq, Inverted, Matched
 from datafree.records import ChannelStats, InputRange, LayerJob, Moments, WeightSpec
 from datafree.run.record import RunError
 from datafree.signals.matching import SHORT, MatchingError, match
@@ -36,7 +36,7 @@ def sqnr(run, x) -> float:
 
 
 def loader(*settings: str) -> Recipe:
-    return Recipe.preset("w4a4").updated(["signal.kind=loader", "ends=alike", *settings])
+    return Recipe.preset("w4a4").updated(["signal.kind=loader", "first_last=same", *settings])
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def upstream(num_rows=4000, taps=6, noise=0.3, seed=0):
     weight = torch.randn(1, 3, taps, generator=generator)
     folds = (moments_of(u[: num_rows // 2], own[: num_rows // 2]), moments_of(u[num_rows // 2 :], own[num_rows // 2 :]))
     spec = WeightSpec(8, True, True)
-    return u, own, LayerJob("fc", weight, torch.zeros(3), moments_of(u, own), spec, Closed(), 0, moment_halves=folds)
+    return u, own, LayerJob("fc", weight, torch.zeros(3), moments_of(u, own), spec, Gptq(), 0, moment_halves=folds)
 
 
 def test_compensation_is_damped_least_squares():
@@ -84,11 +84,11 @@ def test_compensation_is_damped_least_squares():
     weight, cov, cross = job.weight[0], job.moments.cov[0].double(), job.moments.cross[0].double()
     d = 0.01 * cov.diagonal().mean() * torch.eye(6).double()
     wanted = (weight.double() @ (cross + d)) @ torch.linalg.inv(cov + d)
-    found, share = compensated(replace(job, method=Closed(compensation=1.0)))
+    found, share = compensated(replace(job, method=Gptq(compensation=1.0)))
     assert torch.allclose(found.weight[0], wanted.float(), atol=1e-4) and share == 1.0
-    found, share = compensated(replace(job, method=Closed(compensation=0.0)))
+    found, share = compensated(replace(job, method=Gptq(compensation=0.0)))
     assert torch.equal(found.weight, job.weight) and share == 0.0
-    half, _ = compensated(replace(job, method=Closed(compensation=0.5)))
+    half, _ = compensated(replace(job, method=Gptq(compensation=0.5)))
     assert torch.allclose(half.weight[0], (wanted.float() + weight) / 2, atol=1e-4)
 
 
@@ -184,7 +184,7 @@ def test_matched_and_inverted_signals_run_through_compress():
 def test_sequence_runs_on_every_net(name):
     """Side by side, teacher and student walk through every operator; a chain of 8-bit layers stays near the teacher."""
     model, inputs = NETS[name]()
-    settings = ["signal.images=8", "solve.method=closed"]
+    settings = ["signal.images=8", "solve.method=gptq"]
     with torch.no_grad():
         runs = [
             compress(model, Recipe.preset("w8a8").updated([*settings, *more]), inputs)

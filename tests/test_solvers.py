@@ -1,4 +1,4 @@
-"""One layer's problem: `closed` against GPTQ as published, who beats whom, `compress_layer` anywhere."""
+"""One layer's problem: `gptq` against GPTQ as published, who beats whom, `compress_layer` anywhere."""
 
 import math
 import pickle
@@ -11,21 +11,21 @@ import torch
 
 from datafree.execution.pools import processes, serial
 from datafree.quantization.affine import choose_qparams, dequantize
-from datafree.recipe.schema import AdaRound, Closed, Nearest, Sgd, Solve, SQuant
+from datafree.recipe.schema import AdaRound, Gptq, Nearest, Solve, SQuant, StraightThrough
 from datafree.records import LayerJob, Moments, QParams, WeightSpec
 from datafree.solve.compensation import compensated
 from datafree.solve.rounding import NEEDS, SOLVERS
 from datafree.solve.rounding.adaround import adaround
-from datafree.solve.rounding.gptq import closed, polished
+from datafree.solve.rounding.gptq import gptq, polished
 from datafree.solve.rounding.nearest import nearest
 from datafree.solve.rounding.squant import squant
-from datafree.solve.rounding.straight_through import sgd
+from datafree.solve.rounding.straight_through import straight_through
 from datafree.solve.solve_layer import LayerError, compress_layer
 from datafree.solve.weight_grids import FACTORS, output_power, solve_on_best_grid, weight_grid
 
-SGD = Sgd(steps=60, rows=64, lr=3e-3)
+SGD = StraightThrough(steps=60, rows=64, lr=3e-3)
 ADAROUND = AdaRound(steps=60)
-METHODS = pytest.mark.parametrize("method", [Nearest(), Closed(), SGD, SQuant(), ADAROUND], ids=lambda m: m.method)
+METHODS = pytest.mark.parametrize("method", [Nearest(), Gptq(), SGD, SQuant(), ADAROUND], ids=lambda m: m.method)
 SPECS = {
     "channel": WeightSpec(4, True, False),
     "tensor": WeightSpec(4, False, False),
@@ -148,10 +148,10 @@ def test_every_method_of_the_recipe_has_a_solver():
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize("seed, groups, rows, taps", [(0, 1, 6, 20), (1, 3, 4, 9), (2, 2, 3, 150), (3, 5, 1, 4)])
-def test_closed_without_polish_equals_gptq(seed, groups, rows, taps, spec):
-    job = make_job(Closed(damping=0.02, polish=0), seed=seed, spec=spec, groups=groups, rows=rows, taps=taps)
+def test_without_polish_it_is_gptq_as_published(seed, groups, rows, taps, spec):
+    job = make_job(Gptq(damping=0.02, polish=0), seed=seed, spec=spec, groups=groups, rows=rows, taps=taps)
     qparams = weight_grid(job)
-    q = closed(job, qparams).view(groups, rows, taps)
+    q = gptq(job, qparams).view(groups, rows, taps)
     per_row = torch.ones(groups * rows)
     scale = (qparams.scale * per_row).view(groups, rows).double().numpy()
     zero_point = (qparams.zero_point * per_row).view(groups, rows).numpy()
@@ -163,33 +163,33 @@ def test_closed_without_polish_equals_gptq(seed, groups, rows, taps, spec):
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_without_correlation_closed_is_nearest(bits):
-    job = make_job(Closed(), spec=WeightSpec(bits, True, False), groups=2, taps=80)
+def test_without_correlation_gptq_is_nearest(bits):
+    job = make_job(Gptq(), spec=WeightSpec(bits, True, False), groups=2, taps=80)
     job = with_covariance(job, torch.diag_embed(job.moments.variance))
     qparams = weight_grid(job)
-    assert torch.equal(closed(job, qparams), nearest(job, qparams))
+    assert torch.equal(gptq(job, qparams), nearest(job, qparams))
 
 
 @pytest.mark.parametrize("bits", [2, 4, 6])
-def test_closed_beats_nearest_always_where_inputs_are_strongly_correlated(bits):
+def test_gptq_beats_nearest_always_where_inputs_are_strongly_correlated(bits):
     for seed in range(6):
         for rho in (0.9, 0.99):
-            job = make_job(Closed(), seed=seed, spec=WeightSpec(bits, True, False), groups=2, taps=24)
+            job = make_job(Gptq(), seed=seed, spec=WeightSpec(bits, True, False), groups=2, taps=24)
             job = with_covariance(job, equicorrelated(24, rho, groups=2))
             qparams = weight_grid(job)
-            assert output_error(job, closed, qparams) < output_error(job, nearest, qparams)
+            assert output_error(job, gptq, qparams) < output_error(job, nearest, qparams)
 
 
 @pytest.mark.parametrize("bits", [3, 4])
 @pytest.mark.parametrize("correlation", ["weak", "low rank"])
-def test_closed_beats_nearest_on_average(bits, correlation):
+def test_gptq_beats_nearest_on_average(bits, correlation):
     decibels = []
     for seed in range(8):
-        job = make_job(Closed(), seed=seed, spec=WeightSpec(bits, True, False), taps=24)
+        job = make_job(Gptq(), seed=seed, spec=WeightSpec(bits, True, False), taps=24)
         if correlation == "weak":
             job = with_covariance(job, equicorrelated(24, 0.3))
         qparams = weight_grid(job)
-        ratio = output_error(job, nearest, qparams) / output_error(job, closed, qparams)
+        ratio = output_error(job, nearest, qparams) / output_error(job, gptq, qparams)
         decibels.append(10 * math.log10(ratio))
     assert sum(decibels) / len(decibels) > {"weak": 0.3, "low rank": 3}[correlation]
 
@@ -197,14 +197,14 @@ def test_closed_beats_nearest_on_average(bits, correlation):
 @pytest.mark.parametrize("spec", [WeightSpec(3, True, False), WeightSpec(3, False, True)], ids=["channel", "tensor"])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_sgd_lowers_the_error_on_its_rows(spec, groups):
-    job = make_job(Sgd(steps=150, rows=64, lr=3e-3), spec=spec, groups=groups)
+    job = make_job(StraightThrough(steps=150, rows=64, lr=3e-3), spec=spec, groups=groups)
     qparams = weight_grid(job)
 
     def error(q):
         moved = torch.einsum("rgn,gon->rgo", job.rows, job.weight - real_values(q, qparams, job))
         return moved.var(0).sum().item()
 
-    assert error(sgd(job, qparams)) < 0.7 * error(nearest(job, qparams))
+    assert error(straight_through(job, qparams)) < 0.7 * error(nearest(job, qparams))
 
 
 def held_out_error(q, qparams, job):
@@ -216,23 +216,23 @@ def held_out_error(q, qparams, job):
 @pytest.mark.parametrize("lr", [1e-3, 10.0, 1e6])
 @pytest.mark.parametrize("bits, groups, rows, taps", [(2, 1, 6, 20), (4, 3, 2, 9), (8, 5, 1, 4)])
 def test_sgd_is_never_worse_than_its_start_on_rows_it_has_not_seen(lr, bits, groups, rows, taps):
-    method = Sgd(steps=30, rows=32, lr=lr)
+    method = StraightThrough(steps=30, rows=32, lr=lr)
     for spec in (WeightSpec(bits, True, False), WeightSpec(bits, False, True)):
         job = make_job(method, spec=spec, groups=groups, rows=rows, taps=taps)
         qparams = weight_grid(job)
-        after = held_out_error(sgd(job, qparams), qparams, job)
+        after = held_out_error(straight_through(job, qparams), qparams, job)
         assert (after <= held_out_error(nearest(job, qparams), qparams, job) * (1 + 1e-5) + 1e-12).all()
 
 
 def test_sgd_that_only_does_harm_returns_its_start():
-    job = make_job(Sgd(steps=30, rows=32, lr=1e6))
+    job = make_job(StraightThrough(steps=30, rows=32, lr=1e6))
     qparams = weight_grid(job)
-    assert torch.equal(sgd(job, qparams), nearest(job, qparams))
+    assert torch.equal(straight_through(job, qparams), nearest(job, qparams))
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 100, 127])
 def test_sgd_with_too_few_rows_to_hold_any_out_measures_on_all_of_them(num_rows):
-    job = make_job(Sgd(steps=60, rows=64, lr=3e-3))
+    job = make_job(StraightThrough(steps=60, rows=64, lr=3e-3))
     job = replace(job, rows=job.rows[:num_rows])
     qparams = weight_grid(job)
 
@@ -240,7 +240,7 @@ def test_sgd_with_too_few_rows_to_hold_any_out_measures_on_all_of_them(num_rows)
         moved = torch.einsum("rgn,gon->rgo", job.rows, job.weight - real_values(q, qparams, job))
         return moved.var(0, unbiased=False)
 
-    assert (error(sgd(job, qparams)) <= error(nearest(job, qparams)) * (1 + 1e-5)).all()
+    assert (error(straight_through(job, qparams)) <= error(nearest(job, qparams)) * (1 + 1e-5)).all()
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
@@ -338,7 +338,7 @@ def test_weights_on_the_grid_stay_where_they_are(method):
 
 def test_sgd_without_rows_is_our_own_mistake():
     job = replace(make_job(SGD), rows=None)
-    with pytest.raises(AssertionError, match="sgd needs drawn inputs"):
+    with pytest.raises(AssertionError, match="straight_through needs drawn inputs"):
         compress_layer(job)
 
 
@@ -399,7 +399,7 @@ def test_nearest_takes_its_two_options():
 
 @pytest.mark.parametrize("spec", [SPECS["channel"], SPECS["tensor"]], ids=["channel", "tensor"])
 def test_scale_is_widened_until_the_bias_fits_32_bits(spec):
-    job = make_job(Closed(), spec=spec)
+    job = make_job(Gptq(), spec=spec)
     bias = job.bias.clone()
     bias[2] = 1e5
     input_scale = 1e-5
@@ -432,7 +432,7 @@ def test_result_is_plain_data(method):
 def placement_jobs():
     """One of each method, large enough for threads to change the order of sums."""
     sizes = [
-        (Closed(), 1, 24, 200),
+        (Gptq(), 1, 24, 200),
         (SGD, 3, 24, 60),
         (Nearest(), 1, 200, 200),
         (ADAROUND, 1, 24, 200),
@@ -470,11 +470,11 @@ def test_threads_are_left_as_found_and_change_no_bit():
 
 
 def test_solver_that_fails_names_layer_method_and_shapes():
-    job = make_job(Closed(), groups=2)
+    job = make_job(Gptq(), groups=2)
     with pytest.raises(LayerError) as caught:
         compress_layer(with_covariance(job, -torch.eye(20).repeat(2, 1, 1)))
     assert str(caught.value).startswith(
-        "block.conv: closed failed on weight (2, 6, 20) (groups, rows, taps), 400 input rows: "
+        "block.conv: gptq failed on weight (2, 6, 20) (groups, rows, taps), 400 input rows: "
     )
     assert "not positive-definite" in str(caught.value)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # it crosses processes whole
@@ -495,9 +495,9 @@ def test_weights_that_are_not_finite_are_refused(method, value):
 def test_polish_never_raises_a_row_s_error_and_lowers_some(groups, spec):
     moved = False
     for seed in range(4):
-        job = make_job(Closed(polish=0), seed=seed, groups=groups, spec=spec)
+        job = make_job(Gptq(polish=0), seed=seed, groups=groups, spec=spec)
         qparams = weight_grid(job)
-        before = closed(job, qparams)
+        before = gptq(job, qparams)
         after = polished(before, job, qparams, passes=2)
         errors = [row_errors(job, q, qparams) for q in (before, after)]
         assert bool((errors[1] <= errors[0] * (1 + 1e-9) + 1e-12).all())
@@ -515,13 +515,13 @@ def row_errors(job, q, qparams):
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize("groups", [1, 3])
 def test_best_grid_is_the_best_of_those_tried_one_by_one(groups, spec):
-    job = make_job(Closed(polish=0), groups=groups, spec=spec)
-    q, qparams = solve_on_best_grid(job, closed)
+    job = make_job(Gptq(polish=0), groups=groups, spec=spec)
+    q, qparams = solve_on_best_grid(job, gptq)
     first = weight_grid(job)
     errors = []
     for factor in FACTORS:
         trial = replace(first, scale=first.scale * factor)
-        errors.append(row_errors(job, closed(job, trial), trial))
+        errors.append(row_errors(job, gptq(job, trial), trial))
     tried = torch.stack(errors)
     wanted = tried.amin(0) if spec.per_channel else tried.sum((1, 2)).amin()
     found = row_errors(job, q, qparams)
@@ -562,17 +562,15 @@ def with_upstream(job):
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_blocks_of_a_block_diagonal_h_change_nothing(spec, groups):
-    full = block_diagonal(make_job(Closed(damping=1e-6), spec=spec, groups=groups, taps=24), 8)
-    one, other = (solve_on_best_grid(job, closed) for job in (full, in_blocks(full, 8)))
+    full = block_diagonal(make_job(Gptq(damping=1e-6), spec=spec, groups=groups, taps=24), 8)
+    one, other = (solve_on_best_grid(job, gptq) for job in (full, in_blocks(full, 8)))
     assert torch.equal(one[0], other[0]) and torch.equal(one[1].scale, other[1].scale)
     assert output_power(full.weight, full.moments) == pytest.approx(
         output_power(full.weight, in_blocks(full, 8).moments)
     )
 
 
-@pytest.mark.parametrize(
-    "method", [Closed(), pytest.param(ADAROUND, marks=pytest.mark.slow)], ids=["closed", "adaround"]
-)
+@pytest.mark.parametrize("method", [Gptq(), pytest.param(ADAROUND, marks=pytest.mark.slow)], ids=["gptq", "adaround"])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_blocks_beat_nearest_on_the_full_h_and_keep_the_mean_output(method, spec):
     gain = 0.0
@@ -596,7 +594,7 @@ def test_blocks_beat_nearest_on_the_full_h_and_keep_the_mean_output(method, spec
 
 @pytest.mark.parametrize("share", [0.5, "auto"])
 def test_compensation_works_block_by_block(share):
-    full = block_diagonal(with_upstream(make_job(Closed(compensation=share), taps=24, groups=2)), 8)
+    full = block_diagonal(with_upstream(make_job(Gptq(compensation=share), taps=24, groups=2)), 8)
     one, other = (compensated(job) for job in (full, in_blocks(full, 8)))
     assert one[1] == pytest.approx(other[1], abs=0.02) and other[1] > 0.4
     torch.testing.assert_close(one[0].weight, other[0].weight, rtol=0.02, atol=0.02)  # each block has its own damping

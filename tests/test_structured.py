@@ -235,9 +235,9 @@ def test_a_kept_layer_keeps_its_channels():
     assert run.summary.macs <= 0.8 * run.summary.float_macs
 
 
-@pytest.mark.parametrize("method", ["nearest", pytest.param("sgd", marks=SLOW)])
+@pytest.mark.parametrize("method", ["nearest", pytest.param("straight_through", marks=SLOW)])
 def test_every_method_loses_channels(method):
-    solve = {"method": method} | ({"steps": 2, "rows": 32} if method == "sgd" else {})
+    solve = {"method": method} | ({"steps": 2, "rows": 32} if method == "straight_through" else {})
     run = run_of("chain", solve=solve)
     assert run.summary.macs <= 0.8 * run.summary.float_macs
     assert {r.name: tuple(r.weight.shape) for r in run.layers} == {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -21,6 +22,10 @@ from pydantic import (
 )  # fmt: skip
 
 Bits = Annotated[int, Field(ge=2, le=8)]
+
+
+METHODS = {"closed": "gptq", "sgd": "straight_through"}  # what methods were called before
+FIRST_LAST = {"eight": 8, "alike": "same"}  # values of `ends`, which is now `first_last`
 
 
 class RecipeError(ValueError):
@@ -183,18 +188,18 @@ class Nearest(_Method):
     clip: bool = True  # False: min-max ranges
 
 
-class Closed(_Method):
-    """Optimal-brain rounding with error feedback through the Cholesky factor of H."""
+class Gptq(_Method):
+    """GPTQ: optimal-brain rounding with error feedback through the Cholesky factor of H."""
 
-    method: Literal["closed"] = "closed"
+    method: Literal["gptq"] = "gptq"
     damping: float = Field(default=0.01, gt=0)
     polish: int = Field(default=1, ge=0)  # passes of coordinate descent after rounding
 
 
-class Sgd(_Method):
+class StraightThrough(_Method):
     """The paper's layer-wise training: straight-through rounding, Adam, fresh draws."""
 
-    method: Literal["sgd"] = "sgd"
+    method: Literal["straight_through"] = "straight_through"
     steps: int = Field(default=300, ge=1)
     rows: int = Field(default=256, ge=1)  # layer-input rows drawn for one step
     lr: float = Field(default=1e-3, gt=0)
@@ -216,9 +221,9 @@ class AdaRound(_Method):
 
 
 Solve = Annotated[
-    Nearest | Closed | Sgd | SQuant | AdaRound,
+    Nearest | Gptq | StraightThrough | SQuant | AdaRound,
     Field(discriminator="method"),
-    BeforeValidator(lambda value: {"method": "closed", **value} if isinstance(value, dict) else value),
+    BeforeValidator(lambda value: {"method": "gptq", **value} if isinstance(value, dict) else value),
 ]
 
 
@@ -284,15 +289,15 @@ class Recipe(_Part):
     weights: Weights = Weights()
     activations: Activations = Activations()
     prune: Prune | None = None
-    solve: Solve = Closed()
+    solve: Solve = Gptq()
     distill: Distill | None = None
     budget: Budget | None = None
-    ends: Literal["eight", "alike"] = "eight"  # first and last layer: at least 8 bits, or like the others
+    first_last: Literal[8, "same"] = 8  # bits of the first and the last layer at least, or the same as the others'
     layers: dict[str, _Rule] = {}  # shell wildcards, last match wins
 
     def __init__(self, **fields: Any) -> None:
         try:
-            super().__init__(**fields)
+            super().__init__(**_with_new_names(fields))
         except ValidationError as error:
             raise RecipeError(_explain(error)) from None
 
@@ -339,6 +344,7 @@ class Recipe(_Part):
         """
         fields = self.model_dump(mode="json")
         settings = [_setting(text) for text in assignments]
+        settings = [(path, _new_method(value) if path == ["solve", "method"] else value) for path, value in settings]
         for path, value in settings:  # another method or kind has other fields; those set beside it are kept
             if path in (["solve", "method"], ["signal", "kind"]) and value != fields[path[0]].get(path[1]):
                 common = _Method.model_fields if path[0] == "solve" else _Images.model_fields
@@ -357,6 +363,30 @@ class Recipe(_Part):
     def dump(self) -> str:
         """The resolved recipe as YAML text that `Recipe.parse` reads back to an equal recipe."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _with_new_names(fields: dict[str, Any]) -> dict[str, Any]:
+    """Recipes written before names changed are still read, with a warning."""
+    fields = dict(fields)
+    if "ends" in fields:
+        new = FIRST_LAST.get(fields["ends"], fields["ends"])
+        fields["first_last"] = new
+        _warn(f"ends: {fields.pop('ends')}", f"first_last: {new}")
+    solve = fields.get("solve")
+    if isinstance(solve, dict) and solve.get("method") in METHODS:
+        fields["solve"] = {**solve, "method": _new_method(solve["method"])}
+    return fields
+
+
+def _new_method(name: Any) -> Any:
+    if isinstance(name, str) and name in METHODS:
+        _warn(f"solve.method: {name}", f"solve.method: {METHODS[name]}")
+        return METHODS[name]
+    return name
+
+
+def _warn(old: str, new: str) -> None:
+    warnings.warn(f"{old} is now called {new}; please change the recipe", FutureWarning, stacklevel=4)
 
 
 def _setting(text: str) -> tuple[list[str], Any]:

@@ -40,8 +40,8 @@ class Plan:
 def plan_layers(teacher: fx.GraphModule, recipe: Recipe) -> Plan:
     """Decide bits for every layer and find the tensors to quantize.
 
-    Below 8 bits the first and the last layer keep 8 (unless the recipe's `ends` is "alike"). The network's input and
-    operands of sums, concatenations and pooling are quantized at 8 bits, or `activations.bits` where that is wider.
+    Below 8 bits the first and the last layer keep 8 (unless the recipe's `first_last` is "same"). The network's input
+    and operands of sums, concatenations and pooling are quantized at 8 bits, or `activations.bits` where that is wider.
 
     Raises:
         RecipeError: a layer pattern matches nothing; lists the layers.
@@ -53,7 +53,7 @@ def plan_layers(teacher: fx.GraphModule, recipe: Recipe) -> Plan:
         Skipped(n.name, f"left in float: {n.target} is not a layer of its own weights") for n in _costly(teacher)
     ]
     names = list(layers)
-    ends = {*names[:1], *names[-1:]} if recipe.ends == "eight" else set()
+    ends = {*names[:1], *names[-1:]} if recipe.first_last == 8 else set()
     weights = {name: g.weight(teacher, layer) for name, layer in layers.items()}
     plans = {n: _layer_plan(layer, weights[n], recipe, rules[n], n in ends) for n, layer in layers.items()}
     skipped += [

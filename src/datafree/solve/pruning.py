@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datafree.execution import add_macs
 from datafree.quantization import Pattern, in_cells, without_least
-from datafree.recipe import Closed, Sgd
+from datafree.recipe import Gptq, StraightThrough
 from datafree.records import LayerJob, PruneSpec
 from datafree.solve.rounding.gptq import damped
 
@@ -22,7 +22,7 @@ SWAPPED = 0.05  # share of the weights kept that may change places in one round,
 
 
 def pruned(job: LayerJob) -> LayerJob:
-    """The job with the weights that stay, refit by least squares where the method is `closed`; `keep` marks them."""
+    """The job with the weights that stay, refit by least squares where the method is `gptq`; `keep` marks them."""
     spec = job.spec.prune
     if spec is None or not (spec.count or spec.columns):
         return job
@@ -30,16 +30,16 @@ def pruned(job: LayerJob) -> LayerJob:
         keep = _without_columns(job, spec.columns)
     elif spec.score == "magnitude":
         keep = without_least(job.weight.abs(), spec.count, spec.pattern)
-    elif isinstance(job.method, Closed):
+    elif isinstance(job.method, Gptq):
         weight, keep = _refit_gradually(job, spec)
         return replace(job, weight=weight.float(), keep=keep)
     else:
         keep = without_least(job.weight.square() * job.moments.variance[:, None], spec.count, spec.pattern)
     weight = job.weight * keep
-    if isinstance(job.method, Closed):
+    if isinstance(job.method, Gptq):
         h = damped(job.moments.cov, job.method.damping)
         weight = refit(job.weight.double(), h, inverse(h), keep, weight.double(), EXACT)
-    target = job.weight if isinstance(job.method, Sgd) else None  # the others round what stays
+    target = job.weight if isinstance(job.method, StraightThrough) else None  # the others round what stays
     return replace(job, weight=weight.float(), keep=keep, target=target)
 
 

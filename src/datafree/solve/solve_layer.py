@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from datafree import graph as g
 from datafree.execution import one_thread
 from datafree.quantization import dequantize, fake_quantize
-from datafree.recipe import Nearest, Recipe, Sgd
+from datafree.recipe import Nearest, Recipe, StraightThrough
 from datafree.records import LayerJob, LayerResult, Moments, MomentsError, QParams, decibel
 from datafree.signals import LayerDraws, Signal, closed_form, layer_draws, walk_teacher
 from datafree.solve.activation_grids import tensor_grid
@@ -214,5 +214,5 @@ def solved(job: LayerJob) -> tuple[Tensor, QParams | None, Tensor]:
     if job.spec.bits is not None:
         q, qparams = solve_on_best_grid(job, SOLVERS[type(job.method)])
         return q.flatten(0, 1).to(torch.int16), qparams, dequantize(q.flatten(0, 1), qparams).view_as(job.weight)
-    new = trained(job) if isinstance(job.method, Sgd) else job.weight
+    new = trained(job) if isinstance(job.method, StraightThrough) else job.weight
     return new.flatten(0, 1).contiguous(), None, new

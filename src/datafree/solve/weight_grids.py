@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datafree.execution import add_macs
 from datafree.quantization import CLIP_RATIOS, dequantize, search_grid
-from datafree.recipe import Closed, Nearest
+from datafree.recipe import Gptq, Nearest
 from datafree.records import LayerJob, Moments, QParams
 from datafree.solve.rounding.gptq import polished
 
@@ -24,12 +24,12 @@ def solve_on_best_grid(
 ) -> tuple[Float[Tensor, "g o n"], QParams]:
     """Solve on several grids and keep, for every row or for the tensor, the one whose output errs least (ours).
 
-    The grids are solved at once, as rows of one job, and polished once one is chosen. Methods other than `closed` are
+    The grids are solved at once, as rows of one job, and polished once one is chosen. Methods other than `gptq` are
     solved on one grid: their cost would be paid for each.
     """
     qparams = weight_grid(job)
     groups, rows, taps = job.weight.shape
-    if not isinstance(job.method, Closed) or taps > MANY_TAPS:
+    if not isinstance(job.method, Gptq) or taps > MANY_TAPS:
         return zeros_kept(solve(job, qparams), job, qparams), qparams
     num = len(FACTORS)
     factors = torch.tensor(FACTORS).view(1, num, 1)

@@ -7,18 +7,18 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor
 
-from datafree.recipe import AdaRound, Closed, Nearest, Sgd, SQuant
+from datafree.recipe import AdaRound, Gptq, Nearest, SQuant, StraightThrough
 from datafree.records import LayerJob, QParams
 from datafree.solve.rounding.adaround import adaround
-from datafree.solve.rounding.gptq import closed
+from datafree.solve.rounding.gptq import gptq
 from datafree.solve.rounding.nearest import nearest
 from datafree.solve.rounding.squant import squant
-from datafree.solve.rounding.straight_through import sgd
+from datafree.solve.rounding.straight_through import straight_through
 
 SOLVERS: dict[type, Callable[[LayerJob, QParams], Float[Tensor, "g o n"]]] = {
     Nearest: nearest,
-    Closed: closed,
-    Sgd: sgd,
+    Gptq: gptq,
+    StraightThrough: straight_through,
     SQuant: squant,
     AdaRound: adaround,
 }
@@ -26,8 +26,8 @@ SOLVERS: dict[type, Callable[[LayerJob, QParams], Float[Tensor, "g o n"]]] = {
 
 NEEDS = {
     Nearest: "diagonal",
-    Closed: "covariance",
-    Sgd: "rows",
+    Gptq: "covariance",
+    StraightThrough: "rows",
     SQuant: "diagonal",
     AdaRound: "covariance",
 }

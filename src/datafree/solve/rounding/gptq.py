@@ -13,7 +13,7 @@ from datafree.records import LayerJob, QParams
 BLOCK = 64  # columns rounded between two matrix products
 
 
-def closed(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
+def gptq(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
     """Round columns one after another and let the later ones make up for the error of the earlier ones.
 
     With H = R R^T, R upper triangular, the error of a row is |(w - w') R|^2, and column k of that product depends on

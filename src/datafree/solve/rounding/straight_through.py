@@ -17,7 +17,7 @@ HELD_OUT = (32, 4096)  # rows, at least and at most; fewer would say nothing, mo
 LOOKS = 4  # at the rows held out, while training
 
 
-def sgd(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
+def straight_through(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
     """Train float weights whose rounding reproduces the layer's output (the paper; loss, optimiser and rates are ours).
 
     The gradient of the rounded weights goes straight to the float ones.
@@ -68,7 +68,7 @@ def _inputs(job: LayerJob) -> tuple[Tensor, Iterator[Tensor]]:
     if job.draws is not None:
         rng, count = torch.Generator().manual_seed(job.seed + 1), job.method.rows  # type: ignore[attr-defined]
         return job.draws(HELD_OUT[1], rng), (job.draws(count, rng) for _ in itertools.count())
-    assert job.rows is not None, "sgd needs drawn inputs"
+    assert job.rows is not None, "straight_through needs drawn inputs"
     quarter = min(len(job.rows) // 4, HELD_OUT[1])
     held_out, seen = job.rows.split([quarter, len(job.rows) - quarter]) if quarter >= HELD_OUT[0] else [job.rows] * 2
     return held_out, itertools.cycle(seen.split(job.method.rows))  # type: ignore[attr-defined]
