@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import operator
 
 import pytest
@@ -17,7 +16,6 @@ from datafree.graph.view import duplicate
 from datafree.teacher.batchnorm import fold_batchnorm_
 from datafree.teacher.equalize import equalize_
 from nets import block, conv
-from test_floors import FILES
 
 IMAGE = (2, 4, 8, 8)
 ONES = torch.ones(4)
@@ -166,9 +164,3 @@ def test_an_argument_is_found_by_its_name_wherever_it_stands():
     assert (argument(node, "pad"), argument(node, "value")) == ([1, 1], 0)
     with pytest.raises(AssertionError, match="has no argument dim"):
         argument(node, "dim")
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_aten_is_named_in_two_rooms_alone(name):
-    names = {n.id for n in ast.walk(ast.parse(FILES[name].read_text())) if isinstance(n, ast.Name)}
-    assert "aten" not in names or name.startswith(("datafree.graph.", "datafree.export.onnx."))

@@ -63,10 +63,10 @@ def test_preset_does_what_its_row_says(name, cells):
     assert cells == f"{100 * r.prune.sparsity:.0f} % of {of} | {r.prune.score} | {bits} | {solve}"
 
 
-@pytest.mark.parametrize("field", FIELDS)
-def test_every_field_of_a_recipe_is_explained(field):
+def test_every_field_of_a_recipe_is_explained():
     text = (ROOT / "docs" / "recipe.md").read_text()
-    assert f"`{FIELDS[field]}`" in text or re.search(rf"^## .*\b{FIELDS[field]}\b", text, re.MULTILINE)
+    headings = " ".join(re.findall(r"^## (.*)$", text, re.MULTILINE))
+    assert [f for f, name in FIELDS.items() if f"`{name}`" not in text and name not in headings] == []
 
 
 def test_recipes_shown_are_recipes():
