@@ -28,8 +28,9 @@ from datafree.graph.capture import trace
 from datafree.models.load import input_range
 from datafree.pipeline import ignore
 from datafree.quantization.affine import choose_qparams
-from datafree.records import LayerJob, LayerResult, Moments
+from datafree.records import LayerResult, Moments
 from datafree.signals import make_signal
+from datafree.solve.jobs import LayerJob
 from datafree.solve.plan import LayerPlan, plan_layers, quantized_at
 from datafree.solve.schedule import solve_layers
 from datafree.solve.solve_layer import Grids, compress_layer

@@ -10,10 +10,11 @@ from datafree import Recipe, Run, compress
 from datafree import graph as g
 from datafree.graph.capture import trace
 from datafree.recipe.schema import Gptq, Inverted, Matched
-from datafree.records import ChannelStats, InputRange, LayerJob, Moments, WeightSpec
+from datafree.records import ChannelStats, InputRange, Moments, WeightSpec
 from datafree.run.record import RunError
 from datafree.signals.matching import SHORT, MatchingError, match
 from datafree.solve.compensation import DAMPINGS, best_share, compensated, least_squares
+from datafree.solve.jobs import LayerJob
 from datafree.solve.solve_layer import compress_layer
 from datafree.teacher.batchnorm import fold_batchnorm_
 from nets import NETS, THREE_FAST, calibrate_batchnorm_

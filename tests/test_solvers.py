@@ -12,8 +12,9 @@ import torch
 from datafree.execution.pools import processes, serial
 from datafree.quantization.affine import choose_qparams, dequantize
 from datafree.recipe.schema import AdaRound, Gptq, Nearest, Solve, SQuant, StraightThrough
-from datafree.records import LayerJob, Moments, QParams, WeightSpec
+from datafree.records import Moments, QParams, WeightSpec
 from datafree.solve.compensation import compensated
+from datafree.solve.jobs import LayerJob
 from datafree.solve.rounding import NEEDS, SOLVERS
 from datafree.solve.rounding.adaround import adaround
 from datafree.solve.rounding.gptq import gptq, polished

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -72,13 +71,12 @@ class Moments:
         if size == self.mean.shape[1]:
             return [self]
         mean, student_mean = self.mean.split(size, 1), self.student_mean.split(size, 1)
-        part = lambda x, i: None if x is None else x.unflatten(0, (-1, len(mean)))[:, i]  # noqa: E731
-        return [
-            Moments(
-                mean[i], student_mean[i], part(self.cov, i), self.num_rows, part(self.cross, i), part(self.scatter, i)
-            )
-            for i in range(len(mean))
-        ]
+        split = lambda x: x.unflatten(0, (-1, len(mean))).unbind(1)  # noqa: E731
+        nothing = [None] * len(mean)
+        covs, crosses = split(self.cov), nothing if self.cross is None else split(self.cross)
+        scatters = nothing if self.scatter is None else split(self.scatter)
+        parts = zip(mean, student_mean, covs, crosses, scatters, strict=True)
+        return [Moments(m, s, cov, self.num_rows, cross, scatter) for m, s, cov, cross, scatter in parts]
 
 
 @dataclass(frozen=True)
@@ -134,38 +132,6 @@ class WeightSpec:
     per_channel: bool = True
     symmetric: bool = True
     prune: PruneSpec | None = None
-
-
-@dataclass(frozen=True)
-class LayerJob:
-    """All that is needed to solve one layer, anywhere: picklable, pure, with its own seed."""
-
-    name: str
-    weight: Float[Tensor, "g o n"]
-    bias: Float[Tensor, " c"]
-    moments: Moments
-    spec: WeightSpec
-    method: object  # one of the recipe's solve records
-    seed: int
-    rows: Float[Tensor, "r g n"] | None = None  # inputs drawn ahead, for solvers that train; or
-    draws: Callable[[int, torch.Generator], Float[Tensor, "r g n"]] | None = None  # how to draw others at every step
-    moment_halves: tuple[Moments, Moments] | None = None  # of the first and the second half of the images
-    input_scale: float | None = None  # of one integer step of the input; None = float input
-    kernel_size: int = 1  # taps of one input channel, kh * kw
-    keep: Bool[Tensor, "g o n"] | None = None  # False where a weight is zero and stays zero
-    target: Float[Tensor, "g o n"] | None = None  # weights whose output is wanted; None = `weight`
-
-    def blocks(self) -> list[LayerJob]:
-        """Jobs whose costs add up to this one's, one for each diagonal block of H, on the same rows' grid."""
-        parts = self.moments.blocks()
-        if len(parts) == 1:
-            return [self]
-        size = parts[0].mean.shape[1]
-        keeps = [None] * len(parts) if self.keep is None else self.keep.split(size, 2)
-        return [
-            replace(self, weight=w, moments=moments, keep=keep)
-            for w, moments, keep in zip(self.weight.split(size, 2), parts, keeps, strict=True)
-        ]
 
 
 @dataclass(frozen=True)

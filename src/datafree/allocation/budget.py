@@ -17,9 +17,9 @@ from datafree.allocation.sensitivity import NetworkProbe
 from datafree.allocation.sparsity import ErrorCurve, at_output, measure_curve, trial
 from datafree.quantization import dequantize, stored_size
 from datafree.recipe import LayerRule, Prune, Recipe
-from datafree.records import LayerJob, WeightSpec
+from datafree.records import WeightSpec
 from datafree.signals import Signal
-from datafree.solve import SOLVERS, Plan, layer_jobs, solve_on_best_grid
+from datafree.solve import SOLVERS, LayerJob, Plan, layer_jobs, solve_on_best_grid
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 SPARSITIES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # to choose from, where the recipe prunes
@@ -123,8 +123,8 @@ def _with(recipe: Recipe, **fields: object) -> Recipe:
 
 
 def _rule(option: Option, prunes: bool) -> LayerRule:
-    fields = {"weights": {"bits": option.bits}} | ({"prune": {"sparsity": option.sparsity}} if prunes else {})
-    return LayerRule(**fields)
+    pruned = {"prune": {"sparsity": option.sparsity}} if prunes else {}
+    return LayerRule.model_validate({"weights": {"bits": option.bits}, **pruned})
 
 
 def _channels_for(teacher: fx.GraphModule, macs: int) -> Prune:
@@ -161,7 +161,7 @@ def layer_options(
     for widths in rounded:
         errors = dict(at_output(widths, reference.output_change(widths.probes)))
         size, spec = g.weight(teacher, plan.layers[widths.name].layer).numel(), plan.layers[widths.name].weights
-        assert spec is not None, "a job has a spec"
+        assert spec is not None and spec.bits is not None, "a job that is tried at every width is rounded"
         bits = [spec.bits] if widths.name in fixed else list(WIDTHS)
         shares = SPARSITIES
         if widths.name in fixed or not _may_thin(recipe):

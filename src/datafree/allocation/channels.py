@@ -16,9 +16,9 @@ from datafree.allocation.sensitivity import NetworkProbe
 from datafree.allocation.sparsity import trial
 from datafree.graph import Group, channel_groups, unremovable
 from datafree.recipe import Recipe
-from datafree.records import LayerJob, PruneSpec, Skipped, WeightSpec
+from datafree.records import PruneSpec, Skipped, WeightSpec
 from datafree.signals import Signal
-from datafree.solve import LayerPlan, Plan, damped, inverse, layer_jobs, output_power
+from datafree.solve import LayerJob, LayerPlan, Plan, damped, inverse, layer_jobs, output_power
 
 ROUNDS = 10  # of choosing, each for its share of the multiply-adds
 DAMPING = 0.01  # of H, as a share of its mean diagonal

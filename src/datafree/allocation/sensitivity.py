@@ -12,8 +12,8 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from datafree import graph as g
-from datafree.records import LayerJob
 from datafree.signals import Signal
+from datafree.solve import LayerJob
 
 PROBED = (0.02, 0.1, 0.3, 0.6)  # errors of a layer at which its effect on the network's output is measured
 LEAST, NUMBERS = 8, 2**19  # images sent through the network for each probe, at least; numbers in them, at most

@@ -12,9 +12,10 @@ from torch import Tensor, fx
 from datafree import graph as g
 from datafree.allocation.sensitivity import NetworkProbe, Probe, nearest_probes
 from datafree.recipe import Gptq, Nearest, Recipe
-from datafree.records import LayerJob, PruneSpec
+from datafree.records import PruneSpec
 from datafree.signals import Signal
 from datafree.solve import (
+    LayerJob,
     Plan,
     count_schedule,
     damped,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -45,7 +45,7 @@ WIDTH = 100  # columns, where there is no terminal to ask
 DEMO_PRESETS = ("w8a8-tensor", "w8a8", "w4a8", "w4a4")
 PLAIN_ROUNDING = {"equalize": "off", "solve": {"method": "nearest", "clip": False, "bias_correction": False}}
 PIXELS = "pixels.json"  # in a run directory: how the network's pixels are normalised, where that is published
-UsageError = typer.BadParameter.__base__  # click's own, which older typer imports and newer typer contains
+UsageError: Any = typer.BadParameter.__base__  # click's own, which older typer imports and newer typer contains
 
 app = typer.Typer(
     help="Compress a trained convolutional network with no data at all.",
@@ -101,8 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _explain(error: Exception) -> tuple[int, str]:
     """Exit code and message: a ValueError is the user's, a failed layer and the unforeseen are the run's."""
     if isinstance(error, UsageError):
-        command = error.ctx.command_path if error.ctx else "datafree"
-        return 2, f"{error.format_message().rstrip('.')}; see {command} --help"
+        usage: Any = error
+        command = usage.ctx.command_path if usage.ctx else "datafree"
+        return 2, f"{usage.format_message().rstrip('.')}; see {command} --help"
     if isinstance(error, LayerError):
         return 1, str(error)
     if isinstance(error, ValueError):

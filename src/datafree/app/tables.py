@@ -255,7 +255,8 @@ def demo_table(reference: Evaluation, rows: Sequence[DemoRow]) -> Group:
 
 
 def _demo_notes(reference: Evaluation, rows: Sequence[DemoRow]) -> list[str]:
-    ours_error, plain_error = (max(row[side].lost_error for row in rows) for side in (2, 3))
+    ours_error = max(ours.lost_error for _, _, ours, _ in rows)
+    plain_error = max(plain.lost_error for _, _, _, plain in rows)
     found = [
         f"top-1: of {reference.num_images} held-out images; standard error of float32 "
         f"{reference.top1_error:.1f} points, of the difference to it at most {ours_error:.1f} (datafree) and "

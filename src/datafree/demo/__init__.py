@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from importlib import resources
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -105,7 +106,7 @@ def digits(split: str) -> tuple[Float[Tensor, "n 1 16 16"], Int[Tensor, " n"]]:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
         raise DemoError('the digits come with scikit-learn; pip install "datafree[demo]"') from error
-    data = load_digits()
+    data: Any = load_digits()
     labels = torch.as_tensor(data.target).long()
     chosen = _is_test(labels) if split == "test" else ~_is_test(labels)
     pixels = torch.as_tensor(data.images).float().unsqueeze(1)[chosen] / 16

@@ -1,7 +1,7 @@
 """The captured network: its layers, its operators, and which channels belong together. Nothing else names `aten`."""
 
 from datafree.graph.activations import channel_multiplier, clip_bounds, has_rows_in_dimension_1
-from datafree.graph.annotations import Annotation, annotate, layer_name, note, shape
+from datafree.graph.annotations import Annotation, annotate, layer_name, note, operand, shape
 from datafree.graph.capture import batch_norms, trace
 from datafree.graph.channel_groups import Group, channel_groups, described, remove_, unremovable
 from datafree.graph.channel_ids import ChannelIds, LayerSide, channel_ids
@@ -20,14 +20,17 @@ from datafree.graph.operators import (
 from datafree.graph.view import (
     attribute,
     bias,
+    call,
     duplicate,
     execute,
     fingerprint,
     first_output,
     get_tensor,
+    graph_of,
     grouped,
     insert_affine,
     insert_after,
+    kernel_size,
     layers,
     node_of,
     nodes_by_name,
@@ -37,6 +40,7 @@ from datafree.graph.view import (
     scale_input,
     scale_output,
     set_tensor,
+    tensor_of,
     tidy,
     walk,
     weight,
@@ -61,6 +65,7 @@ __all__ = [
     "attribute",
     "batch_norms",
     "bias",
+    "call",
     "channel_groups",
     "channel_ids",
     "channel_multiplier",
@@ -71,16 +76,19 @@ __all__ = [
     "fingerprint",
     "first_output",
     "get_tensor",
+    "graph_of",
     "grouped",
     "has_rows_in_dimension_1",
     "insert_affine",
     "insert_after",
+    "kernel_size",
     "layer_name",
     "layers",
     "node_of",
     "nodes_by_name",
     "note",
     "num_macs",
+    "operand",
     "operator_by_name",
     "operator_of",
     "outputs",
@@ -90,6 +98,7 @@ __all__ = [
     "scale_output",
     "set_tensor",
     "shape",
+    "tensor_of",
     "tidy",
     "trace",
     "unremovable",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, fx
 
 from datafree.graph import view as g
-from datafree.graph.annotations import note, shape
+from datafree.graph.annotations import note, operand, shape
 from datafree.graph.operators import CONV, aten, operator_of
 
 
@@ -19,7 +19,7 @@ def channel_multiplier(graph: fx.GraphModule, node: fx.Node) -> Tensor | None:
     """The constant (C, 1, ...), positive, that a node multiplies dimension 1 with; None where it does not."""
     if node.target is not aten.mul.Tensor or getattr(node.args[1], "op", "") != "get_attr":
         return None
-    value, sides = g.get_tensor(graph, str(node.args[1].target)), shape(node)  # type: ignore[union-attr]
+    value, sides = g.get_tensor(graph, str(operand(node, 1).target)), shape(node)
     channels = sides[1] if len(sides) > 1 else 0
     along = tuple(value.shape[-len(sides) + 1 :]) == (channels, *[1] * (len(sides) - 2))
     return value if along and value.numel() == channels and bool((value > 0).all()) else None

@@ -56,3 +56,10 @@ def layer_name(node: fx.Node) -> str:
     name = note(node).layer
     assert name is not None, f"{node.name} is a layer"
     return name
+
+
+def operand(node: fx.Node, position: int = 0) -> fx.Node:
+    """A call's operand that is itself a node."""
+    found = node.args[position]
+    assert isinstance(found, fx.Node), f"operand {position} of {node.name} is a node"
+    return found

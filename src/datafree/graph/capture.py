@@ -10,9 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx, nn
 
-from datafree.graph.annotations import annotate, note, shape
-from datafree.graph.operators import BATCH_NORM, CONV, LINEAR, aten, operator_of
-from datafree.graph.view import attribute, get_tensor, tidy
+from datafree.graph.annotations import annotate, note, operand, shape
+from datafree.graph.operators import BATCH_NORM, CONV, LINEAR, argument, aten, operator_of
+from datafree.graph.view import attribute, call, get_tensor, map_args, tidy
 
 _ASSERTIONS = ("_assert", "sym_constrain_range", "_guards_fn")
 
@@ -124,7 +124,7 @@ def _drop_identities(graph: fx.GraphModule) -> None:
     """Remove what does nothing in eval mode; only after in-place operators are gone, for some are copies."""
     for node in list(graph.graph.nodes):
         if operator_of(node).identity and not (len(node.args) > 2 and node.args[2] is True):  # dropout that trains
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(operand(node))
             graph.graph.erase_node(node)
 
 
@@ -145,7 +145,7 @@ def _make_functional(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         if not (isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable):
             continue
-        changed = node.args[0]
+        changed = operand(node)
         assert isinstance(changed, fx.Node)
         aliases = _aliases(changed)
         late = [u for a in aliases for u in a.users if order.get(u, -1) > order[node] and a is not changed]
@@ -169,7 +169,7 @@ def _aliases(node: fx.Node) -> set[fx.Node]:
     seen, todo = {node}, [node]
     while todo:
         here = todo.pop()
-        for other in [*([here.args[0]] if _is_view(here) else []), *(u for u in here.users if _is_view(u))]:
+        for other in [*([operand(here)] if _is_view(here) else []), *(u for u in here.users if _is_view(u))]:
             if other not in seen:
                 seen.add(other)
                 todo.append(other)
@@ -193,7 +193,7 @@ def _fold_constants(graph: fx.GraphModule) -> None:
         if node.op == "get_attr":
             values[node] = get_tensor(graph, node.target)
         elif node.op == "call_function" and node.all_input_nodes and all(n in values for n in node.all_input_nodes):
-            value = node.target(*fx.node.map_arg(node.args, values.get), **fx.node.map_arg(node.kwargs, values.get))
+            value = call(node, *map_args(node.args, values), **map_args(node.kwargs, values))
             if isinstance(value, Tensor):
                 with graph.graph.inserting_before(node):
                     new = attribute(graph, f"constant_{node.name}", value)
@@ -228,7 +228,7 @@ def _own_parameters(graph: fx.GraphModule) -> None:
                 attribute(graph, f"{name}.bias", offset.clone()),
             )
         rest = (*node.args[3:], *([1, 1], [0, 0], [1, 1], 1)[len(node.args[3:]) :]) if node.target is CONV else ()
-        node.args = (node.args[0], *own, *rest)
+        node.args = (operand(node), *own, *rest)
         annotate(node, layer=name)
 
 
@@ -248,10 +248,8 @@ def _layer_name(node: fx.Node, source: fx.Node, known: set[str]) -> str:
 
 def _explicit_padding(graph: fx.GraphModule, node: fx.Node) -> None:
     """conv2d with padding "same" or "valid" as numbers; what is not symmetric is padded in front of it."""
-    x, w, b, stride, mode, dilation, groups = (
-        *node.args,
-        *(None, [1, 1], "valid", [1, 1], 1)[len(node.args) - 2 :],
-    )
+    stride, mode, dilation, groups = (argument(node, n) for n in ("stride", "padding", "dilation", "groups"))
+    x, w, b = operand(node), operand(node, 1), argument(node, "bias")
     total = [d * (k - 1) if mode == "same" else 0 for d, k in zip(dilation, shape(w)[2:], strict=True)]
     if any(t % 2 for t in total):
         pads = [p for t in reversed(total) for p in (t // 2, t - t // 2)]

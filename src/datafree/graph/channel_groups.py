@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, fx
 
 from datafree.graph import view as g
-from datafree.graph.annotations import annotate, layer_name, note, shape
+from datafree.graph.annotations import annotate, layer_name, note, operand, shape
 from datafree.graph.channel_ids import ChannelTracer
 from datafree.graph.operators import CONV, argument, aten, operator_of
 from datafree.records import Skipped
@@ -109,7 +110,7 @@ def remove_(teacher: fx.GraphModule, groups: Iterable[Group]) -> None:
         if note(node).layer:
             _shrink_layer(teacher, node, kept)
         elif node.op == "get_attr" and node in kept:
-            g.set_tensor(teacher, node.target, _sliced(g.get_tensor(teacher, node.target), kept[node]))
+            g.set_tensor(teacher, str(node.target), _sliced(g.tensor_of(teacher, node), kept[node]))
         elif node.op == "call_function":
             _shrink_arguments(node, kept)
     for node, masks in kept.items():
@@ -136,8 +137,9 @@ class _ChannelWalk(ChannelTracer):
     def _explain(self, reason: str) -> None:
         self.reasons.update(dict.fromkeys(self.blocked_ids - self.reasons.keys(), reason))
 
-    def _call(self, node: fx.Node) -> object:
-        ids, sources, name = super()._call(node), node.all_input_nodes, node.target.__name__.partition(".")[0]
+    def _call(self, node: fx.Node) -> Any:
+        ids, sources = super()._call(node), node.all_input_nodes
+        name = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
         row = operator_of(node)
         self._explain(f"{name} ({node.name}) does not keep channels apart")
         self.freeze([self.ids[n] for n in sources if n.op == "placeholder"], "tied to the network's input")
@@ -155,10 +157,10 @@ class _ChannelWalk(ChannelTracer):
 
     def _couple_groups(self, node: fx.Node, ids: Tensor) -> None:
         """Depthwise: a channel goes with all it makes. Grouped: all convolution groups lose the same position."""
-        groups, source = node.args[6] if node.target is CONV else 1, self.ids[node.args[0]]
+        groups, source = _groups(node), self.ids[operand(node)]
         if groups == 1:
             return
-        if source.numel() != shape(node.args[0])[1]:
+        if source.numel() != shape(operand(node))[1]:
             self.freeze(ids, "its input channels are not known one by one")
         elif source.numel() == groups:
             self._unite(source.view(groups, 1), ids.view(groups, -1))
@@ -180,6 +182,10 @@ class _ChannelWalk(ChannelTracer):
             return
         channels = ids.movedim(axis, 0).flatten(1)[:, 0].view([-1 if d == own else 1 for d in range(len(sides))])
         self.vectors[vector] = self._unite(channels, self.vectors.get(vector, channels))
+
+
+def _groups(node: fx.Node) -> int:
+    return argument(node, "groups") if node.target is CONV else 1
 
 
 def _channel_axis(ids: Tensor) -> int:
@@ -237,7 +243,7 @@ def _members(side: list[tuple[str, Tensor]]) -> dict[int, Members]:
 
 def _check_not_empty(gone: dict[fx.Node, Tensor]) -> None:
     layers = [n for n in gone if note(n).layer]
-    emptied = [layer_name(n) for n in layers if gone[n].all() or gone[n.args[0]].all()]
+    emptied = [layer_name(n) for n in layers if gone[n].all() or gone[operand(n)].all()]
     emptied = emptied or [n.name for n, mask in gone.items() if mask.all()]
     if emptied:
         raise ChannelsError(
@@ -258,15 +264,16 @@ def _sliced(value: Tensor, masks: list[Tensor]) -> Tensor:
 
 def _shrink_layer(teacher: fx.GraphModule, node: fx.Node, kept: dict[fx.Node, list[Tensor]]) -> None:
     axis = 1 if node.target is CONV else -1
-    rows, columns = kept[node][axis], kept[node.args[0]][axis]
-    groups = node.args[6] if node.target is CONV else 1
+    rows, columns = kept[node][axis], kept[operand(node)][axis]
+    groups = _groups(node)
     if groups == len(columns) > 1:
         node.args = (*node.args[:6], int(columns.sum()))
     columns = columns.reshape(groups, -1).any(0)  # the same in every convolution group
-    for operand, masks in zip(node.args[1:3], ([rows, columns], [rows]), strict=True):
-        value = _sliced(g.get_tensor(teacher, operand.target), masks)
-        g.set_tensor(teacher, operand.target, value)
-        annotate(operand, shape=tuple(value.shape))
+    for position, masks in ((1, [rows, columns]), (2, [rows])):
+        parameter = operand(node, position)
+        value = _sliced(g.tensor_of(teacher, parameter), masks)
+        g.set_tensor(teacher, str(parameter.target), value)
+        annotate(parameter, shape=tuple(value.shape))
 
 
 def _shrink_arguments(node: fx.Node, kept: dict[fx.Node, list[Tensor]]) -> None:
@@ -277,24 +284,25 @@ def _shrink_arguments(node: fx.Node, kept: dict[fx.Node, list[Tensor]]) -> None:
 
 def _follow_sizes(node: fx.Node, kept: dict[fx.Node, list[Tensor]]) -> None:
     """view(x, sizes)"""
-    x, sizes, *rest = node.args
     if node not in kept:
         return
+    args: Any = node.args
+    x, sizes, *rest = args
     sizes = [int(k.sum()) if isinstance(s, int) and s > 0 else s for s, k in zip(sizes, kept[node], strict=True)]
     node.args = (x, sizes, *rest)
 
 
 def _follow_splits(node: fx.Node, kept: dict[fx.Node, list[Tensor]]) -> None:
     """split(x, size, dim)"""
-    x, size, dim = node.args[0], node.args[1], argument(node, "dim")
+    x, size, dim = operand(node), node.args[1], argument(node, "dim")
     if not bool((mask := kept[x][dim]).all()):
-        sizes = [int(part.sum()) for part in node.target(mask, size)]
+        sizes = [int(part.sum()) for part in g.call(node, mask, size)]
         node.target, node.args = aten.split_with_sizes.default, (x, sizes, dim)
 
 
 def _follow_slice(node: fx.Node, kept: dict[fx.Node, list[Tensor]]) -> None:
     """slice(x, dim, start, end)"""
-    x, dim = node.args[0], argument(node, "dim")
+    x, dim = operand(node), argument(node, "dim")
     if not bool((mask := kept[x][dim]).all()):
         start, end, _ = slice(argument(node, "start"), argument(node, "end")).indices(len(mask))
         node.args = (x, dim, int(mask[:start].sum()), int(mask[:end].sum()))
@@ -302,7 +310,8 @@ def _follow_slice(node: fx.Node, kept: dict[fx.Node, list[Tensor]]) -> None:
 
 def _follow_pads(node: fx.Node, kept: dict[fx.Node, list[Tensor]]) -> None:
     """constant_pad_nd(x, pads, value), pads from the last dimension back"""
-    x, given, *rest = node.args
+    args: Any = node.args
+    x, given, *rest = args
     pads = []
     for i, count in enumerate(given):
         mask = kept[node][-1 - i // 2]

@@ -8,12 +8,13 @@ ids*, so views, concatenations, shuffles and splits need no case of their own.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from datafree.graph import view as g
-from datafree.graph.annotations import layer_name, note, shape
+from datafree.graph.annotations import layer_name, note, operand, shape
 from datafree.graph.operators import CONV, argument, operator_of
 
 
@@ -53,7 +54,7 @@ class ChannelTracer:
         self.graph, self.homogeneous = graph, homogeneous
         self.parent: list[int] = []
         self.blocked_ids: set[int] = set()
-        self.ids: dict[fx.Node, object] = {}
+        self.ids: dict[fx.Node, Any] = {}  # a tensor; a list of them, for a split; None
         self.ports: tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]] = ([], [])
 
     def result(self) -> ChannelIds:
@@ -108,7 +109,7 @@ class ChannelTracer:
 
     # ---- operators
 
-    def _call(self, node: fx.Node) -> object:
+    def _call(self, node: fx.Node) -> Any:
         if note(node).layer:
             return self._layer(node)
         if note(node).size is not None:
@@ -155,9 +156,9 @@ class ChannelTracer:
         return torch.broadcast_tensors(a, b)[0].clone()
 
     def _layer(self, node: fx.Node) -> Tensor:
-        name, source = layer_name(node), self.ids.get(node.args[0])
+        name, source = layer_name(node), self.ids.get(operand(node))
         axis = 1 if node.target is CONV else -1
-        channels = shape(node.args[0])[axis]
+        channels = shape(operand(node))[axis]
         if isinstance(source, Tensor) and source.numel() == channels == source.shape[axis]:
             self.ports[1].append((name, source.flatten()))
         else:
@@ -168,7 +169,7 @@ class ChannelTracer:
 
     def _pad(self, node: fx.Node, ids: Tensor) -> object:
         """Zeros may take any scale: along channels they get ids of their own, elsewhere they change nothing."""
-        pads, value = node.args[1], (*node.args, 0.0)[2]
+        pads, value = argument(node, "pad"), (*node.args, 0.0)[2]
         if value and self.homogeneous and value != "reflect":
             return self._unknown(node, [ids])
         before = {ids.dim() - 1 - i // 2: (pads[i], pads[i + 1]) for i in range(0, len(pads), 2)}
@@ -187,10 +188,10 @@ class ChannelTracer:
         full = {n: self._expanded(n) for n in node.all_input_nodes}
         if any(v is None for v in full.values()):
             return self._unknown(node, [v for v in full.values() if isinstance(v, Tensor)])
-        moved = node.target(*fx.node.map_arg(node.args, full.get), **fx.node.map_arg(node.kwargs, full.get))
+        moved = g.execute(node, full)
         return _compact(moved) if isinstance(moved, Tensor) else [_compact(m) for m in moved]
 
-    def _expanded(self, node: fx.Node) -> object:
+    def _expanded(self, node: fx.Node) -> Any:
         ids = self.ids.get(node)
         if ids is None:
             return note(node).size  # a symbolic integer, for a batch of two

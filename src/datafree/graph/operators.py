@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from datafree.graph.annotations import shape
+from datafree.graph.annotations import operand, shape
 
 aten = torch.ops.aten
 CONV, LINEAR, BATCH_NORM = aten.conv2d.default, aten.linear.default, aten.batch_norm.default
@@ -64,7 +64,8 @@ def operator_of(node: fx.Node) -> Operator:
 
 def argument(node: fx.Node, name: str) -> Any:
     """A call's argument by the name it has in the operator's schema; its default where it was left out."""
-    for position, known in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+    assert isinstance(node.target, torch._ops.OpOverload), f"{node.name} calls an operator with a schema"
+    for position, known in enumerate(node.target._schema.arguments):
         if known.name == name:
             return node.args[position] if position < len(node.args) else node.kwargs.get(name, known.default_value)
     raise AssertionError(f"{node.target} has no argument {name}")
@@ -95,13 +96,13 @@ def _given(low: str, high: str) -> Callable[[fx.Node], tuple[float, float] | Non
 
 
 def _mean_count(node: fx.Node) -> int:
-    sides = shape(node.args[0])  # type: ignore[arg-type]
+    sides = shape(operand(node))
     dims = [dim % len(sides) for dim in argument(node, "dim") or range(len(sides))]
     return 0 if 0 in dims else math.prod(sides[dim] for dim in dims)
 
 
 def _adaptive_count(node: fx.Node) -> int:
-    given = shape(node.args[0])[-2:]  # type: ignore[arg-type]
+    given = shape(operand(node))[-2:]
     sides = [divmod(n, out) for n, out in zip(given, argument(node, "output_size"), strict=True)]
     return 0 if any(rest for _, rest in sides) else math.prod(side for side, _ in sides)
 

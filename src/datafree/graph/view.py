@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from datafree.execution import add_layer_macs
-from datafree.graph.annotations import annotate, layer_name, note, shape
+from datafree.graph.annotations import annotate, layer_name, note, operand, shape
 from datafree.graph.operators import CONV, LINEAR, aten
 from datafree.records import Layer
 
@@ -44,6 +45,13 @@ def node_of(graph: fx.GraphModule, name: str) -> fx.Node:
     return next(n for n in graph.graph.nodes if n.name == name)
 
 
+def graph_of(node: fx.Node) -> fx.GraphModule:
+    """The module whose graph a node is in."""
+    owner = node.graph.owning_module
+    assert owner is not None, "a captured graph has a module"
+    return owner
+
+
 def nodes_by_name(graph: fx.GraphModule) -> dict[str, fx.Node]:
     return {n.name: n for n in graph.graph.nodes}
 
@@ -63,6 +71,11 @@ def grouped(weight: Tensor, groups: int) -> Tensor:
     return weight.reshape(groups, weight.shape[0] // groups, -1)
 
 
+def kernel_size(weight: Tensor) -> tuple[int, int]:
+    """Height and width; (1, 1) of a linear layer."""
+    return (weight.shape[2], weight.shape[3]) if weight.dim() == 4 else (1, 1)
+
+
 def num_macs(layer: Layer, weight: Tensor, output_shape: tuple[int, ...]) -> int:
     """Multiply-adds of the layer for one image."""
     positions = 1
@@ -76,7 +89,9 @@ def duplicate(graph: fx.GraphModule) -> fx.GraphModule:
     new, made = fx.Graph(), {}
     result = new.graph_copy(graph.graph, made, return_output_node=True)
     assert isinstance(result, tuple)
-    new.output(result[0]).meta = dict(result[1].meta)
+    output = result[1]
+    assert isinstance(output, fx.Node), "a graph has an output"
+    new.output(result[0]).meta = dict(output.meta)
     new.set_codegen(graph.graph._codegen)
     return fx.GraphModule(graph, new).eval()
 
@@ -96,6 +111,11 @@ def get_tensor(graph: fx.GraphModule, path: str) -> Tensor:
     """The parameter, buffer or attribute at a dotted path."""
     parent, _, name = path.rpartition(".")
     return getattr(graph.get_submodule(parent), name)
+
+
+def tensor_of(graph: fx.GraphModule, node: fx.Node) -> Tensor:
+    """The tensor that a get_attr node reads."""
+    return get_tensor(graph, str(node.target))
 
 
 def set_tensor(graph: fx.GraphModule, path: str, value: Tensor) -> None:
@@ -120,13 +140,13 @@ def attribute(graph: fx.GraphModule, path: str, value: Tensor) -> fx.Node:
     return node
 
 
-def insert_after(graph: fx.GraphModule, node: fx.Node, target: object, path: str, value: Tensor) -> fx.Node:
+def insert_after(graph: fx.GraphModule, node: fx.Node, target: Callable[..., Any], path: str, value: Tensor) -> fx.Node:
     """Insert `target(node, value)` behind `node` for all of its users; `value` is stored at `path`."""
     users = list(node.users)
     with graph.graph.inserting_after(node):
         operand = attribute(graph, path, value)
     with graph.graph.inserting_after(operand):
-        new = graph.graph.call_function(target, (node, operand))  # type: ignore[arg-type]
+        new = graph.graph.call_function(target, (node, operand))
     annotate(new, shape=shape(node))
     for user in users:
         user.replace_input_with(node, new)
@@ -135,7 +155,7 @@ def insert_after(graph: fx.GraphModule, node: fx.Node, target: object, path: str
 
 def scale_input(graph: fx.GraphModule, layer: fx.Node, path: str, factor: Tensor) -> None:
     """Multiply what enters `layer` by the constant `factor`, stored at `path`."""
-    source: fx.Node = layer.args[0]  # type: ignore[assignment]
+    source: fx.Node = operand(layer)
     with graph.graph.inserting_before(layer):
         new = graph.graph.call_function(aten.mul.Tensor, (source, attribute(graph, path, factor)))
     annotate(new, shape=shape(source), v_i=path.removesuffix(".v_i"))
@@ -151,7 +171,7 @@ def insert_affine(graph: fx.GraphModule, node: fx.Node, path: str, scale: Tensor
     """`x * scale + shift` in front of `node`, x its input; stored at `path`.scale and `path`.shift."""
     with graph.graph.inserting_before(node):
         a, t = attribute(graph, f"{path}.scale", scale), attribute(graph, f"{path}.shift", shift)
-        product = graph.graph.call_function(aten.mul.Tensor, (node.args[0], a))
+        product = graph.graph.call_function(aten.mul.Tensor, (operand(node), a))
         total = graph.graph.call_function(aten.add.Tensor, (product, t))
     for new in (product, total):
         annotate(new, shape=shape(node), affine=path)
@@ -212,11 +232,21 @@ def walk(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Iterator[tuple[fx
             values.pop(node, None)
 
 
+def call(node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+    """What the operator of a call gives for other arguments."""
+    assert callable(node.target), f"{node.name} is a call"
+    return node.target(*args, **kwargs)
+
+
+def map_args(args: Any, values: Mapping[fx.Node, Any]) -> Any:
+    """Arguments of a call with values in place of nodes."""
+    return map_arg(args, values.__getitem__)
+
+
 def execute(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     """Run one call on the values of its inputs."""
-    args = fx.node.map_arg(node.args, values.__getitem__)
-    kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
-    value = node.target(*args, **kwargs)  # type: ignore[operator]
+    args, kwargs = map_args(node.args, values), map_args(node.kwargs, values)
+    value = call(node, *args, **kwargs)
     if node.target in (CONV, LINEAR):
         add_layer_macs(args[0], args[1], value)
     return value

@@ -76,18 +76,18 @@ def search_grid(
     """
     low, high = rows.amin(1), rows.amax(1)
     assert ratios, "no clipping ratio was given"
-    errors, scales, zero_points = [], [], []
+    errors, trials = [], []
     for shares in torch.tensor(ratios).split(max(1, TOGETHER // max(1, rows.numel()))):
         ends = ((shares[:, None] * end).flatten() for end in (low, high))
         trial = choose_qparams(*ends, bits=bits, symmetric=symmetric)
         tried = rows.expand(len(shares), -1, -1).flatten(0, 1)
         error = fake_quantize(tried, trial).sub_(tried).square_().unflatten(0, (len(shares), len(rows)))
         errors.append((error if importance is None else error.mul_(importance)).sum(2))
-        scales.append(trial.scale.view(len(shares), -1))
-        zero_points.append(trial.zero_point.view(len(shares), -1))
+        trials.append(trial)
     best = torch.cat(errors).argmin(0, keepdim=True)
-    scale, zero_point = (torch.cat(tried).gather(0, best)[0] for tried in (scales, zero_points))
-    return QParams(scale, zero_point, trial.qmin, trial.qmax)
+    scale = torch.cat([t.scale.view(-1, len(rows)) for t in trials]).gather(0, best)[0]
+    zero_point = torch.cat([t.zero_point.view(-1, len(rows)) for t in trials]).gather(0, best)[0]
+    return QParams(scale, zero_point, trials[0].qmin, trials[0].qmax)
 
 
 def _along_rows(x: Tensor, qparams: QParams) -> tuple[Tensor, Tensor]:

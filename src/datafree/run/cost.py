@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import fx
 
 from datafree import graph as g
@@ -10,10 +12,27 @@ from datafree.records import LayerResult
 from datafree.solve import Plan
 
 
+@dataclass(frozen=True)
+class Cost:
+    """The fields of a summary that count, of the student and of the teacher."""
+
+    bytes: int
+    float_bytes: int
+    macs: int
+    float_macs: int
+    spent_macs: int
+    forward_equivalents: float
+    bit_operations: int
+    float_bit_operations: int
+    num_layers: int
+    num_quantized: int
+    sparsity: float
+
+
 def costs(
     plan: Plan, teacher: fx.GraphModule, smaller: fx.GraphModule, results: dict[str, LayerResult], *, spent: int
-) -> dict[str, int | float]:
-    """The fields of a summary that count: bytes, multiply-adds, bit operations, of the student and of the teacher.
+) -> Cost:
+    """Count bytes, multiply-adds and bit operations.
 
     Args:
         smaller: the teacher without the channels that were removed.
@@ -21,19 +40,19 @@ def costs(
     """
     macs, float_macs = layer_macs(smaller), sum(layer_macs(teacher).values())
     weights = {n: r.weight.numel() for n, r in results.items()}
-    return {
-        "bytes": num_bytes(plan, smaller, results),
-        "float_bytes": num_bytes(plan, teacher, {}),
-        "macs": sum(macs.values()),
-        "float_macs": float_macs,
-        "spent_macs": spent,
-        "forward_equivalents": spent / max(1, float_macs),
-        "bit_operations": bit_operations(plan, macs, results),
-        "float_bit_operations": 32 * 32 * float_macs,
-        "num_layers": len(plan.layers),
-        "num_quantized": len(results),
-        "sparsity": sum(r.sparsity * weights[n] for n, r in results.items()) / max(1, sum(weights.values())),
-    }
+    return Cost(
+        bytes=num_bytes(plan, smaller, results),
+        float_bytes=num_bytes(plan, teacher, {}),
+        macs=sum(macs.values()),
+        float_macs=float_macs,
+        spent_macs=spent,
+        forward_equivalents=spent / max(1, float_macs),
+        bit_operations=bit_operations(plan, macs, results),
+        float_bit_operations=32 * 32 * float_macs,
+        num_layers=len(plan.layers),
+        num_quantized=len(results),
+        sparsity=sum(r.sparsity * weights[n] for n, r in results.items()) / max(1, sum(weights.values())),
+    )
 
 
 def num_bytes(plan: Plan, teacher: fx.GraphModule, results: dict[str, LayerResult]) -> int:

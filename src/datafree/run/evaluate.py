@@ -59,7 +59,8 @@ def evaluate_models(
                 raise ValueError(
                     f"label {int(wrong[0])} is outside of the network's {ours.shape[1]} classes; check the labels"
                 )
-            right.append(ours.argmax(1) == y), float_right.append(theirs.argmax(1) == y)
+            right.append(ours.argmax(1) == y)
+            float_right.append(theirs.argmax(1) == y)
             same.append(ours.argmax(1) == theirs.argmax(1))
     if not right:
         raise ValueError("there are no images to evaluate on; give batches of (x, y)")
@@ -88,15 +89,15 @@ def layer_sqnr(student: fx.GraphModule, teacher: fx.GraphModule, x: Tensor) -> d
     """
     outputs = {layer.node: name for name, layer in g.layers(teacher).items()}
     for node in teacher.graph.nodes:  # the student's layer includes the vector behind the teacher's
-        if g.note(node).v_o:
-            outputs.pop(node.args[0].name)
-            outputs[node.name] = g.note(node).v_o
+        if name := g.note(node).v_o:
+            outputs.pop(g.operand(node).name)
+            outputs[node.name] = name
     wanted = _values(teacher, x, outputs)
     names = {layer.node: name for name, layer in g.layers(student).items()}
     for node in student.graph.nodes:
-        if g.note(node).v_o:  # a layer left in float keeps its vector
-            names.pop(node.args[0].name, None)
-            names[node.name] = g.note(node).v_o
+        if name := g.note(node).v_o:  # a layer left in float keeps its vector
+            names.pop(g.operand(node).name, None)
+            names[node.name] = name
     found = _values(student, x, names)
     return {
         n: decibel(float(v.square().mean()), float((v - found[n]).square().mean()))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from datafree import graph as g
@@ -35,7 +36,10 @@ def graph_to_json(graph: fx.GraphModule) -> dict[str, Any]:
          "args": _encode(n.args), "kwargs": _encode(dict(n.kwargs)), "shape": list(g.shape(n))}
         for n in graph.graph.nodes
     ]  # fmt: skip
-    info = graph.graph._codegen.pytree_info  # type: ignore[attr-defined]
+    codegen = graph.graph._codegen
+    assert isinstance(codegen, _PyTreeCodeGen), "a captured graph knows the structure of its inputs and outputs"
+    info = codegen.pytree_info
+    assert info.out_spec is not None, "it was written down at capture"
     return {
         "format": FORMAT,
         "nodes": nodes,
@@ -71,7 +75,7 @@ def graph_from_json(data: dict[str, Any], tensors: dict[str, Tensor]) -> fx.Grap
     names = data["inputs"]["names"]
     for name in names:
         _check_name(name)
-    graph.set_codegen(fx.graph._PyTreeCodeGen(fx.graph._PyTreeInfo(names, in_spec, out_spec)))
+    graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, in_spec, out_spec)))
     return fx.GraphModule(root, graph).eval()
 
 
@@ -117,7 +121,7 @@ def _target_name(node: fx.Node) -> str:
         return str(node.target)
     if isinstance(node.target, torch._ops.OpOverload):
         return f"{node.target._schema.name.replace('::', '.')}.{node.target._overloadname}"
-    return f"operator.{node.target.__name__}"  # type: ignore[union-attr]
+    return f"operator.{getattr(node.target, '__name__', node.target)}"
 
 
 def _target(name: str) -> Callable:

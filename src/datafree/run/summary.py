@@ -54,7 +54,7 @@ def summarize(steps: Steps, model: nn.Module, *, fingerprint: str, seconds: floa
         removed=tuple(described(steps.allocation.channels)),
         pareto=steps.allocation.pareto,
         distilled=steps.distilled,
-        **costs(plan, steps.teacher, steps.smaller, steps.layers, spent=spent),
+        **vars(costs(plan, steps.teacher, steps.smaller, steps.layers, spent=spent)),
     )
 
 

@@ -75,7 +75,8 @@ class Generator(nn.Module):
         return made.eval()
 
 
-def _counted(module: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
+def _counted(module: nn.Module, x: Tensor) -> Tensor:
+    assert isinstance(module, nn.Linear | nn.Conv2d), "what is counted has a weight"
     y = module(x)
     add_layer_macs(x, module.weight, y)
     return y

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, fx
+from torch.fx.node import map_aggregate
 
 from datafree import graph as g
 from datafree.graph import argument, operator_by_name, operator_of
@@ -53,7 +54,7 @@ class LayerDraws:
         """What the kernel covers at `count` random output positions, zeros where that is outside; before rounding."""
         values: list[Tensor] = []
         for step in self.steps:
-            args = fx.node.map_aggregate(step.args, lambda a: values[a.number] if isinstance(a, Value) else a)
+            args: Any = map_aggregate(step.args, lambda a: values[a.number] if isinstance(a, Value) else a)
             if step.stats is not None:
                 shape = (count, len(step.stats.mean), *self.kernel)[: step.rank]
                 values.append(draw(step.stats, shape, generator))
@@ -89,13 +90,13 @@ def layer_draws(
         stats: of BatchNorm outputs and of the network's inputs, by node name.
         qparams: grid of the layer's input; None = float.
     """
-    pads, kernel = [0, 0, 0, 0], tuple(weight_shape[2:]) or (1, 1)
-    while _is_zero_padding(node) and len(node.args[1]) <= 4:  # type: ignore[arg-type]
-        pads = [a + b for a, b in zip(pads, [*node.args[1], 0, 0], strict=False)]
-        node = node.args[0]  # type: ignore[assignment]
+    pads, kernel = [0, 0, 0, 0], (weight_shape[2], weight_shape[3]) if len(weight_shape) == 4 else (1, 1)
+    while _is_zero_padding(node) and len(own := argument(node, "pad")) <= 4:
+        pads = [a + b for a, b in zip(pads, [*own, 0, 0], strict=False)]
+        node = g.operand(node)
     if len(g.shape(node)) != (2 if layer.kind == "linear" else 4):
         return None
-    program = _Program(node.graph.owning_module, stats)
+    program = _Program(g.graph_of(node), stats)
     try:
         program.value(node)
     except _NotDrawn:
@@ -133,14 +134,14 @@ class _Program:
             raise _NotDrawn
         row = operator_of(node)
         if row.channels == "joins" and argument(node, "dim") == 1:
-            return Step(str(node.target), ([self.value(part) for part in node.args[0]], 1))  # type: ignore[union-attr]
+            return Step(str(node.target), ([self.value(part) for part in argument(node, "tensors")], 1))
         if (row.elementwise and not row.same_values) or _pads_channels(node):
             rank = len(g.shape(node))
             args = (self._argument(a, rank) if isinstance(a, fx.Node) else a for a in node.args)
             return Step(str(node.target), tuple(args))
         if not (row.elementwise or is_passed_over(node) or _flattens(node)):
             raise _NotDrawn
-        source: fx.Node = node.args[0]  # type: ignore[assignment]
+        source: fx.Node = g.operand(node)
         flat = len(g.shape(source)) == 4 and len(g.shape(node)) == 2
         return Step(FLATTEN, (self.value(source), 1)) if flat else self.value(source)
 
@@ -164,7 +165,7 @@ def _flattens(node: fx.Node) -> bool:
 
 
 def _pads_channels(node: fx.Node) -> bool:
-    return _pads_constant(node) and len(node.args[1]) == 6 and not any(node.args[1][:4])  # type: ignore[arg-type,index]
+    return _pads_constant(node) and len(argument(node, "pad")) == 6 and not any(argument(node, "pad")[:4])
 
 
 def _is_zero_padding(node: fx.Node) -> bool:

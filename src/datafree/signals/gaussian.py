@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, fx
 
-from datafree.graph import argument, clip_bounds, operator_of, shape
+from datafree.graph import argument, clip_bounds, operand, operator_of, shape
 from datafree.records import ChannelStats, Layer, Moments, Stats
 
 
@@ -24,7 +24,7 @@ def is_passed_over(node: fx.Node) -> bool:
     """Pooling and resampling: behind them the paper uses the statistics before them."""
     over = operator_of(node).over
     if over == "dims":
-        dims, rank = argument(node, "dim"), len(shape(node.args[0]))  # type: ignore[arg-type]
+        dims, rank = argument(node, "dim"), len(shape(operand(node)))
         return rank == 4 and {d % rank for d in (dims if isinstance(dims, list | tuple) else [dims])} <= {2, 3}
     return over == "space"
 
@@ -60,7 +60,9 @@ def clipped_moments(stats: ChannelStats, low: float, high: float) -> tuple[Float
         outside = cdf if is_low else 1 - cdf
         if finite:
             first, second = first + bound * outside, second + bound**2 * outside
-        density.append(pdf), mass.append(cdf), tail.append(z * pdf)
+        density.append(pdf)
+        mass.append(cdf)
+        tail.append(z * pdf)
     inside, slope = mass[1] - mass[0], density[0] - density[1]
     first = first + mean * inside + std * slope
     second = second + (mean**2 + std**2) * inside + 2 * mean * std * slope + std**2 * (tail[0] - tail[1])
@@ -101,7 +103,7 @@ def _clipped_source(node: fx.Node, stats: Stats) -> tuple[Tensor, Tensor] | None
         if (ends := clip_bounds(node)) is None:
             return None
         low, high = (min(max(end, ends[0]), ends[1]) for end in (low, high))
-        node = node.args[0]  # type: ignore[assignment]
+        node = operand(node)
     return clipped_moments(stats[node.name], low, high)
 
 

@@ -98,8 +98,8 @@ def competition(teacher: Float[Tensor, "n c"], student: Float[Tensor, "n c"]) ->
     """
     p, q = (F.softmax(logits / TEMPERATURE, 1) for logits in (student, teacher))
     middle = ((p + q) / 2).clamp(*CLIPPED)
-    parts = (F.kl_div(r.clamp(*CLIPPED).log(), middle, reduction="batchmean") for r in (p, q))
-    return 1 - (sum(parts) / 2).clamp(0, 1)
+    first, second = (F.kl_div(r.clamp(*CLIPPED).log(), middle, reduction="batchmean") for r in (p, q))
+    return 1 - ((first + second) / 2).clamp(0, 1)
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -55,10 +55,10 @@ def make_signal(
         ValueError: kind "loader" without images.
     """
     generator = torch.Generator().manual_seed(seed)
-    if isinstance(signal, Loader) and images is None:
-        raise ValueError("signal.kind is 'loader' but no images were given; pass images= to compress()")
     images = images and tuple(x.detach() for x in images)
     if isinstance(signal, Loader):
+        if images is None:
+            raise ValueError("signal.kind is 'loader' but no images were given; pass images= to compress()")
         at_batchnorm = "restandardise" if signal.restandardise else "keep"
         return Signal(signal.kind, images, stats, at_batchnorm, seed=seed), InputRange((), (), "the images given")
     shapes = [g.shape(node)[1:] for node in g.placeholders(teacher)]
@@ -76,9 +76,9 @@ def make_signal(
     if dear:
         inputs = tuple(x.half().float() for x in inputs)  # as a run directory keeps them
     limits = tuple((min(r.mean) - INPUT_REACH * max(r.std), max(r.mean) + INPUT_REACH * max(r.std)) for r in ranges)
-    drawn = ranges if isinstance(signal, Gaussian) and images is None else []
-    if drawn:
-        note = f"; the network's input is drawn at {first}; pooling is {signal.pooling}"
+    drawn = []
+    if isinstance(signal, Gaussian) and images is None:
+        drawn, note = ranges, f"; the network's input is drawn at {first}; pooling is {signal.pooling}"
     source = Signal(
         signal.kind,
         inputs,

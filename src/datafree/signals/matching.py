@@ -56,8 +56,9 @@ class Matched:
 
 def motion_of(method: MatchedImages) -> AdamSchedule:
     """How images of this kind and setting move."""
-    published = isinstance(method, Inverted) and method.setting != "short"
-    return PUBLISHED[method.setting].motion if published else SHORT  # type: ignore[union-attr]
+    if isinstance(method, Inverted) and method.setting != "short":
+        return PUBLISHED[method.setting].motion
+    return SHORT
 
 
 def steps_of(method: MatchedImages) -> int:

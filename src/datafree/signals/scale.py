@@ -26,7 +26,7 @@ def infer_input_range(teacher: fx.GraphModule, index: int, unit: Float[Tensor, "
         return InputRange((0.0,), (1.0,), "assumed, no BatchNorm follows the first layer")
     node, remembered = first
     weight, bias = (g.get_tensor(teacher, f"{g.layer_name(node)}.{p}") for p in ("weight", "bias"))
-    values = {node.args[0]: unit, node.args[1]: weight, node.args[2]: bias}
+    values = {g.operand(node): unit, g.operand(node, 1): weight, g.operand(node, 2): bias}
     response = ChannelStats(*batch_statistics(g.execute(node, values)))
     alive = (remembered.std > 1e-3 * remembered.std.max()) & (response.std > 1e-3 * response.std.max())
     std = float((remembered.std / response.std.clamp(min=1e-12))[alive].median())

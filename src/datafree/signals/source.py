@@ -38,7 +38,7 @@ class Signal:
     seed: int = 0
     input_limits: tuple[tuple[float, float], ...] | None = None
     note: str = ""  # how well the images came out
-    generator: torch.nn.Module | None = None  # that made them
+    generator: Any = None  # the network that made them
     input_stats: Stats = field(default_factory=dict)
 
     @property
@@ -55,7 +55,7 @@ class Signal:
         return len(self.inputs[0])
 
 
-def walk_teacher(teacher: fx.GraphModule, source: Signal) -> Iterator[tuple[fx.Node, object]]:
+def walk_teacher(teacher: fx.GraphModule, source: Signal) -> Iterator[tuple[fx.Node, Any]]:
     """Yield every node with its value, inputs first, in execution order; a value is freed after its last use."""
     generator = torch.Generator().manual_seed(source.seed)
     known = source.drawn if source.at_batchnorm != "keep" else {}
@@ -64,7 +64,7 @@ def walk_teacher(teacher: fx.GraphModule, source: Signal) -> Iterator[tuple[fx.N
         if stats is not None and source.draws:
             values[node] = draw(stats, (source.num_images, *g.shape(node)[1:]), generator)
         elif source.pooling == "ignored" and is_passed_over(node):
-            values[node] = passed_over(node, values[node.args[0]], generator)
+            values[node] = passed_over(node, values[g.operand(node)], generator)
         elif node not in values:
             values[node] = g.execute(node, values)
             if stats is not None:

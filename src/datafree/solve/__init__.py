@@ -1,5 +1,6 @@
 """One layer's problem and the schedule of all: moments of its inputs, grids, rounding, zeros, bias."""
 
+from datafree.solve.jobs import LayerJob
 from datafree.solve.moments import shrunk
 from datafree.solve.plan import WIDE, LayerPlan, Plan, plan_layers, quantized_at, wide_operands
 from datafree.solve.pruning import count_schedule, inverse, thinned
@@ -14,6 +15,7 @@ __all__ = [
     "WIDE",
     "Grids",
     "LayerError",
+    "LayerJob",
     "LayerPlan",
     "Plan",
     "Pool",

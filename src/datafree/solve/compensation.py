@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from datafree.execution import add_macs
-from datafree.records import LayerJob, Moments
+from datafree.records import Moments
+from datafree.solve.jobs import LayerJob
 from datafree.solve.moments import shrunk
 from datafree.solve.rounding.gptq import damped
 
@@ -27,7 +28,7 @@ def compensated(job: LayerJob) -> tuple[LayerJob, float]:
     Returns:
         The job, and the share; 0 = there is nothing to make up for, or it would not hold: the job as it was.
     """
-    share = job.method.compensation  # type: ignore[attr-defined]
+    share = job.method.compensation
     if job.moments.cross is None or job.moment_halves is None:
         return job, 0.0
     weight, damping = job.weight.double(), DAMPINGS[0]

@@ -139,15 +139,18 @@ def merged(a: Moments, b: Moments) -> Moments:
     """The moments of all rows of both; `scatter` is about the mean of each."""
     num_rows = a.num_rows + b.num_rows
     share = a.num_rows / num_rows
-    lerp = lambda x, y: None if x is None or y is None else torch.lerp(y, x, share)  # noqa: E731
     apart = (a.mean - b.mean).view(a.cov.shape[:2])
     student_apart = (a.student_mean - b.student_mean).view(a.cov.shape[:2])
     between = share * (1 - share) * student_apart[:, None, :]
-    cov, cross = torch.lerp(b.cov, a.cov, share), lerp(a.cross, b.cross)
+    cov, cross = torch.lerp(b.cov, a.cov, share), _between(a.cross, b.cross, share)
     cov = cov + (student_apart[:, :, None] * between if cov.dim() == 3 else student_apart * between[:, 0])
     cross = None if cross is None else cross + apart[:, :, None] * between
-    mean, student_mean = lerp(a.mean, b.mean), lerp(a.student_mean, b.student_mean)
-    return Moments(mean, student_mean, cov, num_rows, cross, lerp(a.scatter, b.scatter))
+    mean, student_mean = torch.lerp(b.mean, a.mean, share), torch.lerp(b.student_mean, a.student_mean, share)
+    return Moments(mean, student_mean, cov, num_rows, cross, _between(a.scatter, b.scatter, share))
+
+
+def _between(a: Tensor | None, b: Tensor | None, share: float) -> Tensor | None:
+    return None if a is None or b is None else torch.lerp(b, a, share)
 
 
 def shrunk(moments: Moments) -> Moments:

@@ -115,7 +115,7 @@ def fits(weight: Tensor, prune: Prune) -> bool:
 def quantized_at(node: fx.Node) -> fx.Node:
     """The node whose values `node` only moves around: where a tensor is quantized once for all that follows."""
     while operator_of(node).same_values and not _pads_with_value(node):
-        node = node.args[0]  # type: ignore[assignment]
+        node = g.operand(node)
     return node
 
 
@@ -129,7 +129,7 @@ def wide_operands(teacher: fx.GraphModule) -> Iterator[fx.Node]:
         if node.op == "placeholder":
             yield node
         elif operator_of(node).pools:
-            yield node.args[0]
+            yield g.operand(node)
         elif (channels := operator_of(node).channels) in ("unites", "joins"):
             operands = [n for n in node.all_input_nodes if n.op != "get_attr"]
             if len(operands) > 1 or channels == "joins":
@@ -141,7 +141,7 @@ def _sites(teacher: fx.GraphModule, plans: dict[str, LayerPlan], bits: int | Non
     by_name = g.nodes_by_name(teacher)
     for plan in plans.values():
         if plan.input_bits:
-            widths.setdefault(quantized_at(by_name[plan.layer.node].args[0]).name, set()).add(plan.input_bits)
+            widths.setdefault(quantized_at(g.operand(by_name[plan.layer.node])).name, set()).add(plan.input_bits)
     if bits:
         for node in wide_operands(teacher):
             if len(g.shape(node)) > 1:

@@ -12,7 +12,8 @@ from torch import Tensor
 from datafree.execution import add_macs
 from datafree.quantization import Pattern, in_cells, without_least
 from datafree.recipe import Gptq, StraightThrough
-from datafree.records import LayerJob, PruneSpec
+from datafree.records import PruneSpec
+from datafree.solve.jobs import LayerJob
 from datafree.solve.rounding.gptq import damped
 
 ROUGH, EXACT = 1e-2, 1e-6  # residual at which conjugate gradients stop, as a share of the first: on the way, at the end
@@ -51,7 +52,8 @@ def _without_columns(job: LayerJob, columns: tuple[int, ...]) -> Bool[Tensor, "g
 
 
 def _refit_gradually(job: LayerJob, spec: PruneSpec) -> tuple[Tensor, Tensor]:
-    h = damped(job.moments.cov, job.method.damping)  # type: ignore[attr-defined]
+    assert isinstance(job.method, Gptq), "only this method refits"
+    h = damped(job.moments.cov, job.method.damping)
     rough, inverted = h.float(), inverse(h)
     counts = count_schedule(spec, job.weight.numel())
     *_, last = thinned(job.weight, rough, inverted.float(), counts, spec.pattern)

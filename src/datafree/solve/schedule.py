@@ -11,9 +11,10 @@ from datafree import graph as g
 from datafree.execution import NO_CHECKPOINTS, Checkpoints, add_layer_macs
 from datafree.quantization import dequantize, fake_quantize
 from datafree.recipe import Recipe
-from datafree.records import LayerJob, LayerResult
+from datafree.records import LayerResult
 from datafree.signals import Signal, walk_both
 from datafree.solve.activation_grids import tensor_grid
+from datafree.solve.jobs import LayerJob
 from datafree.solve.plan import WIDE, LayerPlan, Plan, quantized_at
 from datafree.solve.solve_layer import Grids, compress_layer, layer_jobs, make_job
 
@@ -70,14 +71,15 @@ def in_sequence(
     items = {by_name[item.layer.node]: item for item in plan.layers.values()}
     readers: dict[fx.Node, list[fx.Node]] = {}
     for node in items:
-        readers.setdefault(node.args[0], []).append(node)
-    kept_inputs = {node.args[0] for node, item in items.items() if item.input_bits is None}
+        readers.setdefault(g.operand(node), []).append(node)
+    kept_inputs = {g.operand(node) for node, item in items.items() if item.input_bits is None}
     floats: dict[fx.Node, Tensor] = {}  # inputs of layers that read no integers
     solved: dict[fx.Node, LayerResult] = {}
     for node, value, change, own in walk_both(teacher, source):
         if node in items:
-            x = floats.get(node.args[0], own[node.args[0]]) if items[node].input_bits is None else own[node.args[0]]
-            own[node] = _output(teacher, items[node], node, x, solved.get(node), grids, roots[node.args[0]])
+            read = g.operand(node)
+            x = floats[read] if items[node].input_bits is None and read in floats else own[read]
+            own[node] = _output(teacher, items[node], node, x, solved.get(node), grids, roots[read])
         if change is not None:
             own[node] = own[node] * change[0] + change[1]
         widths = plan.activation_bits.get(node.name, ())
@@ -116,6 +118,6 @@ def _output(
         weight = result.weight.float().view(weight.shape)
         weight = weight if result.weight_qparams is None else dequantize(weight, result.weight_qparams)
         bias = result.bias
-    y = node.target(x, weight, bias, *node.args[3:])
+    y = g.call(node, x, weight, bias, *node.args[3:])
     add_layer_macs(x, weight, y)
     return y

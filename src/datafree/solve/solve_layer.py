@@ -16,10 +16,11 @@ from datafree import graph as g
 from datafree.execution import one_thread
 from datafree.quantization import dequantize, fake_quantize
 from datafree.recipe import Nearest, Recipe, StraightThrough
-from datafree.records import LayerJob, LayerResult, Moments, MomentsError, QParams, decibel
+from datafree.records import LayerResult, Moments, MomentsError, QParams, decibel
 from datafree.signals import LayerDraws, Signal, closed_form, layer_draws, walk_teacher
 from datafree.solve.activation_grids import tensor_grid
 from datafree.solve.compensation import compensated
+from datafree.solve.jobs import LayerJob
 from datafree.solve.moments import chunks, gather_moments, merged, positions, shrunk
 from datafree.solve.plan import LayerPlan, Plan, quantized_at
 from datafree.solve.pruning import pruned
@@ -48,7 +49,7 @@ def layer_jobs(
     by_name = g.nodes_by_name(teacher)
     readers: dict[fx.Node, list[LayerPlan]] = {}
     for item in plan.layers.values():
-        readers.setdefault(by_name[item.layer.node].args[0], []).append(item)
+        readers.setdefault(g.operand(by_name[item.layer.node]), []).append(item)
     for node, value in walk_teacher(teacher, source):
         for bits in plan.activation_bits.get(node.name, ()):
             at_width = tuple(item.layer for item in readers.get(node, ()) if item.input_bits == bits)
@@ -71,9 +72,10 @@ def make_job(
     student_x: Tensor | None = None,
 ) -> LayerJob:
     """One layer's problem, from the value `x` of its input node, and the student's where that is another."""
+    assert item.weights is not None, "there is something to solve"
     layer, seed = item.layer, source.seed ^ zlib.crc32(item.layer.name.encode())
     weight = g.weight(teacher, layer)
-    kernel = tuple(weight.shape[2:]) or (1, 1)
+    kernel = g.kernel_size(weight)
     qparams = grids[quantized_at(node).name, item.input_bits] if item.input_bits else None
     draws = None
     if source.pooling == "ignored" and student_x is None:
@@ -112,11 +114,15 @@ def _moments(
     draws: LayerDraws | None,
 ) -> tuple[Moments, tuple[Moments, Moments] | None]:
     """Moments of the layer's input; and, where the student's inputs are its own, of both halves of the images."""
-    layer, shape = item.layer, tuple(g.weight(node.graph.owning_module, item.layer).shape)
-    moments = closed_form(layer, node, shape, source.drawn, _side(x)) if source.draws and student_x is None else None
+    layer, weight = item.layer, g.weight(g.graph_of(node), item.layer)
+    moments = (
+        closed_form(layer, node, tuple(weight.shape), source.drawn, _side(x))
+        if source.draws and student_x is None
+        else None
+    )
     if moments is not None:
         return _with_rounding(moments, qparams), None
-    kernel = shape[2:] or (1, 1)
+    kernel = g.kernel_size(weight)
     if draws is not None:
         x = draws.patches(NUM_ROWS[need], torch.Generator().manual_seed(seed))
         layer, kernel = draws.on_patches, (1, 1)
@@ -147,7 +153,8 @@ def _drawn_rows(
     """Inputs (r, g, n) for a solver that trains, enough to use each row once where memory allows."""
     layer = item.layer
     per_row = x.shape[-1] if layer.kind == "linear" else x.shape[1] * kernel[0] * kernel[1]
-    wanted = recipe.solve.steps * recipe.solve.rows  # type: ignore[union-attr]
+    assert isinstance(recipe.solve, StraightThrough), "the only method that trains"
+    wanted = recipe.solve.steps * recipe.solve.rows
     at = positions(tuple(x.shape), layer, kernel, min(wanted, ROWS_BYTES // (4 * per_row)), seed + 1)
     at = at[torch.randperm(len(at), generator=torch.Generator().manual_seed(seed))]
     rows = torch.cat(list(chunks(x, layer, kernel, at)))

@@ -12,7 +12,8 @@ from torch import Tensor
 from datafree.execution import add_macs
 from datafree.quantization import CLIP_RATIOS, dequantize, search_grid
 from datafree.recipe import Gptq, Nearest
-from datafree.records import LayerJob, Moments, QParams
+from datafree.records import Moments, QParams
+from datafree.solve.jobs import LayerJob
 from datafree.solve.rounding.gptq import polished
 
 FACTORS = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2)  # of the scale that is best for rounding to nearest
@@ -71,6 +72,7 @@ def weight_grid(job: LayerJob) -> QParams:
     """Clipping by the error that rounding to nearest causes, sum_j H_jj (w_j - w'_j)^2; one scale a row or in all."""
     importance = job.moments.variance[:, None].expand_as(job.weight)
     shape = (-1, job.weight.shape[2]) if job.spec.per_channel else (1, -1)
+    assert job.spec.bits is not None, "there is something to round"
     ratios = (1.0,) if isinstance(job.method, Nearest) and not job.method.clip else CLIP_RATIOS
     qparams = search_grid(
         job.weight.reshape(shape),

@@ -30,14 +30,14 @@ def assemble(teacher: fx.GraphModule, plan: Plan, results: dict[str, LayerResult
     student = g.duplicate(teacher)
     by_name = g.nodes_by_name(student)
     quantized: dict[tuple[fx.Node, int], fx.Node] = {}
-    inputs = {name: by_name[item.layer.node].args[0] for name, item in plan.layers.items()}
+    inputs = {name: g.operand(by_name[item.layer.node]) for name, item in plan.layers.items()}
     roots = {node: quantized_at(node).name for node in student.graph.nodes}
     for node, widths in _demands(student, plan, inputs).items():
         previous, users = node, list(node.users)
         for bits in sorted(widths, reverse=True):
             key = roots[node], bits
             previous = quantized[node, bits] = _quantize_after(student, node, previous, grids[key])
-            g.annotate(previous.args[0], grid=key)
+            g.annotate(g.operand(previous), grid=key)
         for user in users:
             if _reads_integers(user, max(widths), plan):
                 user.replace_input_with(node, quantized[node, max(widths)])
@@ -54,8 +54,9 @@ def assemble(teacher: fx.GraphModule, plan: Plan, results: dict[str, LayerResult
 
 def stored_scale(student: fx.GraphModule, dequantize: fx.Node) -> Tensor:
     """The scale of stored integers, (1,) or (C,)."""
-    scale = dequantize.args[1]
-    return torch.tensor([scale]) if isinstance(scale, float) else g.get_tensor(student, str(scale.target))  # type: ignore[union-attr]
+    if isinstance(scale := dequantize.args[1], float):
+        return torch.tensor([scale])
+    return g.tensor_of(student, g.operand(dequantize, 1))
 
 
 def _reads_integers(user: fx.Node, width: int, plan: Plan) -> bool:
@@ -111,7 +112,7 @@ def _put_weight(student: fx.GraphModule, node: fx.Node, result: LayerResult, inp
         with student.graph.inserting_before(node):
             # + 0.0: a pruned weight is no -0.0, which a packed file would have to store
             weight = g.attribute(student, f"{name}.weight", result.weight.view(shape) + 0.0)
-            node.args = (node.args[0], weight, g.attribute(student, f"{name}.bias", result.bias), *node.args[3:])
+            node.args = (g.operand(node), weight, g.attribute(student, f"{name}.bias", result.bias), *node.args[3:])
         return
     scale, bias = grid.scale, result.bias
     after = next((u for u in node.users if g.note(u).v_o == name), None)
@@ -130,7 +131,7 @@ def _put_weight(student: fx.GraphModule, node: fx.Node, result: LayerResult, inp
         else:
             step = (scale.double() * input_scale).float().expand(len(bias)).contiguous()
             offset_node = _dequantized(student, f"{name}.bias", torch.round(bias / step).to(torch.int32), step, INT32)
-    node.args = (node.args[0], weight, offset_node, *node.args[3:])
+    node.args = (g.operand(node), weight, offset_node, *node.args[3:])
 
 
 def _dequantized(student: fx.GraphModule, path: str, integers: Tensor, scale: Tensor, grid: tuple) -> fx.Node:

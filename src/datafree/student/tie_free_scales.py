@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -49,10 +50,10 @@ def snap_scales(
     for node, source, vector in reversed(readings):
         for keys, count in _operands(source) if vector is None else ():
             if moved.isdisjoint(keys):
-                _move_operands(grids, keys, count * _scale(grids, g.note(node).grid))
+                _move_operands(grids, keys, count * _scale(grids, _grid(node)))
                 moved |= {*keys}
     for node, source, vector in readings:
-        key, wide = g.note(node).grid, _key(source)
+        key, wide = _grid(node), _key(source)
         if wide and wide != key and vector is None and key not in moved:
             _move(grids, key, _scale(grids, wide) / float(near_fractions(_ratios(grids, [wide], _scale(grids, key)))))
             moved.add(key)
@@ -80,7 +81,7 @@ def _layers_moved(
         grid = results[name].weight_qparams if name in results else None
         if grid is None or read is None or new[name] is not results[name]:
             continue
-        steps = stored_scale(student, source.args[1]).double() * _scale(grids, read) / _scale(grids, g.note(node).grid)
+        steps = stored_scale(student, g.operand(source, 1)).double() * _scale(grids, read) / _scale(grids, _grid(node))
         steps = steps if vector is None else steps * g.get_tensor(student, vector).double().flatten()
         change = (near_fractions(steps[:, None])[:, 0] / steps).float()
         if len(change) == grid.scale.numel():
@@ -111,12 +112,12 @@ def near_fractions(steps: Float[Tensor, "c n"]) -> Float[Tensor, "c n"]:
 def _source(student: fx.GraphModule, quantize: fx.Node) -> tuple[fx.Node, str | None]:
     """What computes the values that are rounded, before any clipping; and the path of the constant that its channels
     are multiplied with on the way."""
-    node: fx.Node = quantize.args[0]  # type: ignore[assignment]
+    node: fx.Node = g.operand(quantize)
     vector = None
     while g.clip_bounds(node) is not None or (vector is None and g.channel_multiplier(student, node) is not None):
         if g.clip_bounds(node) is None:
-            vector = str(node.args[1].target)  # type: ignore[union-attr]
-        node = node.args[0]  # type: ignore[assignment]
+            vector = str(g.operand(node, 1).target)
+        node = g.operand(node)
     layer = g.note(node).layer
     return (quantize, None) if vector and layer and not g.has_rows_in_dimension_1(node) else (node, vector)
 
@@ -126,7 +127,8 @@ def _operands(node: fx.Node) -> Iterator[tuple[tuple[Key, ...], int]]:
     row = operator_of(node)
     if not (row.averages or row.channels in ("unites", "joins")) or node.kwargs:
         return
-    operands = node.args[0] if row.channels == "joins" else node.args[: 2 if row.channels == "unites" else 1]
+    args: Any = node.args
+    operands = args[0] if row.channels == "joins" else args[: 2 if row.channels == "unites" else 1]
     keys = tuple(key for operand in operands if (key := _key(operand)))
     if row.channels == "joins":
         yield from (((key,), 1) for key in keys)
@@ -134,9 +136,16 @@ def _operands(node: fx.Node) -> Iterator[tuple[tuple[Key, ...], int]]:
         yield keys, count
 
 
+def _grid(quantize: fx.Node) -> Key:
+    """The grid that a quantize node rounds to."""
+    grid = g.note(quantize).grid
+    assert grid is not None, "assemble writes down the grid of every quantize node"
+    return grid
+
+
 def _key(node: object) -> Key | None:
     """The grid that a dequantize node reads, None for anything else."""
-    return g.note(node.args[0]).grid if isinstance(node, fx.Node) and node.target is DEQUANTIZE else None
+    return g.note(g.operand(node)).grid if isinstance(node, fx.Node) and node.target is DEQUANTIZE else None
 
 
 def _ratios(grids: Grids, keys: Sequence[Key], unit: float) -> Float[Tensor, "1 n"]:

@@ -85,13 +85,13 @@ class Trainable:
         for node, values in g.walk(self.student, inputs):
             latent = self.latents.get(g.note(node).layer or "")
             if latent is not None:
-                weight = values[node.args[1]]
-                values[node.args[1]] = latent.weights().view(weight.shape)
-                values[node.args[2]] = latent.bias * latent.gain
+                weight = values[g.operand(node, 1)]
+                values[g.operand(node, 1)] = latent.weights().view(weight.shape)
+                values[g.operand(node, 2)] = latent.bias * latent.gain
             elif node.target is QUANTIZE:
-                values[node] = torch.fake_quantize_per_tensor_affine(values[node.args[0]], *node.args[1:5])
+                values[node] = _rounded(values[g.operand(node)], *node.args[1:5])
             elif node.target is DEQUANTIZE and _is_activation(node):
-                values[node] = values[node.args[0]]
+                values[node] = values[g.operand(node)]
             if node is wanted:
                 if node not in values:
                     values[node] = g.execute(node, values)
@@ -103,6 +103,11 @@ class Trainable:
         return {n: self.latents[n].result(r) if n in self.latents else r for n, r in results.items()}
 
 
+def _rounded(x: Tensor, *grid: Any) -> Tensor:
+    """To scale, zero_point, qmin, qmax; the gradient is that of the identity within."""
+    return torch.fake_quantize_per_tensor_affine(x, *grid)
+
+
 def _is_activation(node: fx.Node) -> bool:
     source = node.args[0]
     return isinstance(source, fx.Node) and source.target is QUANTIZE
@@ -112,8 +117,8 @@ def _latent(student: fx.GraphModule, node: fx.Node, result: LayerResult) -> _Lat
     grid, weight, gain = result.weight_qparams, result.weight.float(), torch.ones(1)
     stretch = torch.ones(1)
     if grid is not None:
-        stored = stored_scale(student, node.args[1])
+        stored = stored_scale(student, g.operand(node, 1))
         weight, gain, stretch = dequantize(weight, grid), stored / grid.scale, torch.ones_like(grid.scale)
     keep = weight != 0 if result.sparsity else None
-    leaves = (v.clone().requires_grad_(True) for v in (weight, result.bias, stretch))
-    return _Latent(*leaves, grid, keep, gain)
+    weight, bias, stretch = (v.clone().requires_grad_(True) for v in (weight, result.bias, stretch))
+    return _Latent(weight, bias, stretch, grid, keep, gain)

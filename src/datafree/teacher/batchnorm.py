@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.graph import BATCH_NORM, CONV, LINEAR, batch_norms
+from datafree.graph import BATCH_NORM, CONV, LINEAR, argument, batch_norms
 from datafree.records import ChannelStats, Skipped, Stats
 
 
@@ -27,14 +27,14 @@ def fold_batchnorm_(teacher: fx.GraphModule) -> tuple[Stats, tuple[Skipped, ...]
     kept = []
     for node in batch_norms(teacher):
         scale, shift, out = _affine(teacher, node)
-        name = str(node.args[3].target).rpartition(".")[0] or node.name
-        source = node.args[0]
+        name = str(g.operand(node, 3).target).rpartition(".")[0] or node.name
+        source = g.operand(node)
         if _sole_user(source, node) and g.note(source).layer:
             _fold_backward(teacher, source, scale, shift)
             node.replace_all_uses_with(source)
             stats[source.name] = out
         elif (consumer := _forward_target(node)) is not None:
-            mean, var = (g.get_tensor(teacher, a.target) for a in node.args[3:5])
+            mean, var = (g.tensor_of(teacher, g.operand(node, i)) for i in (3, 4))
             _fold_forward(teacher, consumer, scale, shift)
             node.replace_all_uses_with(source)
             stats[source.name] = ChannelStats(mean.clone(), var.sqrt(), torch.ones_like(mean))
@@ -49,12 +49,11 @@ def fold_batchnorm_(teacher: fx.GraphModule) -> tuple[Stats, tuple[Skipped, ...]
 
 def _affine(teacher: fx.GraphModule, node: fx.Node) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"], ChannelStats]:
     """y = scale x + shift, and the statistics of y."""
-    gamma, beta, mean, var = (None if a is None else g.get_tensor(teacher, a.target).double() for a in node.args[1:5])
-    assert mean is not None and var is not None
-    gamma = torch.ones_like(mean) if gamma is None else gamma
-    beta = torch.zeros_like(mean) if beta is None else beta
-    eps = node.args[7]
-    scale = gamma / torch.sqrt(var + eps)
+    mean, var = (g.tensor_of(teacher, g.operand(node, i)).double() for i in (3, 4))
+    gamma, beta = (argument(node, name) for name in ("weight", "bias"))
+    gamma = torch.ones_like(mean) if gamma is None else g.tensor_of(teacher, gamma).double()
+    beta = torch.zeros_like(mean) if beta is None else g.tensor_of(teacher, beta).double()
+    scale = gamma / torch.sqrt(var + argument(node, "eps"))
     std = scale.abs() * var.sqrt()
     return scale.float(), (beta - scale * mean).float(), ChannelStats(beta.float(), std.float(), scale.float())
 
@@ -66,12 +65,12 @@ def _sole_user(source: fx.Node, node: fx.Node) -> bool:
 def _forward_target(node: fx.Node) -> fx.Node | None:
     """The consumer this BatchNorm can be folded into: the only one, and nothing is padded with zeros."""
     users = list(node.users)
-    if len(users) != 1 or not g.note(users[0]).layer or users[0].args[0] is not node:
+    if len(users) != 1 or not g.note(users[0]).layer or g.operand(users[0]) is not node:
         return None
     consumer = users[0]
     if consumer.target is LINEAR:
         return consumer if len(g.shape(node)) == 2 else None
-    return consumer if not any(consumer.args[4]) and len(node.args[0].users) == 1 else None
+    return consumer if not any(argument(consumer, "padding")) and len(g.operand(node).users) == 1 else None
 
 
 def _fold_backward(teacher: fx.GraphModule, source: fx.Node, scale: Tensor, shift: Tensor) -> None:
@@ -85,7 +84,7 @@ def _fold_backward(teacher: fx.GraphModule, source: fx.Node, scale: Tensor, shif
 def _fold_forward(teacher: fx.GraphModule, consumer: fx.Node, scale: Tensor, shift: Tensor) -> None:
     name = g.layer_name(consumer)
     weight, bias = (g.get_tensor(teacher, f"{name}.{p}").double() for p in ("weight", "bias"))
-    groups = consumer.args[6] if consumer.target is CONV else 1
+    groups = argument(consumer, "groups") if consumer.target is CONV else 1
     rows = g.grouped(weight, groups)  # (g, o, n)
     taps = weight[0, 0].numel()
     a, t = (v.double().view(groups, 1, -1).repeat_interleave(taps, 2) for v in (scale, shift))

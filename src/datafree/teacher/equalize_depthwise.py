@@ -29,7 +29,7 @@ def balance_depthwise_(teacher: fx.GraphModule, stats: Stats) -> tuple[str, ...]
     balanced = []
     for name, layer in g.layers(teacher).items():
         node, weight = by_name[layer.node], g.weight(teacher, layer)
-        reach = _reach(node.args[0], stats) if _is_depthwise(layer, weight) else None
+        reach = _reach(g.operand(node), stats) if _is_depthwise(layer, weight) else None
         if reach is None or not bool((reach > 0).any()):
             continue
         v_i = reach.max() / reach.clamp(min=float(reach.max()) / WIDEST)

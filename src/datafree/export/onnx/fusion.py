@@ -50,20 +50,21 @@ def fuse(graph: fx.GraphModule) -> Fusion:
 
 def on_grid(node: fx.Node) -> bool:
     """Whether a quantize node reads values that were on its grid already and have only been moved since."""
-    source = quantized_at(node.args[0])
+    source = quantized_at(g.operand(node))
     return source.target is DEQUANTIZE and source.args[1:5] == node.args[1:5]
 
 
 def _move_into_scales(fusion: Fusion, multiply: fx.Node, vector: np.ndarray) -> None:
-    before = multiply.args[0]
+    before = g.operand(multiply)
     bounds = g.clip_bounds(before)
-    layer = before if bounds is None else before.args[0]
+    layer = before if bounds is None else g.operand(before)
     if not g.has_rows_in_dimension_1(layer) or len(layer.users) > 1 or len(before.users) > 1:
         return
-    if any(p.target not in (DEQUANTIZE, DEQUANTIZE_ROWS) for p in layer.args[1:3]):
+    parameters = g.operand(layer, 1), g.operand(layer, 2)
+    if any(p.target not in (DEQUANTIZE, DEQUANTIZE_ROWS) for p in parameters):
         return
     if bounds is not None:
         fusion.bounds[before] = bounds
     low, high = bounds or (-np.inf, np.inf)
     fusion.bounds[multiply] = (low * vector, high * vector)
-    fusion.factors.update(dict.fromkeys(layer.args[1:3], vector.flatten()))
+    fusion.factors.update(dict.fromkeys(parameters, vector.flatten()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -247,7 +248,7 @@ def _batch_norm(
 
 
 def _resize(mode: str) -> Callable[..., str]:
-    def write(call: Call, x: str, size: Pair | None, *rest: object) -> str:
+    def write(call: Call, x: str, size: Pair | None, *rest: Any) -> str:
         coordinates = "asymmetric" if mode == "nearest" else "align_corners" if rest[0] else "half_pixel"
         factors = rest[-1] if mode != "nearest" else None  # nearest takes the pixel of the size, not of the factor
         sides = zip(call.shape[2:], call.input_shape[2:], strict=True)

@@ -10,7 +10,8 @@ import numpy as np
 
 from datafree.export.onnx.fusion import Bounds, on_grid
 from datafree.export.onnx.shape_operators import pad_sizes
-from datafree.export.onnx.writer import Call
+from datafree.export.onnx.writer import Attribute, Call
+from datafree.graph import argument, operand
 
 BYTE = (0, 255)
 INT4 = (-8, 7)
@@ -26,7 +27,7 @@ def quantize(call: Call, x: str, bounds: Bounds | None) -> str:
         x: name of the value, as it is before the activation that clips it.
         bounds: real values the activation clips to; None = there is none.
     """
-    scale, zero_point, low, high = call.node.args[1:5]
+    scale, zero_point, low, high = (argument(call.node, n) for n in ("scale", "zero_point", "quant_min", "quant_max"))
     writer = call.writer
     grid = (
         writer.tensor(f"{call.name}_scale", np.array(scale, np.float32)),
@@ -61,8 +62,8 @@ def requantize(call: Call, x: str, q: str) -> str:
 
 def pad(call: Call, q: str) -> str:
     """Integers padded with their zero_point, which is what zero is on every grid."""
-    writer, padding = call.writer, call.node.args[0]
-    padded = call.emit("Pad", q, pad_sizes(call, padding.args[1]), writer.grids[q][1], mode="constant")
+    writer, padding = call.writer, operand(call.node)
+    padded = call.emit("Pad", q, pad_sizes(call, argument(padding, "pad")), writer.grids[q][1], mode="constant")
     writer.grids[padded] = writer.grids[q]
     return padded
 
@@ -91,8 +92,8 @@ def parameter(call: Call, path: str, stored: np.ndarray, scale: np.ndarray, *, i
         names = [writer.tensor(path, stored), scale_name]
         if weight:  # a bias has none: ONNX says so of int32. Each its own: ONNX Runtime rewrites them where it needs to
             names.append(writer.tensor(f"{path}_zero_point", np.zeros_like(scale, np.int8)))
-    axis = {"axis": 0} if scale.ndim else {}
-    return call.emit("DequantizeLinear", *names, **axis)
+    axis: dict[str, Attribute] = {"axis": 0} if scale.ndim else {}
+    return call.writer.emit("DequantizeLinear", names, call.name, axis)[0]
 
 
 def four_bit_offsets(values: np.ndarray, *, rows: bool) -> np.ndarray | None:

@@ -24,11 +24,11 @@ def _same(call: Call, x: str, *rest: object) -> str:
 
 def _view(call: Call, x: str, sizes: list[int | Size]) -> str:
     """Sizes as ONNX has them: one may be -1; the batch takes it, and the others are known from capture."""
-    if Size.OPEN in sizes:
-        sizes = [-1 if s is Size.OPEN else known if s == -1 else s for s, known in zip(sizes, call.shape, strict=True)]
-    if sizes.count(-1) > 1:
+    known = call.shape if Size.OPEN in sizes else [-1] * len(sizes)
+    wanted = [-1 if isinstance(s, Size) else k if s == -1 else s for s, k in zip(sizes, known, strict=True)]
+    if wanted.count(-1) > 1:
         call.refuse("more than one size depends on the batch")
-    return call.emit("Reshape", x, call.ints(sizes))
+    return call.emit("Reshape", x, call.ints(wanted))
 
 
 def _flatten(call: Call, x: str, start: int, end: int) -> str:

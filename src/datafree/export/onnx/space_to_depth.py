@@ -38,7 +38,9 @@ def fold_pixels(model: onnx.ModelProto) -> str | None:
         if image is None or kernel is None or {image.op_type, kernel.op_type} != {"DequantizeLinear"}:
             continue
         quantize, weight = made.get(image.input[0]), stored.get(kernel.input[0])
-        size = sizes.get(quantize.input[0]) if quantize is not None and quantize.op_type == "QuantizeLinear" else None
+        if quantize is None or quantize.op_type != "QuantizeLinear":
+            continue
+        size = sizes.get(quantize.input[0])
         settings = {a.name: helper.get_attribute_value(a) for a in conv.attribute}
         if size is None or weight is None or weight.data_type != TensorProto.INT8 or not _fits(size, weight, settings):
             continue

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import fx
+from torch.fx.graph import _PyTreeCodeGen
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from datafree import graph as g
@@ -65,7 +67,10 @@ def _returned(graph: fx.GraphModule) -> list[fx.Node]:
 
 def _output_names(graph: fx.GraphModule) -> list[str]:
     """`output` of a single tensor, the keys of a dictionary, else `output_0`, `output_1`, ..."""
-    spec = graph.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
+    codegen = graph.graph._codegen
+    assert isinstance(codegen, _PyTreeCodeGen), "a captured graph knows the structure of its outputs"
+    spec = codegen.pytree_info.out_spec
+    assert spec is not None, "it was written down at capture"
     tree, count = pytree.tree_unflatten(list(range(spec.num_leaves)), spec), len(_returned(graph))
     if isinstance(tree, dict) and len(tree) == count and all(isinstance(leaf, int) for leaf in tree.values()):
         return [str(key) for key in tree]
@@ -81,19 +86,20 @@ class _Walk:
 
     def call(self, node: fx.Node) -> Any:
         """Write one call; returns the name(s) of its value, or that it is a size of the batch."""
-        if node.target is operator.getitem and not isinstance(self.values[node.args[0]], Size):
-            return self.values[node.args[0]][node.args[1]]
+        if node.target is operator.getitem and not isinstance(self.values[g.operand(node)], Size):
+            args: Any = node.args
+            return self.values[args[0]][args[1]]
         if node.target in (QUANTIZE, DEQUANTIZE, DEQUANTIZE_ROWS):
-            return self._parameter(node) if node.args[0].op == "get_attr" else self._grid(node)
+            return self._parameter(node) if g.operand(node).op == "get_attr" else self._grid(node)
         if node in self.fusion.pads or node in self.fusion.bounds:
-            return self.value(node.args[0])
-        args = [fx.node.map_arg(a, self.value) for a in _bound(node)]
+            return self.value(g.operand(node))
+        given: list[Any] = [map_arg(a, self.value) for a in _bound(node)]
         call = Call(self.writer, node, g.note(node).layer or node.name)
-        if node.target is aten.sym_size.int or (args and all(isinstance(a, Size | int) for a in args)):
+        if node.target is aten.sym_size.int or (given and all(isinstance(a, Size | int) for a in given)):
             return Size.OPEN
         if node.target not in TABLE:
             call.refuse("no ONNX operator is known for it")
-        return TABLE[node.target](call, *args)
+        return TABLE[node.target](call, *given)
 
     def value(self, node: fx.Node) -> Any:
         """The name of a node's value; a tensor of the model is stored when it is first read."""
@@ -104,7 +110,7 @@ class _Walk:
 
     def _grid(self, node: fx.Node) -> str:
         """A quantize or dequantize node of a tensor between layers."""
-        source = node.args[0]
+        source = g.operand(node)
         if source in self.fusion.pads:
             return self._pad(node, source)
         name = self.value(source)
@@ -116,8 +122,8 @@ class _Walk:
 
     def _pad(self, node: fx.Node, padding: fx.Node) -> str:
         """A padding that is written on the integers: those it came from, or the same ones moved about since."""
-        before, origin = padding.args[0], quantized_at(padding)
-        q = self.value(origin.args[0])
+        before, origin = g.operand(padding), quantized_at(padding)
+        q = self.value(g.operand(origin))
         if before is not origin:
             moved = Call(self.writer, before, f"{before.name}_quantized")
             q = qdq.requantize(moved, self.value(before), q)
@@ -125,7 +131,8 @@ class _Walk:
 
     def _parameter(self, node: fx.Node) -> str:
         """A dequantize node of stored integers."""
-        path, scale = str(node.args[0].target), node.args[1]
+        args: Any = node.args
+        path, scale = str(g.operand(node).target), args[1]
         if isinstance(scale, fx.Node):
             scale = g.get_tensor(self.graph, str(scale.target)).numpy()
         scale = np.asarray(scale * self.fusion.factors.get(node, 1), np.float32)

@@ -74,7 +74,9 @@ class Writer:
 
         name = self.unique(name)
         outputs = [name, *(self.unique(f"{name}_output_{i}") for i in range(1, num_outputs))]
-        self.nodes.append(helper.make_node(kind, inputs, outputs, name=name, **attributes))
+        node = helper.make_node(kind, inputs, outputs, name=name)
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in sorted(attributes.items()))
+        self.nodes.append(node)
         return outputs
 
     def rename(self, old: str, new: str) -> None:
@@ -113,7 +115,7 @@ class Call:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Of the call's first argument, for a batch of two."""
-        return g.shape(self.node.args[0])
+        return g.shape(g.operand(self.node))
 
     def since(self, opset: int, operator: str) -> None:
         """Refuse what this opset cannot say.

@@ -110,8 +110,8 @@ def _pack(student: fx.GraphModule, *, aligned: bool) -> bytes:
 def _unpack(stored: dict[str, Tensor]) -> fx.GraphModule:
     """The student of a file's tensors."""
     if WHOLE in stored:
-        stored = _opened(zlib.decompress(stored[WHOLE].numpy()))
-    content = json.loads(zlib.decompress(stored[GRAPH].numpy()))
+        stored = _opened(zlib.decompress(stored[WHOLE].numpy().tobytes()))
+    content = json.loads(zlib.decompress(stored[GRAPH].numpy().tobytes()))
     tensors = dict(stored)
     for path, record in content["tensors"].items():
         if "of" in record:  # comes behind what it is a product of
@@ -137,7 +137,7 @@ def _products(student: fx.GraphModule, tensors: dict[str, Tensor]) -> dict[str, 
     for name, layer in g.layers(student).items():
         ours, of = f"{name}.bias_scale", f"{name}.weight_scale"
         if ours in tensors and of in tensors:
-            times = nodes[layer.node].args[0].args[1]  # of the node that dequantizes the input
+            times = float(g.argument(g.operand(nodes[layer.node]), "scale"))  # of what dequantizes the input
             if torch.equal(_product(tensors[of], times), tensors[ours]):
                 found[ours] = {"of": of, "times": times}
     return found

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from datafree.recipe import AdaRound, Gptq, Nearest, SQuant, StraightThrough
-from datafree.records import LayerJob, QParams
+from datafree.records import QParams
+from datafree.solve.jobs import LayerJob
 from datafree.solve.rounding.adaround import adaround
 from datafree.solve.rounding.gptq import gptq
 from datafree.solve.rounding.nearest import nearest

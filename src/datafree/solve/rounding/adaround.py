@@ -10,7 +10,9 @@ from torch import Tensor
 
 from datafree.execution import add_macs
 from datafree.quantization import dequantize
-from datafree.records import LayerJob, QParams
+from datafree.recipe import AdaRound
+from datafree.records import QParams
+from datafree.solve.jobs import LayerJob
 from datafree.solve.rounding.nearest import nearest
 
 ZETA, GAMMA = 1.1, -0.1  # paper, 3.3: the sigmoid is stretched to (GAMMA, ZETA) and clipped, so that it reaches 0 and 1
@@ -33,6 +35,7 @@ def adaround(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
 
 def _adaround(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
     method, weight, h = job.method, job.weight, job.moments.cov
+    assert isinstance(method, AdaRound), "the table calls this for its own method"
     start = nearest(job, qparams)
     start_error = _error(start, job, qparams)
     zero_point = qparams.zero_point[:, None]
@@ -40,16 +43,16 @@ def _adaround(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
     floor = ratio.floor()
     may = 1.0 if job.keep is None else job.keep.flatten(0, 1)  # what is zero stays zero
     v = torch.logit((ratio - floor - GAMMA) / (ZETA - GAMMA)).requires_grad_(True)  # h(V) = W / scale - floor
-    optimizer = torch.optim.Adam([v], lr=method.lr)  # type: ignore[attr-defined]
+    optimizer = torch.optim.Adam([v], lr=method.lr)
     with torch.enable_grad():
-        for step in range(method.steps):  # type: ignore[attr-defined]
+        for step in range(method.steps):
             up = (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp(0, 1) * may
             q = (floor + up + zero_point).clamp(qparams.qmin, qparams.qmax)
             difference = weight - dequantize(q, qparams).view_as(weight)
             add_macs(weight.numel() * weight.shape[2])
             slope = 2 * difference.detach() @ h  # of d H d^T: spares autograd a second product with H
             loss = ((difference * slope).sum(2) / start_error.clamp(min=1e-30)).mean()
-            loss = loss + method.regularizer * _undecided(up, step / method.steps)  # type: ignore[attr-defined]
+            loss = loss + method.regularizer * _undecided(up, step / method.steps)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

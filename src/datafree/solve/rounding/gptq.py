@@ -8,7 +8,9 @@ from torch import Tensor
 
 from datafree.execution import add_macs
 from datafree.quantization import dequantize, quantize
-from datafree.records import LayerJob, QParams
+from datafree.recipe import Gptq
+from datafree.records import QParams
+from datafree.solve.jobs import LayerJob
 
 BLOCK = 64  # columns rounded between two matrix products
 
@@ -24,12 +26,14 @@ def gptq(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
     This is GPTQ (arXiv 2210.17323) without its matrix inverse: U = R^-1 is the Cholesky factor of H^-1 used there.
     Columns go in decreasing order of H_kk; H is damped by a share of its mean diagonal.
     """
-    q = torch.cat([_closed(block, qparams) for block in job.blocks()], 2)
-    return polished(q, job, qparams, passes=job.method.polish)  # type: ignore[attr-defined]
+    assert isinstance(job.method, Gptq), "the table calls this for its own method"
+    q = torch.cat([_gptq(block, qparams) for block in job.blocks()], 2)
+    return polished(q, job, qparams, passes=job.method.polish)
 
 
-def _closed(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
-    h = damped(job.moments.cov, job.method.damping)  # type: ignore[attr-defined]
+def _gptq(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
+    assert isinstance(job.method, Gptq), "a block has the method of its job"
+    h = damped(job.moments.cov, job.method.damping)
     order = torch.argsort(h.diagonal(dim1=1, dim2=2), dim=1, descending=True)  # (g, n)
     columns = order[:, None].expand_as(job.weight)
     w = torch.gather(job.weight, 2, columns).double()

@@ -6,7 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from datafree.quantization import quantize
-from datafree.records import LayerJob, QParams
+from datafree.records import QParams
+from datafree.solve.jobs import LayerJob
 
 
 def nearest(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:

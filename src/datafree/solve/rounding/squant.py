@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from datafree.quantization import quantize
-from datafree.records import LayerJob, QParams
+from datafree.records import QParams
+from datafree.solve.jobs import LayerJob
 
 
 def squant(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:

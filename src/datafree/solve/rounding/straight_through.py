@@ -11,7 +11,9 @@ from torch import Tensor
 
 from datafree.execution import add_macs
 from datafree.quantization import dequantize, quantize
-from datafree.records import LayerJob, QParams
+from datafree.recipe import StraightThrough
+from datafree.records import QParams
+from datafree.solve.jobs import LayerJob
 
 HELD_OUT = (32, 4096)  # rows, at least and at most; fewer would say nothing, more nothing new
 LOOKS = 4  # at the rows held out, while training
@@ -22,14 +24,16 @@ def straight_through(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
 
     The gradient of the rounded weights goes straight to the float ones.
     """
-    kept = lambda weight: weight if job.keep is None else weight * job.keep  # noqa: E731
+    keep = job.keep
+    kept = lambda weight: weight if keep is None else weight * keep  # noqa: E731
     trained = kept(_train(job, lambda weight: _rounded(kept(weight), qparams)))
     return quantize(trained.flatten(0, 1), qparams).view_as(job.weight)
 
 
 def trained(job: LayerJob) -> Float[Tensor, "g o n"]:
     """Train the weights that stay, as float (the paper; how is ours)."""
-    return job.weight if job.keep is None else _train(job, lambda weight: weight * job.keep) * job.keep
+    keep = job.keep
+    return job.weight if keep is None else _train(job, lambda weight: weight * keep) * keep
 
 
 def _train(job: LayerJob, form: Callable[[Tensor], Tensor]) -> Float[Tensor, "g o n"]:
@@ -38,14 +42,15 @@ def _train(job: LayerJob, form: Callable[[Tensor], Tensor]) -> Float[Tensor, "g 
     Each output channel becomes what erred least on rows held out, at the start or at a later look.
     """
     method, target = job.method, job.weight if job.target is None else job.target
-    held_out, batches = _inputs(job)
+    assert isinstance(method, StraightThrough), "the table calls this for its own method"
+    held_out, batches = _inputs(job, method.rows)
     weight = job.weight.clone().requires_grad_(True)
     best, best_error = job.weight, _moved(target - form(job.weight), held_out).mean(1)
 
-    optimizer = torch.optim.Adam([weight], lr=method.lr * float(job.weight.abs().max()))  # type: ignore[attr-defined]
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, method.steps)  # type: ignore[attr-defined]
-    looks = {round(method.steps * (i + 1) / LOOKS) for i in range(LOOKS)}  # type: ignore[attr-defined]
-    for step in range(method.steps):  # type: ignore[attr-defined]
+    optimizer = torch.optim.Adam([weight], lr=method.lr * float(job.weight.abs().max()))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, method.steps)
+    looks = {round(method.steps * (i + 1) / LOOKS) for i in range(LOOKS)}
+    for step in range(method.steps):
         with torch.enable_grad():
             loss = _moved(target - form(weight), next(batches)).sum(2).mean()
             optimizer.zero_grad()
@@ -60,18 +65,18 @@ def _train(job: LayerJob, form: Callable[[Tensor], Tensor]) -> Float[Tensor, "g 
     return best
 
 
-def _inputs(job: LayerJob) -> tuple[Tensor, Iterator[Tensor]]:
-    """Rows held out, and those of every step: drawn afresh, or drawn ahead and each used once before any again.
+def _inputs(job: LayerJob, count: int) -> tuple[Tensor, Iterator[Tensor]]:
+    """Rows held out, and `count` of every step: drawn afresh, or drawn ahead and each used once before any again.
 
     A quarter of the rows drawn ahead is held out; below 128 rows all of them serve for both.
     """
     if job.draws is not None:
-        rng, count = torch.Generator().manual_seed(job.seed + 1), job.method.rows  # type: ignore[attr-defined]
+        rng = torch.Generator().manual_seed(job.seed + 1)
         return job.draws(HELD_OUT[1], rng), (job.draws(count, rng) for _ in itertools.count())
     assert job.rows is not None, "straight_through needs drawn inputs"
     quarter = min(len(job.rows) // 4, HELD_OUT[1])
     held_out, seen = job.rows.split([quarter, len(job.rows) - quarter]) if quarter >= HELD_OUT[0] else [job.rows] * 2
-    return held_out, itertools.cycle(seen.split(job.method.rows))  # type: ignore[attr-defined]
+    return held_out, itertools.cycle(seen.split(count))
 
 
 def _moved(difference: Tensor, rows: Tensor) -> Float[Tensor, "g r o"]:
