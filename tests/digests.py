@@ -4,8 +4,8 @@
     python tests/digests.py --compare before.json    # exit code 1, and a line for each that differs
 
 A digest tells values, not names: integers, scales, ranges and biases of the student, its answers, the figures of the
-summary, the bytes of the packed file and of the exported ONNX graph. Images and steps are few. Bits depend on the processor, so
-both runs are made on one machine; nothing is kept in the repository.
+summary, the bytes of the packed file and of the exported ONNX graph. Images and steps are few. Bits depend on the
+processor, so both runs are made on one machine; nothing is kept in the repository.
 """
 
 from __future__ import annotations
