@@ -28,7 +28,7 @@ from datafree.solve.rounding.nearest import nearest
 from datafree.solve.rounding.straight_through import trained
 from datafree.solve.solve_layer import LayerError, compress_layer
 from datafree.solve.weight_grids import output_power, weight_grid
-from test_solvers import METHODS, assert_same_results, block_diagonal, in_blocks, make_job, with_covariance
+from jobs import METHODS, assert_same_results, block_diagonal, in_blocks, make_job, with_covariance
 
 SGD = StraightThrough(steps=60, rows=64, lr=3e-3)
 FLOAT = WeightSpec(None)

@@ -22,9 +22,9 @@ from datafree.signals import make_signal
 from datafree.solve.plan import plan_layers
 from datafree.solve.weight_grids import output_power
 from datafree.teacher.batchnorm import fold_batchnorm_
+from jobs import make_job
 from nets import NETS, block, compressed, conv, head
 from test_pipeline import same
-from test_solvers import make_job
 
 FLOAT = {"weights": {"bits": None}, "activations": {"bits": None}, "signal": {"images": 4}}
 SCORES = pytest.mark.parametrize("score", ["output", "magnitude"])

@@ -33,8 +33,8 @@ from datafree.export.packed.packed import PackedError, load, save
 from datafree.run.graph_json import graph_to_json, tensors_of
 from nets import THREE_FAST, compressed
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "read_packed.py"
-FORMAT = Path(__file__).parent.parent / "docs" / "format.md"
+EXAMPLE = Path(__file__).parents[1].parent / "examples" / "read_packed.py"
+FORMAT = Path(__file__).parents[1].parent / "docs" / "format.md"
 CHEAP = ("signal.kind=propagated", "signal.images=2", "solve.method=nearest", "solve.clip=false")
 FOUR = ("weights.bits=4", "first_last=same")
 SPARSE = ("prune.sparsity=0.8", "prune.score=magnitude")

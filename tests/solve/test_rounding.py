@@ -2,7 +2,7 @@
 
 import math
 import pickle
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -12,9 +12,8 @@ import torch
 from datafree.execution.pools import processes, serial
 from datafree.quantization.affine import choose_qparams, dequantize
 from datafree.recipe.schema import AdaRound, Gptq, Nearest, Solve, SQuant, StraightThrough
-from datafree.records import Moments, QParams, WeightSpec
+from datafree.records import QParams, WeightSpec
 from datafree.solve.compensation import compensated
-from datafree.solve.jobs import LayerJob
 from datafree.solve.rounding import NEEDS, SOLVERS
 from datafree.solve.rounding.adaround import adaround
 from datafree.solve.rounding.gptq import gptq, polished
@@ -23,51 +22,17 @@ from datafree.solve.rounding.squant import squant
 from datafree.solve.rounding.straight_through import straight_through
 from datafree.solve.solve_layer import LayerError, compress_layer
 from datafree.solve.weight_grids import FACTORS, output_power, solve_on_best_grid, weight_grid
-
-SGD = StraightThrough(steps=60, rows=64, lr=3e-3)
-ADAROUND = AdaRound(steps=60)
-METHODS = pytest.mark.parametrize("method", [Nearest(), Gptq(), SGD, SQuant(), ADAROUND], ids=lambda m: m.method)
-SPECS = {
-    "channel": WeightSpec(4, True, False),
-    "tensor": WeightSpec(4, False, False),
-    "symmetric": WeightSpec(4, True, True),
-    "tensor symmetric": WeightSpec(3, False, True),
-    "8 bits": WeightSpec(8, True, True),
-}
-
-
-def drawn_inputs(generator, groups, taps, num_rows, rank):
-    """Rows (r, g, n): a few common causes, noise a tenth as strong, means and scales of their own."""
-    causes = torch.randn(num_rows, groups, rank, generator=generator)
-    mix = torch.randn(groups, rank, taps, generator=generator) / math.sqrt(rank)
-    u = torch.einsum("rgk,gkn->rgn", causes, mix)
-    u = u + 0.1 * torch.randn(num_rows, groups, taps, generator=generator)
-    return u * (0.3 + torch.rand(taps, generator=generator)) + torch.randn(taps, generator=generator)
-
-
-def make_job(method, *, seed=0, spec=SPECS["channel"], groups=1, rows=6, taps=20, rank=5, diagonal=False):
-    """A job on random weights; the student's inputs differ a little from the teacher's."""
-    generator = torch.Generator().manual_seed(seed)
-    u = drawn_inputs(generator, groups, taps, 400, rank)
-    student = u + 0.05 * torch.randn(u.shape, generator=generator)
-    centred = (student - student.mean(0)).permute(1, 0, 2)
-    cov = centred.transpose(1, 2) @ centred / len(u)
-    need = NEEDS[type(method)]
-    diagonal = diagonal or need != "covariance"
-    return LayerJob(
-        name="block.conv",
-        weight=torch.randn(groups, rows, taps, generator=generator),
-        bias=torch.randn(groups * rows, generator=generator),
-        moments=Moments(u.mean(0), student.mean(0), cov.diagonal(dim1=1, dim2=2) if diagonal else cov, len(u)),
-        spec=spec,
-        method=method,
-        seed=seed,
-        rows=student if need == "rows" else None,
-    )
-
-
-def with_covariance(job, cov):
-    return replace(job, moments=replace(job.moments, cov=cov))
+from jobs import (
+    ADAROUND,
+    METHODS,
+    SGD,
+    SPECS,
+    assert_same_results,
+    block_diagonal,
+    in_blocks,
+    make_job,
+    with_covariance,
+)
 
 
 def equicorrelated(taps, rho, groups=1):
@@ -124,19 +89,6 @@ def plain_squant(weight, scale, zero_point, qmin, qmax, kernel_size):
     for i in candidates[: round(abs(total))]:
         q[i] += step
     return q
-
-
-def assert_same_results(first, second):
-    assert [r.name for r in first] == [r.name for r in second]
-    for one, other in zip(first, second, strict=True):
-        for field in fields(one):
-            a, b = getattr(one, field.name), getattr(other, field.name)
-            if isinstance(a, torch.Tensor):
-                assert a.dtype == b.dtype and torch.equal(a, b), field.name
-            elif isinstance(a, QParams):
-                assert torch.equal(a.scale, b.scale) and torch.equal(a.zero_point, b.zero_point)
-            elif field.name != "seconds":
-                assert a == b, field.name
 
 
 # Solvers
@@ -535,23 +487,6 @@ def test_best_grid_is_the_best_of_those_tried_one_by_one(groups, spec):
 def test_methods_that_train_are_solved_on_one_grid():
     job = make_job(SGD)
     assert torch.equal(solve_on_best_grid(job, nearest)[1].scale, weight_grid(job).scale)
-
-
-def in_blocks(job, size):
-    """The job that knows H's diagonal blocks (g * b, m, m) only."""
-    cut = lambda h: torch.stack([h[:, i : i + size, i : i + size] for i in range(0, h.shape[1], size)], 1).flatten(0, 1)  # noqa: E731
-    moments = job.moments
-    cross = None if moments.cross is None else cut(moments.cross)
-    halves = job.moment_halves and tuple(replace(m, cov=cut(m.cov), cross=cut(m.cross)) for m in job.moment_halves)
-    return replace(job, moments=replace(moments, cov=cut(moments.cov), cross=cross), moment_halves=halves)
-
-
-def block_diagonal(job, size):
-    """The job with a full H and C that are zero between blocks."""
-    keep = torch.block_diag(*[torch.ones(size, size)] * (job.weight.shape[2] // size))
-    masked = lambda m: replace(m, cov=m.cov * keep, cross=None if m.cross is None else m.cross * keep)  # noqa: E731
-    folds = None if job.moment_halves is None else tuple(masked(m) for m in job.moment_halves)
-    return replace(job, moments=masked(job.moments), moment_halves=folds)
 
 
 def with_upstream(job):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 pytest.importorskip("sklearn")
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 import digits
 from datafree.demo import digits as data
 

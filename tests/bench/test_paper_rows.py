@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 pytest.importorskip("sklearn")
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 import ablation
 import accuracy
 import baselines

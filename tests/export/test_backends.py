@@ -15,7 +15,7 @@ from datafree import Recipe, compress
 from datafree import graph as g
 from nets import NETS
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[1].parent / "examples"
 
 
 @pytest.fixture(scope="module")
