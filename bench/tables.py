@@ -109,6 +109,8 @@ def full(rows: list[Row], presets: Iterable[str], methods: Iterable[str], blank:
 def references_of(rows: list[Row], network: str, presets: list[str]) -> list[str]:
     """Lines of the table of real images, where there are more than as many as ours makes, and why others are not."""
     more = {name: real for name, real in REFERENCES.items() if name not in AS_MANY}
+    if not any(r.network == network and r.row in REFERENCES for r in rows):
+        return []
     missing = {real.missing(network): f"{real.kind}, {real.count or 'as many'}" for real in more.values()}
     reasons = [f"\nNo *{name}*: {reason}." for reason, name in missing.items() if reason]
     if not any(r.network == network and r.row in more for r in rows):
