@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 
 from datafree import graph as g
+from datafree.graph import aten
 from datafree.graph.capture import trace
-from datafree.graph.view import aten
 from datafree.models.load import input_range
 from datafree.recipe.schema import Propagated
 from datafree.records import ChannelStats, InputRange, Layer, Stats

@@ -14,14 +14,12 @@ from datafree.allocation import allocate
 from datafree.execution import (
     Execution,
     OnStep,
+    add_macs,
     count_macs,
     counting_pool,
     ignore_steps,
     open_checkpoints,
     serial,
-)
-from datafree.execution import (
-    add_macs as add_macs,
 )
 from datafree.graph import trace
 from datafree.models import check_weights, input_range

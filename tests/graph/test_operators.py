@@ -146,6 +146,17 @@ def test_a_row_is_captured_by_its_name_and_equalized(target):
             assert torch.allclose(equalized(x), wanted, rtol=1e-3, atol=1e-4)
 
 
+def test_no_scale_passes_through_a_square():
+    """x * x is one operand read twice: f(s x) = s^2 f(x)."""
+    x = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
+    graph = trace(Around(lambda x: x * x).eval(), x)
+    with torch.no_grad():
+        wanted = graph(x)
+        stats, _ = fold_batchnorm_(graph)
+        equalize_(graph, stats, mode="between")
+        assert torch.allclose(graph(x), wanted, rtol=1e-3, atol=1e-4)
+
+
 @ROWS
 def test_a_row_is_compressed_and_written(target, tmp_path):
     pytest.importorskip("onnxruntime")

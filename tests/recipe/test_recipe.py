@@ -1,6 +1,7 @@
 """Recipes: presets, round trips, `--set`, and every message a user can get."""
 
 import re
+import warnings
 
 import pytest
 import yaml
@@ -427,3 +428,10 @@ def test_old_spellings_are_set_with_a_warning(old, new):
 def test_a_value_that_never_was_is_refused_under_the_new_name():
     with pytest.warns(FutureWarning), pytest.raises(RecipeError, match=r"first_last: .*8 or 'same'"):
         Recipe.parse("ends: both")
+
+
+@pytest.mark.parametrize("text", ["ends: [8]", "solve: {method: [gptq]}"])
+def test_a_list_where_a_word_belongs_is_a_recipe_error(text):
+    with warnings.catch_warnings(), pytest.raises(RecipeError, match=r"^recipe: (first_last|solve)"):
+        warnings.simplefilter("ignore")
+        Recipe.parse(text)

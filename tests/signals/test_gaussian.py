@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import fx
 
 from datafree import graph as g
+from datafree.graph import aten
 from datafree.graph.capture import trace
-from datafree.graph.view import aten
 from datafree.records import ChannelStats, Layer
 from datafree.signals.gaussian import clipped_moments, closed_form, draw
 

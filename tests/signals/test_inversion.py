@@ -116,7 +116,7 @@ def test_the_published_distance_is_finite_on_every_net(name):
             assert bool(torch.isfinite(mismatch(graph, stats, inputs[0], statistics_distance)[0]))
 
 
-def test_a_rival_draws_images_to_where_it_errs():
+def test_a_competitor_draws_images_to_where_it_errs():
     model, x = small_network()
     graph, stats = folded(model, x)
     torch.manual_seed(3)
@@ -125,7 +125,7 @@ def test_a_rival_draws_images_to_where_it_errs():
     def disagreement(weight):
         made = match(
             graph, stats, x[:16].clone(), Inverted(steps=40, class_weight=0.0), input_range=UNIT,
-            generator=torch.Generator().manual_seed(0), rival=Competitor(wrong, weight) if weight else None,
+            generator=torch.Generator().manual_seed(0), competitor=Competitor(wrong, weight) if weight else None,
         ).images  # fmt: skip
         with torch.no_grad():
             return 1 - float(competition(graph(made), wrong(made)))

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from datafree import Recipe, compress
 from datafree import graph as g
-from datafree.graph.view import aten
+from datafree.graph import aten
 from datafree.quantization.affine import dequantize
 from datafree.student.tie_free_scales import TOLERANCE
 from nets import NETS

@@ -1,4 +1,4 @@
-"""Whole channels: which can go for the least harm to the network, and a student that never had them."""
+"""Whole channels: which can go for the least harm to the network."""
 
 from __future__ import annotations
 

@@ -1,22 +1,11 @@
-"""The captured network: its layers, its operators, and which channels belong together. Nothing else names `aten`."""
+"""The captured network: its layers, its operators, and which channels belong together."""
 
 from datafree.graph.activations import channel_multiplier, clip_bounds, has_rows_in_dimension_1
-from datafree.graph.annotations import Annotation, annotate, layer_name, note, operand, shape
+from datafree.graph.annotations import annotate, layer_name, note, operand, shape
 from datafree.graph.capture import batch_norms, trace
 from datafree.graph.channel_groups import Group, channel_groups, described, remove_, unremovable
 from datafree.graph.channel_ids import ChannelIds, LayerSide, channel_ids
-from datafree.graph.operators import (
-    BATCH_NORM,
-    CONV,
-    LINEAR,
-    OPERATORS,
-    UNKNOWN,
-    Operator,
-    argument,
-    aten,
-    operator_by_name,
-    operator_of,
-)
+from datafree.graph.operators import BATCH_NORM, CONV, LINEAR, argument, aten, operator_by_name, operator_of
 from datafree.graph.view import (
     attribute,
     bias,
@@ -29,7 +18,6 @@ from datafree.graph.view import (
     graph_of,
     grouped,
     insert_affine,
-    insert_after,
     kernel_size,
     layers,
     node_of,
@@ -52,13 +40,9 @@ __all__ = [
     "BATCH_NORM",
     "CONV",
     "LINEAR",
-    "OPERATORS",
-    "UNKNOWN",
-    "Annotation",
     "ChannelIds",
     "Group",
     "LayerSide",
-    "Operator",
     "annotate",
     "argument",
     "aten",
@@ -80,7 +64,6 @@ __all__ = [
     "grouped",
     "has_rows_in_dimension_1",
     "insert_affine",
-    "insert_after",
     "kernel_size",
     "layer_name",
     "layers",

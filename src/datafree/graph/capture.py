@@ -131,8 +131,8 @@ def _drop_identities(graph: fx.GraphModule) -> None:
 def _name_constant_padding(graph: fx.GraphModule) -> None:
     """pad(x, pads, "constant", value) as constant_pad_nd, which padding with zeros means elsewhere too."""
     for node in graph.graph.nodes:
-        if node.target is aten.pad.default and (*node.args, "constant")[2] == "constant":
-            node.args = (*node.args[:2], (*node.args, None)[3] or 0.0 if len(node.args) > 3 else 0.0)
+        if node.target is aten.pad.default and argument(node, "mode") == "constant":
+            node.args, node.kwargs = (*node.args[:2], argument(node, "value") or 0.0), {}
             node.target = aten.constant_pad_nd.default
 
 

@@ -55,7 +55,7 @@ class ChannelTracer:
         self.parent: list[int] = []
         self.blocked_ids: set[int] = set()
         self.ids: dict[fx.Node, Any] = {}  # a tensor; a list of them, for a split; None
-        self.ports: tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]] = ([], [])
+        self.sides: tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]] = ([], [])
 
     def result(self) -> ChannelIds:
         for node in self.graph.graph.nodes:
@@ -69,7 +69,7 @@ class ChannelTracer:
         roots = torch.tensor([self._find(i) for i in range(len(self.parent))])
         blocked = torch.zeros(len(roots), dtype=torch.bool)
         blocked[[self._find(i) for i in self.blocked_ids]] = True
-        producers, consumers = ([LayerSide(name, roots[ids]) for name, ids in side] for side in self.ports)
+        producers, consumers = ([LayerSide(name, roots[ids]) for name, ids in side] for side in self.sides)
         return ChannelIds(producers, consumers, blocked)
 
     # ---- union-find
@@ -121,7 +121,8 @@ class ChannelTracer:
         if row.channels == "pads" and isinstance(first, Tensor):
             return self._pad(node, first)
         if len(operands) == 1 and (isinstance(first, Tensor) or row.channels in ("unites", "gates")):
-            stays = row.homogeneous or (not self.homogeneous and row.channels in ("keeps", "unites"))
+            squares = len(node.args) > 1 and node.args[0] is node.args[1]  # x * x is one operand, read twice
+            stays = (row.homogeneous and not squares) or (not self.homogeneous and row.channels != "mixes")
             if stays and not (self.homogeneous and note(node).affine is not None):
                 return self._keep(node, operands[0])
         elif len(operands) == 2 and row.channels == "unites":
@@ -160,17 +161,17 @@ class ChannelTracer:
         axis = 1 if node.target is CONV else -1
         channels = shape(operand(node))[axis]
         if isinstance(source, Tensor) and source.numel() == channels == source.shape[axis]:
-            self.ports[1].append((name, source.flatten()))
+            self.sides[1].append((name, source.flatten()))
         else:
             self._block(source)
         new = self._fresh(shape(node), blocked=False, dim=axis)
-        self.ports[0].append((name, new.flatten()))
+        self.sides[0].append((name, new.flatten()))
         return new
 
     def _pad(self, node: fx.Node, ids: Tensor) -> object:
         """Zeros may take any scale: along channels they get ids of their own, elsewhere they change nothing."""
-        pads, value = argument(node, "pad"), (*node.args, 0.0)[2]
-        if value and self.homogeneous and value != "reflect":
+        pads, value = argument(node, "pad"), argument(node, "value")
+        if value and self.homogeneous:
             return self._unknown(node, [ids])
         before = {ids.dim() - 1 - i // 2: (pads[i], pads[i + 1]) for i in range(0, len(pads), 2)}
         for dim, (left, right) in before.items():

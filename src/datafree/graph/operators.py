@@ -26,11 +26,12 @@ class Operator:
     """What is known of an operator.
 
     channels: "keeps" = every output channel is made of the same input channel; "moves" = values change places, so it
-        can be executed on channel numbers; "joins" = tensors behind each other; "unites" = operands are summed,
-        channel by channel; "gates" = they are multiplied; "pads"; "mixes" = anything else.
+        can be executed on channel numbers; "joins" = tensors behind each other; "unites" = operands are added or
+        compared, channel by channel; "gates" = they are multiplied; "pads"; "mixes" = anything else.
     homogeneous: f(s x) = s f(x) for s > 0 per channel, where all operands but one are constants.
     elementwise: an output pixel depends on that input pixel alone.
-    same_values: the output holds no value that the input does not hold, or zero: one grid serves both.
+    same_values: values are only moved, picked or left out, or zeros come in, so one grid serves both. Not clipping,
+        whose range is smaller.
     pools: reads a tensor that is quantized at 8 bits, as sums do.
     over: "space" = works on height and width alone, and a channel stays what it is; "dims" = on those it is given.
     reduces: takes an argument `dim`, of dimensions that go.
@@ -83,14 +84,16 @@ def _fixed(low: float, high: float) -> Callable[[fx.Node], tuple[float, float]]:
     return lambda node: (low, high)
 
 
-def _given(low: str, high: str) -> Callable[[fx.Node], tuple[float, float] | None]:
+def _given(low: str | None, high: str | None) -> Callable[[fx.Node], tuple[float, float] | None]:
     """Ends that are arguments of these names; None = open."""
 
+    def end(node: fx.Node, name: str | None, opening: float) -> float | None:
+        value = argument(node, name) if name else None
+        return opening if value is None else None if isinstance(value, fx.Node) else float(value)
+
     def ends(node: fx.Node) -> tuple[float, float] | None:
-        bottom, top = argument(node, low), argument(node, high)
-        if isinstance(bottom, fx.Node) or isinstance(top, fx.Node):
-            return None
-        return -math.inf if bottom is None else float(bottom), math.inf if top is None else float(top)
+        bottom, top = end(node, low, -math.inf), end(node, high, math.inf)
+        return None if bottom is None or top is None else (bottom, top)
 
     return ends
 
@@ -108,27 +111,29 @@ def _adaptive_count(node: fx.Node) -> int:
 
 
 def _pool_count(node: fx.Node) -> int:
-    return 0 if len(node.args) > 4 else math.prod(argument(node, "kernel_size"))  # padding may be left out of the count
+    """Padding may be left out of the count."""
+    plain = not argument(node, "ceil_mode") and argument(node, "count_include_pad")
+    return math.prod(argument(node, "kernel_size")) if plain and not argument(node, "divisor_override") else 0
 
 
 # ---- the table
 
 POINTWISE = Operator("keeps", elementwise=True)
-LINEAR_POINTWISE = replace(POINTWISE, homogeneous=True)
+HOMOGENEOUS_POINTWISE = replace(POINTWISE, homogeneous=True)
 POOL = Operator("keeps", homogeneous=True, pools=True, over="space")
 MOVE = Operator("moves", same_values=True)
 FIXED_MOVE = replace(MOVE, removal="")
 SUM, PRODUCT = Operator("unites", elementwise=True), Operator("gates", homogeneous=True, elementwise=True)
 NORM = Operator("keeps", removal="")
-NOTHING = Operator("keeps", identity=True)
+IDENTITY = Operator("keeps", identity=True)
 
 OPERATORS: dict[object, Operator] = {
     # activations
-    aten.relu.default: replace(LINEAR_POINTWISE, clips=_fixed(0.0, math.inf)),
+    aten.relu.default: replace(HOMOGENEOUS_POINTWISE, clips=_fixed(0.0, math.inf)),
     aten.relu6.default: replace(POINTWISE, clips=_fixed(0.0, 6.0)),
     aten.hardtanh.default: replace(POINTWISE, clips=_given("min_val", "max_val")),
     aten.clamp.default: replace(POINTWISE, clips=_given("min", "max")),
-    aten.leaky_relu.default: LINEAR_POINTWISE,
+    aten.leaky_relu.default: HOMOGENEOUS_POINTWISE,
     aten.prelu.default: Operator("keeps", homogeneous=True),
     aten._prelu_kernel.default: Operator("keeps", homogeneous=True),
     aten.silu.default: POINTWISE,
@@ -143,22 +148,22 @@ OPERATORS: dict[object, Operator] = {
     aten.mish.default: POINTWISE,
     aten.softplus.default: POINTWISE,
     # arithmetic
-    aten.abs.default: LINEAR_POINTWISE,
-    aten.neg.default: LINEAR_POINTWISE,
+    aten.abs.default: HOMOGENEOUS_POINTWISE,
+    aten.neg.default: HOMOGENEOUS_POINTWISE,
     aten.exp.default: POINTWISE,
     aten.sqrt.default: POINTWISE,
     aten.log.default: POINTWISE,
     aten.rsqrt.default: POINTWISE,
     aten.square.default: POINTWISE,
     aten.reciprocal.default: POINTWISE,
-    aten.clamp_min.default: POINTWISE,
-    aten.clamp_max.default: POINTWISE,
+    aten.clamp_min.default: replace(POINTWISE, clips=_given("min", None)),
+    aten.clamp_max.default: replace(POINTWISE, clips=_given(None, "max")),
     aten.pow.Tensor_Scalar: POINTWISE,
     aten.add.Scalar: POINTWISE,
     aten.sub.Scalar: POINTWISE,
     aten.rsub.Scalar: POINTWISE,
-    aten.mul.Scalar: LINEAR_POINTWISE,
-    aten.div.Scalar: LINEAR_POINTWISE,
+    aten.mul.Scalar: HOMOGENEOUS_POINTWISE,
+    aten.div.Scalar: HOMOGENEOUS_POINTWISE,
     aten.div.Tensor: Operator("keeps", homogeneous=True),
     aten.to.dtype: Operator("keeps"),
     aten.add.Tensor: SUM,
@@ -181,12 +186,13 @@ OPERATORS: dict[object, Operator] = {
     aten.instance_norm.default: NORM,
     aten.batch_norm.default: NORM,
     # moves
-    aten.contiguous.default: replace(LINEAR_POINTWISE, same_values=True),
-    aten.clone.default: replace(LINEAR_POINTWISE, same_values=True),
+    aten.contiguous.default: replace(HOMOGENEOUS_POINTWISE, same_values=True),
+    aten.clone.default: replace(HOMOGENEOUS_POINTWISE, same_values=True),
     aten.view.default: replace(MOVE, removal="sizes"),
     aten.reshape.default: replace(MOVE, removal="sizes"),
     aten._unsafe_view.default: replace(MOVE, removal="sizes"),
     aten.expand.default: replace(MOVE, removal="sizes"),
+    aten.expand_as.default: FIXED_MOVE,
     aten.flatten.using_ints: MOVE,
     aten.unflatten.int: FIXED_MOVE,
     aten.permute.default: MOVE,
@@ -220,12 +226,11 @@ OPERATORS: dict[object, Operator] = {
     aten.bmm.default: UNKNOWN,
     aten.softmax.int: UNKNOWN,
     aten.layer_norm.default: UNKNOWN,
-    aten.expand_as.default: UNKNOWN,
     # nothing at all, in eval mode
-    aten.dropout.default: NOTHING,
-    aten.feature_dropout.default: NOTHING,
-    aten.alpha_dropout.default: NOTHING,
-    aten.detach.default: NOTHING,
-    aten.alias.default: NOTHING,
-    aten.lift_fresh_copy.default: NOTHING,
+    aten.dropout.default: IDENTITY,
+    aten.feature_dropout.default: IDENTITY,
+    aten.alpha_dropout.default: IDENTITY,
+    aten.detach.default: IDENTITY,
+    aten.alias.default: IDENTITY,
+    aten.lift_fresh_copy.default: IDENTITY,
 }

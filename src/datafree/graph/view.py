@@ -144,9 +144,9 @@ def insert_after(graph: fx.GraphModule, node: fx.Node, target: Callable[..., Any
     """Insert `target(node, value)` behind `node` for all of its users; `value` is stored at `path`."""
     users = list(node.users)
     with graph.graph.inserting_after(node):
-        operand = attribute(graph, path, value)
-    with graph.graph.inserting_after(operand):
-        new = graph.graph.call_function(target, (node, operand))
+        constant = attribute(graph, path, value)
+    with graph.graph.inserting_after(constant):
+        new = graph.graph.call_function(target, (node, constant))
     annotate(new, shape=shape(node))
     for user in users:
         user.replace_input_with(node, new)

@@ -89,7 +89,7 @@ MatchedImages = Matched | Inverted
 """Signals whose images are moved until the network remembers them."""
 
 OptimizedImages = Matched | Inverted | Adversarial
-"""Signals whose images are dear, so they are kept and used again."""
+"""Signals whose images take long to make, so they are kept and used again."""
 
 
 class Loader(_Images):
@@ -369,11 +369,11 @@ def _with_new_names(fields: dict[str, Any]) -> dict[str, Any]:
     """Recipes written before names changed are still read, with a warning."""
     fields = dict(fields)
     if "ends" in fields:
-        new = FIRST_LAST.get(fields["ends"], fields["ends"])
-        fields["first_last"] = new
-        _warn(f"ends: {fields.pop('ends')}", f"first_last: {new}")
+        old = fields.pop("ends")
+        new = fields["first_last"] = FIRST_LAST.get(old, old) if isinstance(old, str) else old
+        _warn(f"ends: {old}", f"first_last: {new}")
     solve = fields.get("solve")
-    if isinstance(solve, dict) and solve.get("method") in METHODS:
+    if isinstance(solve, dict) and "method" in solve:
         fields["solve"] = {**solve, "method": _new_method(solve["method"])}
     return fields
 

@@ -173,4 +173,5 @@ def _is_zero_padding(node: fx.Node) -> bool:
 
 
 def _pads_constant(node: fx.Node) -> bool:
-    return operator_of(node).removal == "pads"
+    row = operator_of(node)
+    return row.channels == "pads" and row.same_values

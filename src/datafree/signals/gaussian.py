@@ -1,4 +1,4 @@
-"""The paper's signal: independent Gaussians at BatchNorm outputs, and their moments behind ReLU and ReLU6."""
+"""The paper's signal: independent Gaussians at BatchNorm outputs, and their moments behind what only clips."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def clipped_moments(stats: ChannelStats, low: float, high: float) -> tuple[Float
 def closed_form(
     layer: Layer, node: fx.Node, weight_shape: tuple[int, ...], stats: Stats, side: tuple[int, int]
 ) -> Moments | None:
-    """Moments of a layer's inputs without any sampling, where only ReLU or ReLU6 lie between BatchNorm and the layer.
+    """Moments of a layer's inputs without any sampling, where only clipping lies between BatchNorm and the layer.
 
     Pixels and channels are independent, so H is diagonal but for what zero padding adds: with p_ij the share of output
     positions at which taps i and j both lie inside the image, m and v the clipped mean and variance of a channel,

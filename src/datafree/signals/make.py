@@ -1,4 +1,4 @@
-"""Where a layer's inputs come from: one file a kind, and the table of them."""
+"""The signal that a recipe asks for."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def make_signal(
     seed: int,
     input_range: InputRange | None = None,
     images: tuple[Tensor, ...] | None = None,
-    rival: Competitor | None = None,
+    competitor: Competitor | None = None,
     work: Execution = ON_CPU,
 ) -> tuple[Signal, InputRange]:
     """Make the inputs every layer will be solved on.
@@ -45,7 +45,7 @@ def make_signal(
         signal: the recipe's part.
         input_range: mean and standard deviation of the network's first input; None = inferred from the first BatchNorm.
         images: inputs made before or real ones, as the network sees them; kind "loader" needs them.
-        rival: a student that images moved here shall be hard for.
+        competitor: a student whose answers the images shall not share.
         work: where images are moved by `matched` and `inverted`, and the generator of `adversarial` is trained.
 
     Returns:
@@ -62,18 +62,18 @@ def make_signal(
         at_batchnorm = "restandardise" if signal.restandardise else "keep"
         return Signal(signal.kind, images, stats, at_batchnorm, seed=seed), InputRange((), (), "the images given")
     shapes = [g.shape(node)[1:] for node in g.placeholders(teacher)]
-    dear = isinstance(signal, OptimizedImages)
-    count = signal.images or num_images(shapes[0], most=128 if dear else 512)
+    optimized = isinstance(signal, OptimizedImages)
+    count = signal.images or num_images(shapes[0], most=128 if optimized else 512)
     shapes = [(count, *shape) for shape in shapes]
     unit = tuple(_unit_images(shape, signal, generator) for shape in shapes)
     first = input_range or infer_input_range(teacher, 0, unit[0], stats)
     ranges = [first, *(infer_input_range(teacher, i, unit[i], stats) for i in range(1, len(unit)))]
     note, network = "", None
-    if dear and stats and images is None and len(unit) == 1 and unit[0].dim() == 4:
-        image, note, network = _dear_images(teacher, stats, signal, unit[0], first, generator, rival, work)
+    if optimized and stats and images is None and len(unit) == 1 and unit[0].dim() == 4:
+        image, note, network = _optimized_images(teacher, stats, signal, unit[0], first, generator, competitor, work)
         images = (image,)
     inputs = images or tuple(in_range(x, r) for x, r in zip(unit, ranges, strict=True))
-    if dear:
+    if optimized:
         inputs = tuple(x.half().float() for x in inputs)  # as a run directory keeps them
     limits = tuple((min(r.mean) - INPUT_REACH * max(r.std), max(r.mean) + INPUT_REACH * max(r.std)) for r in ranges)
     drawn = []
@@ -100,14 +100,14 @@ def _drawn(known: InputRange, shape: tuple[int, ...]) -> ChannelStats:
     return ChannelStats(mean, std)
 
 
-def _dear_images(
+def _optimized_images(
     teacher: fx.GraphModule,
     stats: Stats,
     signal: OptimizedImages,
     probes: Tensor,
     known: InputRange,
     rng: torch.Generator,
-    rival: Competitor | None,
+    competitor: Competitor | None,
     work: Execution,
 ) -> tuple[Tensor, str, nn.Module | None]:
     """Images as the network sees them, how well they came out, and the generator that made them."""
@@ -116,7 +116,7 @@ def _dear_images(
         with torch.no_grad():
             return in_range(network(network.noise(len(probes), rng)), known), "", network
     start = probes if motion_of(signal) is SHORT else torch.randn(probes.shape, generator=rng)
-    made = match(teacher, stats, start, signal, input_range=known, generator=rng, rival=rival, work=work)
+    made = match(teacher, stats, start, signal, input_range=known, generator=rng, competitor=competitor, work=work)
     return in_range(made.images, known), f"; {made}", None
 
 

@@ -77,7 +77,7 @@ def match(
     *,
     input_range: InputRange,
     generator: torch.Generator,
-    rival: Competitor | None = None,
+    competitor: Competitor | None = None,
     work: Execution = ON_CPU,
 ) -> Matched:
     """Move images by Adam until the outputs of BatchNorm have the mean and standard deviation it remembers.
@@ -92,7 +92,7 @@ def match(
 
     Args:
         unit: starting images, zero mean and unit variance; the network sees `unit * std + mean` of `input_range`.
-        rival: a student to compete with.
+        competitor: a student to compete with.
         work: where the steps are taken, the images come back to the CPU; batches, and states of the one under way, are
             kept, and where they are found, work goes on from them.
 
@@ -107,7 +107,7 @@ def match(
     for number, part in enumerate(parts):
         targets = _targets(teacher, len(part), generator) if isinstance(method, Inverted) else None
         targets = None if targets is None else targets.to(work.device)
-        objective = _Objective(teacher, stats, method, input_range, targets, rival)
+        objective = _Objective(teacher, stats, method, input_range, targets, competitor)
         done, all_steps = number * total, len(parts) * total
         watch = lambda step, done=done: work.on_step("making images", done + step, all_steps)  # noqa: E731, B023
         kept = work.checkpoints.part(f"images.{number}")
@@ -142,7 +142,7 @@ class _Objective:
     method: MatchedImages
     input_range: InputRange
     targets: Int[Tensor, " n"] | None
-    rival: Competitor | None
+    competitor: Competitor | None
 
     def __call__(self, view: Float[Tensor, "n c h w"]) -> tuple[Tensor, Tensor, Tensor | None]:
         method, x = self.method, in_range(view, self.input_range)
@@ -157,8 +157,8 @@ class _Objective:
             class_weight = published.class_weight
         if self.targets is not None and logits is not None:
             loss = loss + class_weight * F.cross_entropy(logits, self.targets)
-        if self.rival is not None and logits is not None:
-            loss = loss + self.rival.weight * competition(logits, self.rival.logits(x))
+        if self.competitor is not None and logits is not None:
+            loss = loss + self.competitor.weight * competition(logits, self.competitor.logits(x))
         return loss, distance, logits
 
 

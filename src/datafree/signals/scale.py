@@ -41,6 +41,6 @@ def _first_layer(node: fx.Node, stats: Stats) -> tuple[fx.Node, ChannelStats] | 
     """The layer that reads this (possibly padded) input, if a BatchNorm was folded into it."""
     while len(users := [u for u in node.users if g.note(u).size is None]) == 1 and not g.note(node).layer:
         node = users[0]
-        if "pad" not in str(node.target) and not g.note(node).layer:
+        if g.operator_of(node).channels != "pads" and not g.note(node).layer:
             return None
     return (node, stats[node.name]) if g.note(node).layer and node.name in stats and len(g.shape(node)) == 4 else None

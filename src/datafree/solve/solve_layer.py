@@ -211,9 +211,7 @@ def solver_context(job: LayerJob) -> Iterator[None]:
     except (torch.linalg.LinAlgError, RuntimeError) as error:
         shapes = f"weight {tuple(job.weight.shape)} (groups, rows, taps), {job.moments.num_rows} input rows"
         advice = "try solve.method=nearest for this layer, or leave it out with layers: {NAME: keep}"
-        raise LayerError(
-            f"{job.name}: {type(job.method).__name__.lower()} failed on {shapes}: {error}; {advice}"
-        ) from error
+        raise LayerError(f"{job.name}: {job.method.method} failed on {shapes}: {error}; {advice}") from error
 
 
 def solved(job: LayerJob) -> tuple[Tensor, QParams | None, Tensor]:

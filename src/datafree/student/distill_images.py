@@ -120,15 +120,15 @@ def images_for(
     if source.kind != method.images or method.compete:
         signal = Inverted() if method.images == "inverted" else Matched()
         signal = recipe.signal if recipe.signal.kind == method.images else signal
-        rival = Competitor(student, method.compete) if method.compete else None
-        work = replace(work, device="cpu") if rival else work
+        competitor = Competitor(student, method.compete) if method.compete else None
+        work = replace(work, device="cpu") if competitor else work
         made, _ = make_signal(
             teacher,
             source.stats,
             signal,
             seed=source.seed + 1,
             input_range=known_range,
-            rival=rival,
+            competitor=competitor,
             work=work.part("distill"),
         )
         images = made.inputs[0] if source.kind != method.images else torch.cat([images, made.inputs[0]])

@@ -30,7 +30,7 @@ def balance_depthwise_(teacher: fx.GraphModule, stats: Stats) -> tuple[str, ...]
     for name, layer in g.layers(teacher).items():
         node, weight = by_name[layer.node], g.weight(teacher, layer)
         reach = _reach(g.operand(node), stats) if _is_depthwise(layer, weight) else None
-        if reach is None or not bool((reach > 0).any()):
+        if reach is None or not bool(torch.isfinite(reach).all()) or not bool((reach > 0).any()):
             continue
         v_i = reach.max() / reach.clamp(min=float(reach.max()) / WIDEST)
         g.set_tensor(teacher, f"{name}.weight", weight / v_i.view(-1, 1, 1, 1))

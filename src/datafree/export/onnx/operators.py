@@ -1,4 +1,4 @@
-"""What computes: ATen operators and the ONNX nodes that mean the same. Those that only move values are in `moves`.
+"""What computes: ATen operators and the ONNX nodes that mean the same; for what moves values see `shape_operators`.
 
 A row maps an operator to a function `(call, *arguments of the schema, defaults filled in) -> name of the value`;
 tensors arrive as names.

@@ -1,4 +1,4 @@
-"""One layer's problem: integer weights and a bias whose output moves least. One file a method, one table of them."""
+"""Rounding of one layer's weights: one file a method, one table of them."""
 
 from __future__ import annotations
 
