@@ -42,9 +42,9 @@ def main() -> None:
 def _measure(model, x):
     example = x[:1]
     first = compress(model, Recipe.preset("w8a8"), example)
-    ruler, answers = calibrate(first), _answers(first.teacher, x)
+    curve, answers = calibrate(first), _answers(first.teacher, x)
     for name, student in _students(model, first.teacher, example):
-        found = predict(student, ruler)
+        found = predict(student, curve)
         true = 100 * float((_answers(student, x) == answers).double().mean())
         yield {"student": name, "true": true, "predicted": found.agreement, "low": found.low, "high": found.high}
 

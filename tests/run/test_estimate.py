@@ -56,8 +56,8 @@ def test_worse_students_are_predicted_to_agree_less(demo_run):
     """The order, and roughly the size: real digits are only looked at to compare."""
     x, _ = digits("test")
     students = [demo_run.student, *damaged(demo_run.teacher)][:: len(BITS)]
-    ruler = calibrate(demo_run)
-    predicted = [predict(s, ruler) for s in students]
+    curve = calibrate(demo_run)
+    predicted = [predict(s, curve) for s in students]
     with torch.no_grad():
         answers = demo_run.teacher(x).argmax(1)
         true = [100 * float((s(x).argmax(1) == answers).float().mean()) for s in students]

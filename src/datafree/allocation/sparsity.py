@@ -16,6 +16,7 @@ from datafree.records import PruneSpec
 from datafree.signals import Signal
 from datafree.solve import (
     LayerJob,
+    LayerPlan,
     Plan,
     count_schedule,
     damped,
@@ -64,9 +65,10 @@ def share_zeros(teacher: fx.GraphModule, plan: Plan, source: Signal, recipe: Rec
     return replace(plan, layers={n: _with_count(i, counts.get(n)) for n, i in plan.layers.items()})
 
 
-def _with_count(item, count: int | None):
+def _with_count(item: LayerPlan, count: int | None) -> LayerPlan:
     if count is None:
         return item
+    assert item.weights is not None and item.weights.prune is not None, "it has a count of zeros"
     return replace(item, weights=replace(item.weights, prune=replace(item.weights.prune, count=count)))
 
 

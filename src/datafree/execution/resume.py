@@ -84,7 +84,7 @@ class Checkpoints:
         return None if tensors is None else layer_from_tensors(tensors, self.record(f"layer.{name}"))
 
     def _path(self, name: str) -> Path:
-        assert self.folder is not None
+        assert self.folder is not None, "asked only where work is kept"
         return self.folder / f"{self.prefix}{name}.safetensors".replace("/", "_")
 
 

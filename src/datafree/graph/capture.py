@@ -146,7 +146,6 @@ def _make_functional(graph: fx.GraphModule) -> None:
         if not (isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable):
             continue
         changed = operand(node)
-        assert isinstance(changed, fx.Node)
         aliases = _aliases(changed)
         late = [u for a in aliases for u in a.users if order.get(u, -1) > order[node] and a is not changed]
         functional = _functional(node.target)

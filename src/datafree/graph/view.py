@@ -155,7 +155,7 @@ def insert_after(graph: fx.GraphModule, node: fx.Node, target: Callable[..., Any
 
 def scale_input(graph: fx.GraphModule, layer: fx.Node, path: str, factor: Tensor) -> None:
     """Multiply what enters `layer` by the constant `factor`, stored at `path`."""
-    source: fx.Node = operand(layer)
+    source = operand(layer)
     with graph.graph.inserting_before(layer):
         new = graph.graph.call_function(aten.mul.Tensor, (source, attribute(graph, path, factor)))
     annotate(new, shape=shape(source), v_i=path.removesuffix(".v_i"))

@@ -78,13 +78,13 @@ def calibrate(run: Run) -> FlipCurve:
     return FlipCurve(source.inputs, logits, steepness / EASIER, power)
 
 
-def predict(student: nn.Module, ruler: FlipCurve) -> Estimate:
+def predict(student: nn.Module, curve: FlipCurve) -> Estimate:
     """Read one student's agreement off the curve."""
     with torch.no_grad():
-        move, _ = _damage(ruler.logits, student(*ruler.images))
-    num_classes = ruler.logits.shape[1]
-    at = [ruler.steepness * move * f for f in (SPREAD, 1.0, 1 / SPREAD)]
-    low, middle, high = (100 - 100 * float(flip_rate(torch.tensor(v), ruler.power, num_classes)) for v in at)
+        move, _ = _damage(curve.logits, student(*curve.images))
+    num_classes = curve.logits.shape[1]
+    at = [curve.steepness * move * f for f in (SPREAD, 1.0, 1 / SPREAD)]
+    low, middle, high = (100 - 100 * float(flip_rate(torch.tensor(v), curve.power, num_classes)) for v in at)
     return Estimate(middle, max(0.0, min(low, middle - LEAST)), min(100.0, max(high, middle + LEAST)))
 
 

@@ -58,10 +58,10 @@ def summarize(steps: Steps, model: nn.Module, *, fingerprint: str, seconds: floa
     )
 
 
-def _activations(recipe: Recipe, sites: dict[str, tuple[int, ...]]) -> str:
+def _activations(recipe: Recipe, activation_bits: dict[str, tuple[int, ...]]) -> str:
     if recipe.activations.bits is None:
         return "float"
-    wide = max((max(w) for w in sites.values()), default=8)
+    wide = max((max(w) for w in activation_bits.values()), default=8)
     return f"{recipe.activations.bits} bits at layer inputs; {wide} at sums, concatenations, pooling, network input"
 
 

@@ -141,7 +141,7 @@ class _Program:
             return Step(str(node.target), tuple(args))
         if not (row.elementwise or is_passed_over(node) or _flattens(node)):
             raise _NotDrawn
-        source: fx.Node = g.operand(node)
+        source = g.operand(node)
         flat = len(g.shape(source)) == 4 and len(g.shape(node)) == 2
         return Step(FLATTEN, (self.value(source), 1)) if flat else self.value(source)
 

@@ -61,7 +61,7 @@ def plan_layers(teacher: fx.GraphModule, recipe: Recipe) -> Plan:
         for n, w in weights.items()
         if recipe.prune and rules[n] != "keep" and not fits(w, recipe.prune)
     ]
-    return Plan(plans, _sites(teacher, plans, recipe.activations.bits), tuple(skipped))
+    return Plan(plans, _activation_bits(teacher, plans, recipe.activations.bits), tuple(skipped))
 
 
 def _rules(recipe: Recipe, names: list[str]) -> dict[str, LayerRule | str | None]:
@@ -136,7 +136,9 @@ def wide_operands(teacher: fx.GraphModule) -> Iterator[fx.Node]:
                 yield from operands
 
 
-def _sites(teacher: fx.GraphModule, plans: dict[str, LayerPlan], bits: int | None) -> dict[str, tuple[int, ...]]:
+def _activation_bits(
+    teacher: fx.GraphModule, plans: dict[str, LayerPlan], bits: int | None
+) -> dict[str, tuple[int, ...]]:
     widths: dict[str, set[int]] = {}
     by_name = g.nodes_by_name(teacher)
     for plan in plans.values():

@@ -113,10 +113,8 @@ def swapped(
 def _pairs(gain: Tensor, loss: Tensor, most: int, pattern: Pattern | None) -> tuple[Tensor, Tensor]:
     """Flat indices of weights to take back and to let go, in pairs that gain; of n:m patterns, one pair a cell."""
     if pattern is None:
-        up, down = (
-            gain.flatten().topk(min(most, gain.numel())),
-            loss.flatten().topk(min(most, loss.numel()), largest=False),
-        )
+        up = gain.flatten().topk(min(most, gain.numel()))
+        down = loss.flatten().topk(min(most, loss.numel()), largest=False)
         good = up.values > down.values
         return up.indices[good], down.indices[good]
     flat = in_cells(torch.arange(gain.numel()).view_as(gain), pattern)
@@ -124,7 +122,8 @@ def _pairs(gain: Tensor, loss: Tensor, most: int, pattern: Pattern | None) -> tu
     better = (up.values - down.values).flatten()
     best = better.topk(min(most, len(better)))
     chosen = best.indices[best.values > 0]
-    return tuple(flat.take_along_dim(side.indices, 3).flatten()[chosen] for side in (up, down))  # type: ignore[return-value]
+    back, gone = (flat.take_along_dim(side.indices, 3).flatten()[chosen] for side in (up, down))
+    return back, gone
 
 
 def refit(

@@ -66,7 +66,7 @@ def in_sequence(
     Gives up the independence of layers (the paper's) so that each layer makes up for the errors before it. Layers
     are solved one at a time, in this process; those `known` are taken as they are.
     """
-    roots = {node: quantized_at(node).name for node in teacher.graph.nodes}
+    grid_names = {node: quantized_at(node).name for node in teacher.graph.nodes}
     by_name = g.nodes_by_name(teacher)
     items = {by_name[item.layer.node]: item for item in plan.layers.values()}
     readers: dict[fx.Node, list[fx.Node]] = {}
@@ -79,7 +79,7 @@ def in_sequence(
         if node in items:
             read = g.operand(node)
             x = floats[read] if items[node].input_bits is None and read in floats else own[read]
-            own[node] = _output(teacher, items[node], node, x, solved.get(node), grids, roots[read])
+            own[node] = _output(teacher, items[node], node, x, solved.get(node), grids, grid_names[read])
         if change is not None:
             own[node] = own[node] * change[0] + change[1]
         widths = plan.activation_bits.get(node.name, ())

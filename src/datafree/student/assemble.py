@@ -31,11 +31,11 @@ def assemble(teacher: fx.GraphModule, plan: Plan, results: dict[str, LayerResult
     by_name = g.nodes_by_name(student)
     quantized: dict[tuple[fx.Node, int], fx.Node] = {}
     inputs = {name: g.operand(by_name[item.layer.node]) for name, item in plan.layers.items()}
-    roots = {node: quantized_at(node).name for node in student.graph.nodes}
+    grid_names = {node: quantized_at(node).name for node in student.graph.nodes}
     for node, widths in _demands(student, plan, inputs).items():
         previous, users = node, list(node.users)
         for bits in sorted(widths, reverse=True):
-            key = roots[node], bits
+            key = grid_names[node], bits
             previous = quantized[node, bits] = _quantize_after(student, node, previous, grids[key])
             g.annotate(g.operand(previous), grid=key)
         for user in users:
@@ -45,7 +45,7 @@ def assemble(teacher: fx.GraphModule, plan: Plan, results: dict[str, LayerResult
         node, scale = by_name[item.layer.node], None
         if item.input_bits:
             node.args = (quantized[inputs[name], item.input_bits], *node.args[1:])
-            scale = float(grids[roots[inputs[name]], item.input_bits].scale)
+            scale = float(grids[grid_names[inputs[name]], item.input_bits].scale)
         if name in results:
             _put_weight(student, node, results[name], scale)
     g.tidy(student)
@@ -76,8 +76,8 @@ def _reads_integers(user: fx.Node, width: int, plan: Plan) -> bool:
 def _demands(student: fx.GraphModule, plan: Plan, inputs: dict[str, fx.Node]) -> dict[fx.Node, set[int]]:
     """Widths each node is quantized to, in execution order.
 
-    A tensor that a node only moves around is quantized again with the grid of its root, which changes no value: the
-    pair is what tells a runtime that the operator may run on integers.
+    A tensor that a node only moves around is quantized again with the grid of the node it comes from, which changes no
+    value: the pair is what tells a runtime that the operator may run on integers.
     """
     wanted: dict[fx.Node, set[int]] = {}
     for name, item in plan.layers.items():

@@ -112,7 +112,7 @@ def near_fractions(steps: Float[Tensor, "c n"]) -> Float[Tensor, "c n"]:
 def _source(student: fx.GraphModule, quantize: fx.Node) -> tuple[fx.Node, str | None]:
     """What computes the values that are rounded, before any clipping; and the path of the constant that its channels
     are multiplied with on the way."""
-    node: fx.Node = g.operand(quantize)
+    node = g.operand(quantize)
     vector = None
     while g.clip_bounds(node) is not None or (vector is None and g.channel_multiplier(student, node) is not None):
         if g.clip_bounds(node) is None:
