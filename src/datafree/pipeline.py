@@ -94,12 +94,12 @@ def compress(
         work = Execution(device, on_step, open_checkpoints(resume, job))
         stats, kept = fold_batchnorm_(teacher)
         stats, equalization = equalize_(teacher, stats, mode=recipe.equalize, rows=recipe.weights.per == "tensor")
-        plan_layers(teacher, recipe)  # refuses a wrong recipe before anything takes long
+        plan = plan_layers(teacher, recipe)  # refuses a wrong recipe before anything takes long
         check_distillation(teacher, recipe)
         source, chosen = make_signal(
             teacher, stats, recipe.signal, seed=seed, input_range=known, images=given, work=work
         )
-        allocation = allocate(teacher, source, recipe, pool)
+        allocation = allocate(teacher, plan, source, recipe, pool)
         recipe, plan = allocation.recipe, allocation.plan
         results, grids = solve_layers(teacher, plan, source, recipe, pool, on_done, work.checkpoints)
         smaller, results = remove_channels(teacher, results, allocation.channels)

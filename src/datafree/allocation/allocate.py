@@ -31,13 +31,18 @@ class Allocation:
     pareto: Pareto
 
 
-def allocate(teacher: fx.GraphModule, source: Signal, recipe: Recipe, pool: Callable) -> Allocation:
+def allocate(teacher: fx.GraphModule, plan: Plan, source: Signal, recipe: Recipe, pool: Callable) -> Allocation:
     """Turn a budget into bits and sparsity, move zeros between layers, and choose the channels that go.
+
+    Args:
+        plan: of the recipe as it was asked for; a budget makes another.
 
     Raises:
         BudgetError, PruneError: nothing is so small.
     """
-    recipe, pareto = apply_budget(teacher, plan_layers(teacher, recipe), source, recipe, pool)
-    plan = share_zeros(teacher, plan_layers(teacher, recipe), source, recipe, pool)
+    asked = recipe
+    recipe, pareto = apply_budget(teacher, plan, source, recipe, pool)
+    plan = plan if recipe is asked else plan_layers(teacher, recipe)
+    plan = share_zeros(teacher, plan, source, recipe, pool)
     plan, channels = choose_channels(teacher, plan, source, recipe)
     return Allocation(recipe, plan, channels, pareto)

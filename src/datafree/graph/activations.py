@@ -19,7 +19,7 @@ def channel_multiplier(graph: fx.GraphModule, node: fx.Node) -> Tensor | None:
     """The constant (C, 1, ...), positive, that a node multiplies dimension 1 with; None where it does not."""
     if node.target is not aten.mul.Tensor or getattr(node.args[1], "op", "") != "get_attr":
         return None
-    value, sides = g.get_tensor(graph, str(operand(node, 1).target)), shape(node)
+    value, sides = g.tensor_of(graph, operand(node, 1)), shape(node)
     channels = sides[1] if len(sides) > 1 else 0
     along = tuple(value.shape[-len(sides) + 1 :]) == (channels, *[1] * (len(sides) - 2))
     return value if along and value.numel() == channels and bool((value > 0).all()) else None

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.fx.node import map_arg
 
 from datafree.execution import add_layer_macs
@@ -71,9 +72,9 @@ def grouped(weight: Tensor, groups: int) -> Tensor:
     return weight.reshape(groups, weight.shape[0] // groups, -1)
 
 
-def kernel_size(weight: Tensor) -> tuple[int, int]:
+def kernel_size(weight_shape: tuple[int, ...]) -> tuple[int, int]:
     """Height and width; (1, 1) of a linear layer."""
-    return (weight.shape[2], weight.shape[3]) if weight.dim() == 4 else (1, 1)
+    return (weight_shape[2], weight_shape[3]) if len(weight_shape) == 4 else (1, 1)
 
 
 def num_macs(layer: Layer, weight: Tensor, output_shape: tuple[int, ...]) -> int:
@@ -200,6 +201,13 @@ def tidy(graph: fx.GraphModule) -> None:
             delattr(graph.get_submodule(parent), name)
     graph.graph.lint()
     graph.recompile()
+
+
+def pytree_of(graph: fx.GraphModule) -> _PyTreeInfo:
+    """How the arguments and the answer of a captured graph are nested."""
+    codegen = graph.graph._codegen
+    assert isinstance(codegen, _PyTreeCodeGen), "a captured graph knows the structure of its inputs and outputs"
+    return codegen.pytree_info
 
 
 # ---- running

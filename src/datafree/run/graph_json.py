@@ -36,10 +36,8 @@ def graph_to_json(graph: fx.GraphModule) -> dict[str, Any]:
          "args": _encode(n.args), "kwargs": _encode(dict(n.kwargs)), "shape": list(g.shape(n))}
         for n in graph.graph.nodes
     ]  # fmt: skip
-    codegen = graph.graph._codegen
-    assert isinstance(codegen, _PyTreeCodeGen), "a captured graph knows the structure of its inputs and outputs"
-    info = codegen.pytree_info
-    assert info.out_spec is not None, "it was written down at capture"
+    info = g.pytree_of(graph)
+    assert info.out_spec is not None, "capture writes it down"
     return {
         "format": FORMAT,
         "nodes": nodes,

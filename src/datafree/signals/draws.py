@@ -90,7 +90,7 @@ def layer_draws(
         stats: of BatchNorm outputs and of the network's inputs, by node name.
         qparams: grid of the layer's input; None = float.
     """
-    pads, kernel = [0, 0, 0, 0], (weight_shape[2], weight_shape[3]) if len(weight_shape) == 4 else (1, 1)
+    pads, kernel = [0, 0, 0, 0], g.kernel_size(weight_shape)
     while _is_zero_padding(node) and len(own := argument(node, "pad")) <= 4:
         pads = [a + b for a, b in zip(pads, [*own, 0, 0], strict=False)]
         node = g.operand(node)
@@ -149,7 +149,7 @@ class _Program:
         """A value, or a constant that is the same at every pixel."""
         if node.op != "get_attr":
             return self.value(node)
-        constant = g.get_tensor(self.graph, str(node.target))
+        constant = g.tensor_of(self.graph, node)
         if constant.numel() > 1 and any(side > 1 for side in constant.shape[constant.dim() - rank + 2 :]):
             raise _NotDrawn
         return constant

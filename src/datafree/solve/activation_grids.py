@@ -76,7 +76,7 @@ def _by_values(x: Tensor, bits: int, seed: int) -> QParams:
 def _output_errors(teacher: fx.GraphModule, layer: Layer, x: Tensor, trials: list[QParams], seed: int) -> Tensor:
     """Variance of W (u - Q(u)) for every grid, as a share of that of W u."""
     weight = g.weight(teacher, layer)
-    kernel = g.kernel_size(weight)
+    kernel = g.kernel_size(weight.shape)
     rows = g.grouped(weight, layer.groups).transpose(1, 2)  # (g, n, o)
     at = positions(tuple(x.shape), layer, kernel, ROWS, seed)
     u = unfold(x, layer, kernel, at).permute(1, 0, 2)  # (g, r, n)

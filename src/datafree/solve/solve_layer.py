@@ -75,7 +75,7 @@ def make_job(
     assert item.weights is not None, "there is something to solve"
     layer, seed = item.layer, source.seed ^ zlib.crc32(item.layer.name.encode())
     weight = g.weight(teacher, layer)
-    kernel = g.kernel_size(weight)
+    kernel = g.kernel_size(weight.shape)
     qparams = grids[quantized_at(node).name, item.input_bits] if item.input_bits else None
     draws = None
     if source.pooling == "ignored" and student_x is None:
@@ -122,7 +122,7 @@ def _moments(
     )
     if moments is not None:
         return _with_rounding(moments, qparams), None
-    kernel = g.kernel_size(weight)
+    kernel = g.kernel_size(weight.shape)
     if draws is not None:
         x = draws.patches(NUM_ROWS[need], torch.Generator().manual_seed(seed))
         layer, kernel = draws.on_patches, (1, 1)

@@ -141,16 +141,18 @@ def _mean(call: Call, x: str, dims: list[int] | None, keepdim: bool, dtype: obje
     if len(call.input_shape) == 4 and axes == [2, 3]:  # has an integer kernel where ReduceMean has none
         pooled = call.emit("GlobalAveragePool", x, step="" if keepdim else "pooled")
         return pooled if keepdim else call.emit("Reshape", pooled, call.ints([0, -1]))
-    if call.writer.opset >= 18:
-        return call.emit("ReduceMean", x, call.ints(axes), keepdims=int(keepdim))
-    return call.emit("ReduceMean", x, axes=axes, keepdims=int(keepdim))
+    return _reduce(call, "ReduceMean", x, axes, keepdim)
 
 
 def _amax(call: Call, x: str, dims: list[int], keepdim: bool) -> str:
-    axes = _axes(call, dims)
+    return _reduce(call, "ReduceMax", x, _axes(call, dims), keepdim)
+
+
+def _reduce(call: Call, kind: str, x: str, axes: list[int], keepdim: bool) -> str:
+    """Axes are an input since opset 18, an attribute before."""
     if call.writer.opset >= 18:
-        return call.emit("ReduceMax", x, call.ints(axes), keepdims=int(keepdim))
-    return call.emit("ReduceMax", x, axes=axes, keepdims=int(keepdim))
+        return call.emit(kind, x, call.ints(axes), keepdims=int(keepdim))
+    return call.emit(kind, x, axes=axes, keepdims=int(keepdim))
 
 
 def _sum(call: Call, x: str, dims: list[int] | None, keepdim: bool, dtype: object) -> str:
@@ -230,9 +232,7 @@ def _instance_norm(
 ) -> str:  # fmt: skip
     if not batch:
         call.refuse("it uses running statistics")
-    channels = call.shape[1]
-    weight, bias = weight or call.floats(np.ones(channels)), bias or call.floats(np.zeros(channels))
-    return call.emit("InstanceNormalization", x, weight, bias, epsilon=float(eps))
+    return call.emit("InstanceNormalization", x, *_affine(call, weight, bias), epsilon=float(eps))
 
 
 def _batch_norm(
@@ -242,9 +242,13 @@ def _batch_norm(
     """One whose statistics are no parameters of the network, so that it was not folded."""
     if training or mean is None or var is None:
         call.refuse("it normalises by the statistics of the batch")
+    return call.emit("BatchNormalization", x, *_affine(call, weight, bias), mean, var, epsilon=float(eps))
+
+
+def _affine(call: Call, weight: str | None, bias: str | None) -> tuple[str, str]:
+    """Scale and shift of every channel, which ONNX wants even where they do nothing."""
     channels = call.shape[1]
-    weight, bias = weight or call.floats(np.ones(channels)), bias or call.floats(np.zeros(channels))
-    return call.emit("BatchNormalization", x, weight, bias, mean, var, epsilon=float(eps))
+    return weight or call.floats(np.ones(channels)), bias or call.floats(np.zeros(channels))
 
 
 def _resize(mode: str) -> Callable[..., str]:

@@ -95,15 +95,11 @@ def _roll(call: Call, x: str, shifts: list[int], dims: list[int]) -> str:
 
 
 def _unbind(call: Call, x: str, dim: int) -> list[str]:
-    return [_select_part(call, x, dim, i) for i in range(call.input_shape[dim])]
+    return [_select(call, x, dim, i, step=str(i)) for i in range(call.input_shape[dim])]
 
 
-def _select_part(call: Call, x: str, dim: int, index: int) -> str:
-    return call.emit("Gather", x, call.ints(index), axis=dim, step=str(index))
-
-
-def _select(call: Call, x: str, dim: int, index: int) -> str:
-    return call.emit("Gather", x, call.ints(index), axis=dim)
+def _select(call: Call, x: str, dim: int, index: int, step: str = "") -> str:
+    return call.emit("Gather", x, call.ints(index), step=step, axis=dim)
 
 
 def _flip(call: Call, x: str, dims: list[int]) -> str:

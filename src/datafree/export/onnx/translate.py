@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import fx
-from torch.fx.graph import _PyTreeCodeGen
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
@@ -67,10 +66,8 @@ def _returned(graph: fx.GraphModule) -> list[fx.Node]:
 
 def _output_names(graph: fx.GraphModule) -> list[str]:
     """`output` of a single tensor, the keys of a dictionary, else `output_0`, `output_1`, ..."""
-    codegen = graph.graph._codegen
-    assert isinstance(codegen, _PyTreeCodeGen), "a captured graph knows the structure of its outputs"
-    spec = codegen.pytree_info.out_spec
-    assert spec is not None, "it was written down at capture"
+    spec = g.pytree_of(graph).out_spec
+    assert spec is not None, "capture writes it down"
     tree, count = pytree.tree_unflatten(list(range(spec.num_leaves)), spec), len(_returned(graph))
     if isinstance(tree, dict) and len(tree) == count and all(isinstance(leaf, int) for leaf in tree.values()):
         return [str(key) for key in tree]
@@ -87,8 +84,8 @@ class _Walk:
     def call(self, node: fx.Node) -> Any:
         """Write one call; returns the name(s) of its value, or that it is a size of the batch."""
         if node.target is operator.getitem and not isinstance(self.values[g.operand(node)], Size):
-            args: Any = node.args
-            return self.values[args[0]][args[1]]
+            index: Any = node.args[1]
+            return self.values[g.operand(node)][index]
         if node.target in (QUANTIZE, DEQUANTIZE, DEQUANTIZE_ROWS):
             return self._parameter(node) if g.operand(node).op == "get_attr" else self._grid(node)
         if node in self.fusion.pads or node in self.fusion.bounds:
