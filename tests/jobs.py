@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from datafree.recipe.schema import AdaRound, Gptq, Nearest, SQuant, StraightThrough
-from datafree.records import Moments, QParams, WeightSpec
+from datafree.records import Layer, Moments, QParams, WeightSpec
 from datafree.solve.jobs import LayerJob
 from datafree.solve.rounding import NEEDS
 
@@ -21,6 +21,13 @@ SPECS = {
     "tensor symmetric": WeightSpec(3, False, True),
     "8 bits": WeightSpec(8, True, True),
 }
+
+
+def convolution(kernel, kind="conv2d", **options):
+    """A layer that is in no graph."""
+    ones, zeros = (1,) * len(kernel), (0,) * len(kernel)
+    settings = {"stride": ones, "padding": zeros, "dilation": ones} | options
+    return Layer("conv", "conv", kind, kernel, **settings)
 
 
 def drawn_inputs(generator, groups, taps, num_rows, rank):

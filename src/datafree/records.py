@@ -100,16 +100,23 @@ class QParams:
 class Layer:
     """One convolution or linear layer of a graph, by its path in the model.
 
-    `weight` is (C_out, C_in/groups, kh, kw) or (C_out, C_in), `bias` (C_out,); `node` names its graph node.
+    `weight` is (C_out, C_in/groups, *kernel), `bias` (C_out,); `node` names its graph node. Kernel, stride, padding and
+    dilation have one entry for each dimension the kernel spans: none for a linear layer.
     """
 
     name: str
     node: str
-    kind: str  # "conv2d" | "linear"
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
+    kind: str  # a name of `graph/layer_types.py`
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
     groups: int = 1
+
+    @property
+    def kernel_size(self) -> int:
+        """Taps of one input channel."""
+        return math.prod(self.kernel)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from datafree.graph.capture import trace
 from datafree.signals import make_signal
 from datafree.signals.draws import layer_draws
 from datafree.signals.source import walk_teacher
-from datafree.solve.moments import positions, unfold
 from datafree.solve.plan import plan_layers
 from datafree.solve.rounding.straight_through import straight_through
 from datafree.solve.solve_layer import layer_jobs
@@ -52,7 +51,7 @@ def pooled(pooling="ignored"):
 def drawn(graph, source, name):
     layer = g.layers(graph)[name]
     node = g.node_of(graph, layer.node).args[0]
-    return layer_draws(layer, node, tuple(g.weight(graph, layer).shape), source.drawn)
+    return layer_draws(layer, node, source.drawn)
 
 
 def seeded(seed=0):
@@ -62,9 +61,9 @@ def seeded(seed=0):
 def rows_of_maps(graph, source, name):
     """The layer's inputs, unfolded from maps that were drawn and executed."""
     layer = g.layers(graph)[name]
-    node, kernel = g.node_of(graph, layer.node), tuple(g.weight(graph, layer).shape[2:]) or (1, 1)
+    node = g.node_of(graph, layer.node)
     x = next(value for n, value in walk_teacher(graph, source) if n is node.args[0])
-    return unfold(x, layer, kernel, positions(tuple(x.shape), layer, kernel, ROWS, 1))
+    return g.unfold(x, layer, g.positions(x.shape, layer, ROWS, 1))
 
 
 def assert_alike(a, b):

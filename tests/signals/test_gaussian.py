@@ -14,6 +14,7 @@ from datafree.graph import aten
 from datafree.graph.capture import trace
 from datafree.records import ChannelStats, Layer
 from datafree.signals.gaussian import clipped_moments, closed_form, draw
+from jobs import convolution
 
 INF = math.inf
 BOUNDS = {"identity": (-INF, INF), "relu": (0.0, INF), "relu6": (0.0, 6.0), "hardtanh": (-1.0, 1.0)}
@@ -72,19 +73,18 @@ def run_chain(chain, x):
 
 
 def case(name):
-    """Layer, weight shape, shape of the input for one image."""
+    """Layer, shape of the input for one image."""
     channels, kernel, options = LAYERS[name]
     if kernel is None:
-        return Layer("fc", "fc", "linear"), (8, channels), (channels,)
-    layer = Layer("conv", "conv", "conv2d", **options)
-    return layer, (2 * channels, channels // layer.groups, *kernel), (channels, 5, 6)
+        return Layer("fc", "fc", "linear"), (channels,)
+    return convolution(kernel, **options), (channels, 5, 6)
 
 
-def columns(x, layer, weight_shape):
+def columns(x, layer):
     """Unfolded inputs, image by image: (N, g, n, positions)."""
     if layer.kind == "linear":
         return x[:, None, :, None]
-    u = F.unfold(x, weight_shape[2:], dilation=layer.dilation, padding=layer.padding, stride=layer.stride)
+    u = F.unfold(x, layer.kernel, dilation=layer.dilation, padding=layer.padding, stride=layer.stride)
     return u.unflatten(1, (layer.groups, -1))
 
 
@@ -153,10 +153,10 @@ def test_draws_follow_the_statistics(shape):
     assert_mean_is((values - stats.mean).square(), stats.std.square())
 
 
-def assert_closed_form_is_what_draws_have(layer, weight_shape, shape, chain, num_images):
-    stats, side = channel_stats(shape[0]), shape[1:] or (1, 1)
-    found = closed_form(layer, node_after(chain, (2, *shape)), weight_shape, {"x": stats}, side)
-    u = columns(run_chain(chain, draw(stats, (num_images, *shape), seeded(1))), layer, weight_shape).double()
+def assert_closed_form_is_what_draws_have(layer, shape, chain, num_images):
+    stats, side = channel_stats(shape[0]), shape[1:]
+    found = closed_form(layer, node_after(chain, (2, *shape)), {"x": stats}, side)
+    u = columns(run_chain(chain, draw(stats, (num_images, *shape), seeded(1))), layer).double()
     num_positions = u.shape[-1]
     assert found.num_rows == num_positions
     assert found.mean.shape == u.shape[1:3] and found.cov.shape == (*u.shape[1:3], u.shape[2])
@@ -179,8 +179,8 @@ def test_gptq_form_equals_drawn_maps(name):
 
 @pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
 def test_gptq_form_through_every_chain_of_clips(chain):
-    layer = Layer("conv", "conv", "conv2d", padding=(0, 1))
-    assert_closed_form_is_what_draws_have(layer, (4, 3, 1, 3), (3, 4, 4), chain, 2000)
+    layer = convolution((1, 3), padding=(0, 1))
+    assert_closed_form_is_what_draws_have(layer, (3, 4, 4), chain, 2000)
 
 
 @pytest.mark.parametrize(
@@ -193,22 +193,22 @@ def test_gptq_form_through_every_chain_of_clips(chain):
     ids=["silu", "pooling", "pooling before relu"],
 )
 def test_anything_but_clips_has_no_closed_form(chain):
-    layer, weight_shape, shape = case("conv")
+    layer, shape = case("conv")
     node = node_after(chain, (2, *shape))
-    assert closed_form(layer, node, weight_shape, {"x": channel_stats(6)}, shape[1:]) is None
+    assert closed_form(layer, node, {"x": channel_stats(6)}, shape[1:]) is None
 
 
 def test_input_without_statistics_has_no_closed_form():
-    layer, weight_shape, shape = case("conv")
+    layer, shape = case("conv")
     node = node_after(CHAINS["relu"], (2, *shape))
-    assert closed_form(layer, node, weight_shape, {}, shape[1:]) is None
+    assert closed_form(layer, node, {}, shape[1:]) is None
 
 
 def test_nearest_statistics_count():
-    layer, weight_shape, shape = case("1x1")
+    layer, shape = case("1x1")
     node = node_after(CHAINS["hardtanh, relu"], (2, *shape))
     near, far = channel_stats(6, 1), channel_stats(6, 2)
-    found = closed_form(layer, node, weight_shape, {"x": far, node.name: near}, shape[1:])
+    found = closed_form(layer, node, {"x": far, node.name: near}, shape[1:])
     torch.testing.assert_close(found.mean[0], near.mean)
     torch.testing.assert_close(found.variance[0], near.std.square())
 
@@ -230,7 +230,7 @@ def test_captured_activations_are_understood(make):
     conv = next(node for node in graph.graph.nodes if node.target is aten.conv2d.default)
     (placeholder,) = (node for node in graph.graph.nodes if node.op == "placeholder")
     stats = channel_stats(3)
-    found = closed_form(Layer("1", conv.name, "conv2d"), conv.args[0], (4, 3, 1, 1), {placeholder.name: stats}, (4, 4))
+    found = closed_form(convolution((1, 1)), conv.args[0], {placeholder.name: stats}, (4, 4))
     y = make()(draw(stats, (50_000, 3), seeded()))
     assert_mean_is(y, found.mean[0])
     assert_mean_is((y - found.mean[0]).square(), found.variance[0])
@@ -240,4 +240,4 @@ def test_captured_activations_are_understood(make):
 def test_linear_layer_across_channels_has_no_closed_form(length):
     node = node_after(CHAINS["relu"], (2, 4, length))
     layer = Layer("fc", "fc", "linear")
-    assert closed_form(layer, node, (5, length), {"x": channel_stats(4)}, (1, 1)) is None
+    assert closed_form(layer, node, {"x": channel_stats(4)}, ()) is None

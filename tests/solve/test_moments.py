@@ -9,11 +9,14 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from datafree.graph import columns as column_module
+from datafree.graph.columns import chunks, output_size, positions, unfold
 from datafree.quantization.affine import choose_qparams
 from datafree.records import Layer, MomentsError
 from datafree.solve import moments
 from datafree.solve.compensation import least_squares
-from datafree.solve.moments import block_size, chunks, gather_moments, merged, output_size, positions, shrunk, unfold
+from datafree.solve.moments import block_size, gather_moments, merged, shrunk
+from jobs import convolution
 
 CONVS = {
     "3x3": ((3, 3), {}),
@@ -41,22 +44,22 @@ def randn(*shape, seed=0):
 
 
 def case(name, offset=0.0):
-    """Layer, kernel, input."""
+    """Layer, input."""
     if name in LINEARS:
-        return Layer("fc", "fc", "linear"), (1, 1), randn(*LINEARS[name]) + offset
+        return Layer("fc", "fc", "linear"), randn(*LINEARS[name]) + offset
     kernel, options = CONVS[name]
-    return Layer("conv", "conv", "conv2d", **options), kernel, randn(3, 4, 8, 9) + offset
+    return convolution(kernel, **options), randn(3, 4, 8, 9) + offset
 
 
-def everywhere(x, layer, kernel):
-    return positions(tuple(x.shape), layer, kernel, 10**6, 0)
+def everywhere(x, layer):
+    return positions(x.shape, layer, 10**6, 0)
 
 
-def columns(x, layer, kernel):
+def columns(x, layer):
     """All inputs of the layer (r, g, n), by torch's own unfold."""
     if layer.kind == "linear":
         return x.reshape(-1, 1, x.shape[-1])
-    u = F.unfold(x, kernel, dilation=layer.dilation, padding=layer.padding, stride=layer.stride)
+    u = F.unfold(x, layer.kernel, dilation=layer.dilation, padding=layer.padding, stride=layer.stride)
     return u.transpose(1, 2).flatten(0, 1).reshape(-1, layer.groups, u.shape[1] // layer.groups)
 
 
@@ -73,16 +76,16 @@ def assert_near(actual, expected, tolerance=1e-4):
 
 @EVERY
 def test_unfold_at_every_position_equals_torch(name):
-    layer, kernel, x = case(name)
-    at = everywhere(x, layer, kernel)
-    assert len(at) == math.prod(output_size(tuple(x.shape), layer, kernel))
-    assert torch.equal(unfold(x, layer, kernel, at), columns(x, layer, kernel))
+    layer, x = case(name)
+    at = everywhere(x, layer)
+    assert len(at) == math.prod(output_size(x.shape, layer))
+    assert torch.equal(unfold(x, layer, at), columns(x, layer))
 
 
 @pytest.mark.parametrize("name", CONVS)
 def test_memory_layout_of_the_input_does_not_matter(name):
-    layer, kernel, x = case(name)
-    at = everywhere(x, layer, kernel)
+    layer, x = case(name)
+    at = everywhere(x, layer)
     wide = torch.cat([-x, x], 3)
     layouts = {
         "channels last": x.to(memory_format=torch.channels_last),
@@ -91,7 +94,7 @@ def test_memory_layout_of_the_input_does_not_matter(name):
         "transposed": x.transpose(2, 3).contiguous().transpose(2, 3),
     }
     for layout, value in layouts.items():
-        assert torch.equal(unfold(value, layer, kernel, at), columns(x, layer, kernel)), layout
+        assert torch.equal(unfold(value, layer, at), columns(x, layer)), layout
 
 
 @given(
@@ -105,34 +108,34 @@ def test_memory_layout_of_the_input_does_not_matter(name):
 @settings(max_examples=60, deadline=None)
 def test_weights_times_columns_is_the_convolution(kernel, stride, padding, dilation, groups, side):
     assume(all(side[i] + 2 * padding[i] > dilation[i] * (kernel[i] - 1) for i in (0, 1)))
-    layer = Layer("conv", "conv", "conv2d", stride, padding, dilation, groups)
+    layer = convolution(kernel, stride=stride, padding=padding, dilation=dilation, groups=groups)
     x, weight = randn(2, 4, *side), randn(8, 4 // groups, *kernel, seed=1)
     expected = F.conv2d(x, weight, None, stride, padding, dilation, groups)
-    assert output_size(tuple(x.shape), layer, kernel) == (2, *expected.shape[2:])
-    u = unfold(x, layer, kernel, everywhere(x, layer, kernel))
+    assert output_size(x.shape, layer) == (2, *expected.shape[2:])
+    u = unfold(x, layer, everywhere(x, layer))
     y = torch.einsum("rgn,gon->rgo", u, weight.reshape(groups, 8 // groups, -1)).flatten(1)
     torch.testing.assert_close(y, expected.permute(0, 2, 3, 1).flatten(0, 2), rtol=1e-4, atol=1e-4)
 
 
 @EVERY
 def test_positions_are_drawn_inside_the_output_and_by_the_seed(name):
-    layer, kernel, x = case(name)
-    size = output_size(tuple(x.shape), layer, kernel)
-    drawn = positions(tuple(x.shape), layer, kernel, 5, 0)
-    assert drawn.shape == (5, 3)
+    layer, x = case(name)
+    size = output_size(x.shape, layer)
+    drawn = positions(x.shape, layer, 5, 0)
+    assert drawn.shape == (5, len(size))
     assert (drawn >= 0).all() and (drawn < torch.tensor(size)).all()
-    assert torch.equal(drawn, positions(tuple(x.shape), layer, kernel, 5, 0))
-    assert not torch.equal(drawn, positions(tuple(x.shape), layer, kernel, 5, 1))
-    rows = columns(x, layer, kernel).unflatten(0, size)
-    assert torch.equal(unfold(x, layer, kernel, drawn), rows[drawn[:, 0], drawn[:, 1], drawn[:, 2]])
+    assert torch.equal(drawn, positions(x.shape, layer, 5, 0))
+    assert not torch.equal(drawn, positions(x.shape, layer, 5, 1))
+    rows = columns(x, layer).unflatten(0, size)
+    assert torch.equal(unfold(x, layer, drawn), rows[tuple(drawn.T)])
 
 
 @EVERY
 def test_moments_equal_a_plain_covariance(name):
-    layer, kernel, x = case(name)
-    at = everywhere(x, layer, kernel)
-    found = gather_moments(x, layer, kernel, at, qparams=None, full=True)
-    mean, cov = plain_moments(columns(x, layer, kernel))
+    layer, x = case(name)
+    at = everywhere(x, layer)
+    found = gather_moments(x, layer, at, qparams=None, full=True)
+    mean, cov = plain_moments(columns(x, layer))
     assert found.num_rows == len(at)
     assert_near(found.mean, mean)
     assert_near(found.cov, cov)
@@ -142,27 +145,27 @@ def test_moments_equal_a_plain_covariance(name):
 @EVERY
 @FULL
 def test_shift_may_be_far_from_the_mean(name, full, monkeypatch):
-    layer, kernel, x = case(name)
-    at, own = everywhere(x, layer, kernel), x + 0.1 * randn(*x.shape, seed=1)
+    layer, x = case(name)
+    at, own = everywhere(x, layer), x + 0.1 * randn(*x.shape, seed=1)
     monkeypatch.setattr(moments, "SHIFT_ROWS", 1)  # that is the first row
-    found = gather_moments(x, layer, kernel, at, qparams=None, full=full, student_x=own)
-    (mean, _), (own_mean, cov) = (plain_moments(columns(t, layer, kernel)) for t in (x, own))
+    found = gather_moments(x, layer, at, qparams=None, full=full, student_x=own)
+    (mean, _), (own_mean, cov) = (plain_moments(columns(t, layer)) for t in (x, own))
     assert_near(found.mean, mean)
     assert_near(found.student_mean, own_mean)
     assert_near(found.cov, cov if full else cov.diagonal(dim1=1, dim2=2))
     if full:
-        u, v = (columns(t, layer, kernel).double() for t in (x, own))
+        u, v = (columns(t, layer).double() for t in (x, own))
         assert_near(found.cross, torch.einsum("rgi,rgj->gij", u - u.mean(0), v - v.mean(0)) / len(u))
 
 
 @pytest.mark.parametrize("name", [*LINEARS, "3x3", "strided", "grouped", "1x1"])  # padding is not far from 0
 def test_offset_of_the_input_costs_no_precision(name):
-    layer, kernel, x = case(name, 1000.0)
-    at = everywhere(x, layer, kernel)
-    found = gather_moments(x, layer, kernel, at, qparams=None, full=True)
-    cov = plain_moments(columns(x, layer, kernel))[1]
+    layer, x = case(name, 1000.0)
+    at = everywhere(x, layer)
+    found = gather_moments(x, layer, at, qparams=None, full=True)
+    cov = plain_moments(columns(x, layer))[1]
     assert_near(found.cov, cov)
-    u = columns(x, layer, kernel).permute(1, 2, 0)
+    u = columns(x, layer).permute(1, 2, 0)
     naive = u @ u.transpose(1, 2) / len(at) - found.mean[:, :, None] * found.mean[:, None]
     assert (naive.double() - cov).abs().max() > 0.01  # float32 without the shift
 
@@ -170,10 +173,10 @@ def test_offset_of_the_input_costs_no_precision(name):
 @EVERY
 @FULL
 def test_student_moments_are_of_the_rounded_input(name, full):
-    layer, kernel, x = case(name, 0.7)
+    layer, x = case(name, 0.7)
     qparams = choose_qparams(torch.tensor([-0.5]), torch.tensor([2.0]), bits=3, symmetric=False)
-    found = gather_moments(x, layer, kernel, everywhere(x, layer, kernel), qparams=qparams, full=full)
-    u = columns(x, layer, kernel)
+    found = gather_moments(x, layer, everywhere(x, layer), qparams=qparams, full=full)
+    u = columns(x, layer)
     step, zero_point = 2.5 / 7, round(0.5 / (2.5 / 7))
     rounded = (np.clip(np.round(u.numpy() / step) + zero_point, 0, 7) - zero_point) * step
     mean, cov = plain_moments(torch.from_numpy(rounded))
@@ -185,9 +188,9 @@ def test_student_moments_are_of_the_rounded_input(name, full):
 
 @EVERY
 def test_diagonal_is_the_diagonal_of_the_full_covariance(name):
-    layer, kernel, x = case(name, 3.0)
-    at = everywhere(x, layer, kernel)
-    full, diagonal = (gather_moments(x, layer, kernel, at, qparams=None, full=full) for full in (True, False))
+    layer, x = case(name, 3.0)
+    at = everywhere(x, layer)
+    full, diagonal = (gather_moments(x, layer, at, qparams=None, full=full) for full in (True, False))
     assert diagonal.cov.shape == diagonal.mean.shape and full.cov.shape[1:] == 2 * full.mean.shape[1:]
     assert torch.equal(diagonal.variance, diagonal.cov)
     torch.testing.assert_close(diagonal.variance, full.variance, rtol=1e-5, atol=1e-5)
@@ -198,13 +201,13 @@ def test_diagonal_is_the_diagonal_of_the_full_covariance(name):
 @FULL
 @pytest.mark.parametrize("num_rows", [1, 3], ids=["row by row", "three rows"])
 def test_chunks_change_nothing(name, full, num_rows, monkeypatch):
-    layer, kernel, x = case(name, 100.0 if name in LINEARS else 1.0)
-    at = everywhere(x, layer, kernel)
-    whole = gather_moments(x, layer, kernel, at, qparams=None, full=full)
-    monkeypatch.setattr(moments, "CHUNK", num_rows * whole.mean.numel())
-    pieces = list(chunks(x, layer, kernel, at))
-    assert len(pieces) == math.ceil(len(at) / num_rows) and torch.equal(torch.cat(pieces), columns(x, layer, kernel))
-    parts = gather_moments(x, layer, kernel, at, qparams=None, full=full)
+    layer, x = case(name, 100.0 if name in LINEARS else 1.0)
+    at = everywhere(x, layer)
+    whole = gather_moments(x, layer, at, qparams=None, full=full)
+    monkeypatch.setattr(column_module, "CHUNK", num_rows * whole.mean.numel())
+    pieces = list(chunks(x, layer, at))
+    assert len(pieces) == math.ceil(len(at) / num_rows) and torch.equal(torch.cat(pieces), columns(x, layer))
+    parts = gather_moments(x, layer, at, qparams=None, full=full)
     assert parts.num_rows == whole.num_rows
     torch.testing.assert_close(parts.mean, whole.mean, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(parts.cov, whole.cov, rtol=1e-4, atol=1e-4)
@@ -213,11 +216,11 @@ def test_chunks_change_nothing(name, full, num_rows, monkeypatch):
 
 
 def test_input_is_only_read():
-    layer, kernel, x = case("everything")
+    layer, x = case("everything")
     before = x.clone()
     qparams = choose_qparams(torch.tensor([-1.0]), torch.tensor([1.0]), bits=2, symmetric=False)
-    unfold(x, layer, kernel, everywhere(x, layer, kernel)).zero_()
-    gather_moments(x, layer, kernel, everywhere(x, layer, kernel), qparams=qparams, full=True)
+    unfold(x, layer, everywhere(x, layer)).zero_()
+    gather_moments(x, layer, everywhere(x, layer), qparams=qparams, full=True)
     assert torch.equal(x, before)
 
 
@@ -226,12 +229,12 @@ def test_input_is_only_read():
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["padded", "linear"])
 def test_input_that_is_not_finite_is_refused(name, value, quantized, full):
-    layer, kernel, x = case(name)
+    layer, x = case(name)
     x.view(-1)[3] = value
     qparams = choose_qparams(torch.tensor([-1.0]), torch.tensor([1.0]), bits=8, symmetric=False)
     with pytest.raises(MomentsError, match="mean of the layer's inputs is not finite; look at the layers before it"):
-        at = everywhere(x, layer, kernel)
-        gather_moments(x, layer, kernel, at, qparams=qparams if quantized else None, full=full)
+        at = everywhere(x, layer)
+        gather_moments(x, layer, at, qparams=qparams if quantized else None, full=full)
 
 
 FC = Layer("fc", "fc", "linear")
@@ -248,7 +251,7 @@ def correlated(num_rows, taps, rank=10, seed=0):
 
 def linear_moments(x, **options):
     options = {"qparams": None, "full": True, **options}
-    return gather_moments(x, FC, (1, 1), everywhere(x, FC, (1, 1)), **options)
+    return gather_moments(x, FC, everywhere(x, FC), **options)
 
 
 def intensity(before, after):
@@ -273,11 +276,11 @@ def plain_intensity(u):
 
 @pytest.mark.parametrize("name", ["linear", "3x3", "grouped", "strided", "1x1"])
 def test_intensity_equals_the_paper(name):
-    layer, kernel, x = case(name, 10.0 if name == "linear" else 0.0)
+    layer, x = case(name, 10.0 if name == "linear" else 0.0)
     x = x + 1.5 * randn(len(x), 1, *x.shape[2:], seed=1)  # a cause that all channels share
-    at = everywhere(x, layer, kernel)
-    found = gather_moments(x, layer, kernel, at, qparams=None, full=True)
-    wanted = torch.tensor([plain_intensity(u) for u in columns(x, layer, kernel).unbind(1)]).double()
+    at = everywhere(x, layer)
+    found = gather_moments(x, layer, at, qparams=None, full=True)
+    wanted = torch.tensor([plain_intensity(u) for u in columns(x, layer).unbind(1)]).double()
     assert bool((wanted < 0.9).all())
     assert_near(intensity(found, shrunk(found)), wanted)
 
@@ -346,13 +349,13 @@ def test_blocks_are_equal_few_and_no_larger_than_stated(taps, size):
 
 @pytest.mark.parametrize("num_rows", [1, 10**6], ids=["row by row", "at once"])
 def test_many_taps_are_moments_of_blocks(num_rows, monkeypatch):
-    layer, kernel, x = case("grouped")  # 2 groups of 18 taps
-    at = everywhere(x, layer, kernel)
+    layer, x = case("grouped")  # 2 groups of 18 taps
+    at = everywhere(x, layer)
     own = x + 0.1 * randn(*x.shape, seed=2)
-    gather = lambda rows: gather_moments(x, layer, kernel, rows, qparams=None, full=True, student_x=own)  # noqa: E731
+    gather = lambda rows: gather_moments(x, layer, rows, qparams=None, full=True, student_x=own)  # noqa: E731
     full = gather(at)
     monkeypatch.setattr(moments, "MAX_TAPS", 7)
-    monkeypatch.setattr(moments, "CHUNK", num_rows * full.mean.numel())
+    monkeypatch.setattr(column_module, "CHUNK", num_rows * full.mean.numel())
     for blocks in (gather(at), merged(*(gather(half) for half in at.tensor_split(2)))):
         assert blocks.cov.shape == blocks.cross.shape == (2 * 3, 6, 6) and blocks.mean.shape == (2, 18)
         torch.testing.assert_close(blocks.variance, full.variance, rtol=1e-4, atol=1e-4)

@@ -149,7 +149,7 @@ def sizes_of(teacher: fx.GraphModule) -> dict[str, _Size]:
     for name, layer in g.layers(teacher).items():
         weight = g.weight(teacher, layer)
         ins = weight.shape[1] * layer.groups
-        macs = g.num_macs(layer, weight, g.shape(nodes[layer.node]))
+        macs = g.num_macs(nodes[layer.node])
         groups = 0 if layer.groups == ins > 1 else layer.groups
         found[name] = _Size(weight.shape[0], ins, groups, macs // (weight.shape[0] * weight.shape[1]))
     return found

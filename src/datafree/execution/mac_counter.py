@@ -40,13 +40,12 @@ def add_macs(macs: int) -> None:
         counter.macs += macs
 
 
-def add_layer_macs(x: Tensor, weight: Tensor, y: Tensor) -> None:
-    """Count a convolution or linear layer y = W x: forward once, backward once for each operand that wants a gradient.
+def add_layer_macs(macs: int, x: Tensor, weight: Tensor, y: Tensor) -> None:
+    """Count a layer y = W x of so many multiply-adds: once forward, once backward for each operand with a gradient.
 
     Work that is written down for the backward pass counts as done (paper: a backward pass costs two forward passes).
     """
-    passes = 1 + (x.requires_grad + weight.requires_grad if y.requires_grad else 0)
-    add_macs(passes * y.numel() * weight[0].numel())
+    add_macs(macs * (1 + (x.requires_grad + weight.requires_grad if y.requires_grad else 0)))
 
 
 def counting_pool(pool: Callable[[Callable, Iterable], Iterator]) -> Callable[[Callable, Iterable], Iterator]:

@@ -1,11 +1,13 @@
 """The captured network: its layers, its operators, and which channels belong together."""
 
-from datafree.graph.activations import channel_multiplier, clip_bounds, has_rows_in_dimension_1
+from datafree.graph.activations import channel_multiplier, clip_bounds
 from datafree.graph.annotations import annotate, layer_name, note, operand, shape
 from datafree.graph.capture import batch_norms, trace
 from datafree.graph.channel_groups import Group, channel_groups, described, remove_, unremovable
 from datafree.graph.channel_ids import ChannelIds, LayerSide, channel_ids
-from datafree.graph.operators import BATCH_NORM, CONV, LINEAR, argument, aten, operator_by_name, operator_of
+from datafree.graph.columns import chunks, positions, row_size, taps_inside, unfold
+from datafree.graph.layer_types import has_rows_in_dimension_1, meets_borders, read_layer, spans_space, type_of
+from datafree.graph.operators import BATCH_NORM, argument, aten, operator_by_name, operator_of
 from datafree.graph.view import (
     attribute,
     bias,
@@ -18,7 +20,6 @@ from datafree.graph.view import (
     graph_of,
     grouped,
     insert_affine,
-    kernel_size,
     layers,
     node_of,
     nodes_by_name,
@@ -26,6 +27,7 @@ from datafree.graph.view import (
     outputs,
     placeholders,
     pytree_of,
+    run_layer,
     scale_input,
     scale_output,
     set_tensor,
@@ -39,8 +41,6 @@ from datafree.graph.view import (
 
 __all__ = [
     "BATCH_NORM",
-    "CONV",
-    "LINEAR",
     "ChannelIds",
     "Group",
     "LayerSide",
@@ -54,6 +54,7 @@ __all__ = [
     "channel_groups",
     "channel_ids",
     "channel_multiplier",
+    "chunks",
     "clip_bounds",
     "described",
     "duplicate",
@@ -65,9 +66,9 @@ __all__ = [
     "grouped",
     "has_rows_in_dimension_1",
     "insert_affine",
-    "kernel_size",
     "layer_name",
     "layers",
+    "meets_borders",
     "node_of",
     "nodes_by_name",
     "note",
@@ -77,15 +78,23 @@ __all__ = [
     "operator_of",
     "outputs",
     "placeholders",
+    "positions",
     "pytree_of",
+    "read_layer",
     "remove_",
+    "row_size",
+    "run_layer",
     "scale_input",
     "scale_output",
     "set_tensor",
     "shape",
+    "spans_space",
+    "taps_inside",
     "tensor_of",
     "tidy",
     "trace",
+    "type_of",
+    "unfold",
     "unremovable",
     "walk",
     "weight",

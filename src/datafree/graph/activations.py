@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, fx
 
 from datafree.graph import view as g
-from datafree.graph.annotations import note, operand, shape
-from datafree.graph.operators import CONV, aten, operator_of
+from datafree.graph.annotations import operand, shape
+from datafree.graph.operators import aten, operator_of
 
 
 def clip_bounds(node: fx.Node) -> tuple[float, float] | None:
@@ -23,8 +23,3 @@ def channel_multiplier(graph: fx.GraphModule, node: fx.Node) -> Tensor | None:
     channels = sides[1] if len(sides) > 1 else 0
     along = tuple(value.shape[-len(sides) + 1 :]) == (channels, *[1] * (len(sides) - 2))
     return value if along and value.numel() == channels and bool((value > 0).all()) else None
-
-
-def has_rows_in_dimension_1(layer: fx.Node) -> bool:
-    """Whether what a node gives has a layer's output channels in dimension 1: (N, C, H, W) or (N, C)."""
-    return bool(note(layer).layer) and (layer.target is CONV or len(shape(layer)) == 2)

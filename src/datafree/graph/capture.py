@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from datafree.graph.annotations import annotate, note, operand, shape
-from datafree.graph.operators import BATCH_NORM, CONV, LINEAR, argument, aten, operator_of
+from datafree.graph.layer_types import LAYER_TYPES
+from datafree.graph.operators import BATCH_NORM, CONV, argument, aten, operator_of
 from datafree.graph.view import attribute, call, get_tensor, map_args, tidy
 
 _ASSERTIONS = ("_assert", "sym_constrain_range", "_guards_fn")
@@ -24,7 +25,7 @@ class CaptureError(ValueError):
 def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> fx.GraphModule:
     """Capture a private copy of `model`, in eval mode, as a functional ATen graph with the user's layer names.
 
-    Every conv2d and linear gets a weight and bias of its own at `{layer}.weight`, `{layer}.bias`, where `layer` is
+    Every layer gets a weight and bias of its own at `{layer}.weight`, `{layer}.bias`, where `layer` is
     its path in the model; a module called twice gives `path` and `path@1`. `shape(node)` tells shapes
     for a batch of two; the batch dimension itself stays free.
 
@@ -210,10 +211,10 @@ def _own_parameters(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         if node.target is aten.conv2d.padding:
             _explicit_padding(graph, node)
-        if node.target not in (CONV, LINEAR) or not _is_constant(node.args[1]):
+        if node.target not in LAYER_TYPES or not _is_constant(node.args[1]):
             continue
         source = node.args[1]
-        value, offset = get_tensor(graph, source.target), (*node.args, None)[2]
+        value, offset = get_tensor(graph, source.target), argument(node, "bias")
         path = _layer_name(node, source, known)
         count = taken.setdefault(path, 0)
         taken[path] += 1
@@ -226,8 +227,8 @@ def _own_parameters(graph: fx.GraphModule) -> None:
                 attribute(graph, f"{name}.weight", value.clone()),
                 attribute(graph, f"{name}.bias", offset.clone()),
             )
-        rest = (*node.args[3:], *([1, 1], [0, 0], [1, 1], 1)[len(node.args[3:]) :]) if node.target is CONV else ()
-        node.args = (operand(node), *own, *rest)
+        settings = (argument(node, known.name) for known in node.target._schema.arguments[3:])
+        node.args, node.kwargs = (operand(node), *own, *settings), {}
         annotate(node, layer=name)
 
 

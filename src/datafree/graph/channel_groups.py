@@ -18,7 +18,8 @@ from torch import Tensor, fx
 from datafree.graph import view as g
 from datafree.graph.annotations import annotate, layer_name, note, operand, shape
 from datafree.graph.channel_ids import ChannelTracer
-from datafree.graph.operators import CONV, argument, aten, operator_of
+from datafree.graph.layer_types import LAYER_TYPES, read_layer
+from datafree.graph.operators import argument, aten, operator_of, set_argument
 from datafree.records import Skipped
 
 Members = tuple[tuple[str, tuple[int, ...]], ...]
@@ -157,7 +158,7 @@ class _ChannelWalk(ChannelTracer):
 
     def _couple_groups(self, node: fx.Node, ids: Tensor) -> None:
         """Depthwise: a channel goes with all it makes. Grouped: all convolution groups lose the same position."""
-        groups, source = _groups(node), self.ids[operand(node)]
+        groups, source = read_layer(node).groups, self.ids[operand(node)]
         if groups == 1:
             return
         if source.numel() != shape(operand(node))[1]:
@@ -182,10 +183,6 @@ class _ChannelWalk(ChannelTracer):
             return
         channels = ids.movedim(axis, 0).flatten(1)[:, 0].view([-1 if d == own else 1 for d in range(len(sides))])
         self.vectors[vector] = self._unite(channels, self.vectors.get(vector, channels))
-
-
-def _groups(node: fx.Node) -> int:
-    return argument(node, "groups") if node.target is CONV else 1
 
 
 def _channel_axis(ids: Tensor) -> int:
@@ -263,11 +260,11 @@ def _sliced(value: Tensor, masks: list[Tensor]) -> Tensor:
 
 
 def _shrink_layer(teacher: fx.GraphModule, node: fx.Node, kept: dict[fx.Node, list[Tensor]]) -> None:
-    axis = 1 if node.target is CONV else -1
+    axis = LAYER_TYPES[node.target].channel_axis
     rows, columns = kept[node][axis], kept[operand(node)][axis]
-    groups = _groups(node)
+    groups = read_layer(node).groups
     if groups == len(columns) > 1:
-        node.args = (*node.args[:6], int(columns.sum()))
+        set_argument(node, "groups", int(columns.sum()))
     columns = columns.reshape(groups, -1).any(0)  # the same in every convolution group
     for position, masks in ((1, [rows, columns]), (2, [rows])):
         parameter = operand(node, position)

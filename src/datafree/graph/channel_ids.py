@@ -15,7 +15,8 @@ from torch import Tensor, fx
 
 from datafree.graph import view as g
 from datafree.graph.annotations import layer_name, note, operand, shape
-from datafree.graph.operators import CONV, argument, operator_of
+from datafree.graph.layer_types import LAYER_TYPES
+from datafree.graph.operators import argument, operator_of
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class ChannelTracer:
 
     def _layer(self, node: fx.Node) -> Tensor:
         name, source = layer_name(node), self.ids.get(operand(node))
-        axis = 1 if node.target is CONV else -1
+        axis = LAYER_TYPES[node.target].channel_axis
         channels = shape(operand(node))[axis]
         if isinstance(source, Tensor) and source.numel() == channels == source.shape[axis]:
             self.sides[1].append((name, source.flatten()))

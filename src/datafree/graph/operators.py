@@ -72,6 +72,13 @@ def argument(node: fx.Node, name: str) -> Any:
     raise AssertionError(f"{node.target} has no argument {name}")
 
 
+def set_argument(node: fx.Node, name: str, value: Any) -> None:
+    """Write a call's argument anew, by the name it has in the operator's schema; it was given by position."""
+    assert isinstance(node.target, torch._ops.OpOverload), f"{node.name} calls an operator with a schema"
+    names = [known.name for known in node.target._schema.arguments]
+    node.update_arg(names.index(name), value)
+
+
 def operator_by_name(name: str) -> Any:
     """`torch.ops.aten.relu.default` of "aten.relu.default"; operators themselves are not picklable."""
     return reduce(getattr, name.split("."), torch.ops)

@@ -13,27 +13,14 @@ from torch.fx.node import map_arg
 
 from datafree.execution import add_layer_macs
 from datafree.graph.annotations import annotate, layer_name, note, operand, shape
-from datafree.graph.operators import CONV, LINEAR, aten
+from datafree.graph.layer_types import LAYER_TYPES, read_layer
+from datafree.graph.operators import aten
 from datafree.records import Layer
 
 
 def layers(graph: fx.GraphModule) -> dict[str, Layer]:
-    """Every conv2d and linear whose weight is its own parameter, by name, in execution order."""
-    found = {}
-    for node in graph.graph.nodes:
-        if note(node).layer is None:
-            continue
-        name = layer_name(node)
-        if node.target is CONV:
-            stride, padding, dilation, groups = node.args[3:7]
-            found[name] = Layer(name, node.name, "conv2d", _pair(stride), _pair(padding), _pair(dilation), groups)
-        else:
-            found[name] = Layer(name, node.name, "linear")
-    return found
-
-
-def _pair(value: int | list[int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+    """Every layer whose weight is its own parameter, by name, in execution order."""
+    return {layer_name(node): read_layer(node) for node in graph.graph.nodes if note(node).layer}
 
 
 def with_output_vectors(graph: fx.GraphModule) -> set[str]:
@@ -72,17 +59,10 @@ def grouped(weight: Tensor, groups: int) -> Tensor:
     return weight.reshape(groups, weight.shape[0] // groups, -1)
 
 
-def kernel_size(weight_shape: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width; (1, 1) of a linear layer."""
-    return (weight_shape[2], weight_shape[3]) if len(weight_shape) == 4 else (1, 1)
-
-
-def num_macs(layer: Layer, weight: Tensor, output_shape: tuple[int, ...]) -> int:
-    """Multiply-adds of the layer for one image."""
-    positions = 1
-    for side in output_shape[2:] if layer.kind == "conv2d" else output_shape[1:-1]:
-        positions *= side
-    return weight.numel() * positions
+def num_macs(node: fx.Node) -> int:
+    """Multiply-adds of a layer for one image."""
+    x, y = ((1, *shape(tensor)[1:]) for tensor in (operand(node), node))
+    return LAYER_TYPES[node.target].macs(shape(operand(node, 1)), x, y)
 
 
 def duplicate(graph: fx.GraphModule) -> fx.GraphModule:
@@ -255,9 +235,15 @@ def execute(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     """Run one call on the values of its inputs."""
     args, kwargs = map_args(node.args, values), map_args(node.kwargs, values)
     value = call(node, *args, **kwargs)
-    if node.target in (CONV, LINEAR):
-        add_layer_macs(args[0], args[1], value)
+    if (kind := LAYER_TYPES.get(node.target)) is not None:
+        x, weight = args[:2]
+        add_layer_macs(kind.macs(weight.shape, x.shape, value.shape), x, weight, value)
     return value
+
+
+def run_layer(node: fx.Node, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A layer's output for another input, weight (C_out, C_in/groups, *kernel) and bias."""
+    return execute(node, {operand(node): x, operand(node, 1): weight, operand(node, 2): bias})
 
 
 def first_output(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Tensor:

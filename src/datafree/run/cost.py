@@ -77,7 +77,7 @@ def _weight_bytes(result: LayerResult, num_multipliers: int | None) -> int:
 def layer_macs(teacher: fx.GraphModule) -> dict[str, int]:
     """Multiply-adds of every layer for one image."""
     nodes = g.nodes_by_name(teacher)
-    return {n: g.num_macs(l, g.weight(teacher, l), g.shape(nodes[l.node])) for n, l in g.layers(teacher).items()}
+    return {name: g.num_macs(nodes[layer.node]) for name, layer in g.layers(teacher).items()}
 
 
 def bit_operations(plan: Plan, macs: dict[str, int], results: dict[str, LayerResult]) -> int:

@@ -78,7 +78,7 @@ class Generator(nn.Module):
 def _counted(module: nn.Module, x: Tensor) -> Tensor:
     assert isinstance(module, nn.Linear | nn.Conv2d), "what is counted has a weight"
     y = module(x)
-    add_layer_macs(x, module.weight, y)
+    add_layer_macs(y.numel() * module.weight[0].numel(), x, module.weight, y)
     return y
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
 from datafree import graph as g
-from datafree.graph import argument, operator_by_name, operator_of
+from datafree.graph import argument, operator_by_name, operator_of, taps_inside
 from datafree.quantization import fake_quantize
 from datafree.records import ChannelStats, Layer, QParams, Stats
-from datafree.signals.gaussian import draw, is_passed_over, taps_inside
+from datafree.signals.gaussian import draw, is_passed_over
 
 FLATTEN = "aten.flatten.using_ints"
 
@@ -46,25 +47,24 @@ class LayerDraws:
 
     steps: tuple[Step, ...]
     layer: Layer
-    kernel: tuple[int, int]
     inside: Float[Tensor, "p t"]
     qparams: QParams | None = None
 
-    def patches(self, count: int, generator: torch.Generator) -> Float[Tensor, "r taps 1 1"] | Float[Tensor, "r c"]:
+    def patches(self, count: int, generator: torch.Generator) -> Float[Tensor, "r taps"]:
         """What the kernel covers at `count` random output positions, zeros where that is outside; before rounding."""
         values: list[Tensor] = []
         for step in self.steps:
             args: Any = map_aggregate(step.args, lambda a: values[a.number] if isinstance(a, Value) else a)
             if step.stats is not None:
-                shape = (count, len(step.stats.mean), *self.kernel)[: step.rank]
+                shape = (count, len(step.stats.mean), *self.layer.kernel, *[1] * step.rank)[: step.rank]
                 values.append(draw(step.stats, shape, generator))
             else:
                 values.append(operator_by_name(step.operator)(*args))
         if values[-1].dim() == 2:
             return values[-1]
         at = torch.randint(len(self.inside), (count,), generator=generator)
-        covered = values[-1] * self.inside[at].view(count, 1, *self.kernel)
-        return covered.reshape(count, -1, 1, 1)
+        covered = values[-1] * self.inside[at].view(count, 1, *self.layer.kernel)
+        return covered.flatten(1)
 
     def __call__(self, count: int, generator: torch.Generator) -> Float[Tensor, "r g n"]:
         """`count` unfolded inputs as the layer sees them, n = taps of one output channel."""
@@ -73,13 +73,11 @@ class LayerDraws:
 
     @property
     def on_patches(self) -> Layer:
-        """The layer as it reads patches: a 1x1 convolution, every tap a channel."""
-        return replace(self.layer, stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+        """The layer as it reads patches: a linear one, every tap a channel."""
+        return Layer(self.layer.name, self.layer.node, "linear", groups=self.layer.groups)
 
 
-def layer_draws(
-    layer: Layer, node: fx.Node, weight_shape: tuple[int, ...], stats: Stats, qparams: QParams | None = None
-) -> LayerDraws | None:
+def layer_draws(layer: Layer, node: fx.Node, stats: Stats, qparams: QParams | None = None) -> LayerDraws | None:
     """Draw the inputs of a layer from the BatchNorms before it, without a map: pixels are independent.
 
     Sums, concatenations and activations are computed on the draws; pooling is passed over (the paper). None where
@@ -90,19 +88,18 @@ def layer_draws(
         stats: of BatchNorm outputs and of the network's inputs, by node name.
         qparams: grid of the layer's input; None = float.
     """
-    pads, kernel = [0, 0, 0, 0], g.kernel_size(weight_shape)
-    while _is_zero_padding(node) and len(own := argument(node, "pad")) <= 4:
-        pads = [a + b for a, b in zip(pads, [*own, 0, 0], strict=False)]
+    pads = [0, 0] * len(layer.kernel)
+    while _is_zero_padding(node) and len(own := argument(node, "pad")) <= len(pads):
+        pads = [a + b for a, b in itertools.zip_longest(pads, own, fillvalue=0)]
         node = g.operand(node)
-    if len(g.shape(node)) != (2 if layer.kind == "linear" else 4):
+    if len(g.shape(node)) != 2 + len(layer.kernel):
         return None
     program = _Program(g.graph_of(node), stats)
     try:
         program.value(node)
     except _NotDrawn:
         return None
-    inside = taps_inside(layer, kernel, g.shape(node)[2:], pads)
-    return LayerDraws(tuple(program.steps), layer, kernel, inside, qparams)
+    return LayerDraws(tuple(program.steps), layer, taps_inside(layer, g.shape(node)[2:], pads), qparams)
 
 
 class _NotDrawn(Exception):

@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, fx
 
-from datafree.graph import argument, clip_bounds, operand, operator_of, shape
+from datafree.graph import argument, clip_bounds, operand, operator_of, shape, taps_inside
 from datafree.records import ChannelStats, Layer, Moments, Stats
 
 
@@ -25,7 +24,7 @@ def is_passed_over(node: fx.Node) -> bool:
     over = operator_of(node).over
     if over == "dims":
         dims, rank = argument(node, "dim"), len(shape(operand(node)))
-        return rank == 4 and {d % rank for d in (dims if isinstance(dims, list | tuple) else [dims])} <= {2, 3}
+        return rank > 2 and all(d % rank >= 2 for d in (dims if isinstance(dims, list | tuple) else [dims]))
     return over == "space"
 
 
@@ -69,9 +68,7 @@ def clipped_moments(stats: ChannelStats, low: float, high: float) -> tuple[Float
     return first.float(), (second - first**2).clamp(min=0).float()
 
 
-def closed_form(
-    layer: Layer, node: fx.Node, weight_shape: tuple[int, ...], stats: Stats, side: tuple[int, int]
-) -> Moments | None:
+def closed_form(layer: Layer, node: fx.Node, stats: Stats, sides: Sequence[int]) -> Moments | None:
     """Moments of a layer's inputs without any sampling, where only clipping lies between BatchNorm and the layer.
 
     Pixels and channels are independent, so H is diagonal but for what zero padding adds: with p_ij the share of output
@@ -81,13 +78,13 @@ def closed_form(
 
     Args:
         node: the graph node of the layer's input.
-        side: height and width of that input.
+        sides: height and width of that input.
     """
     clipped = _clipped_source(node, stats)
-    if clipped is None or len(shape(node)) != (2 if layer.kind == "linear" else 4):
+    if clipped is None or len(shape(node)) != 2 + len(layer.kernel):
         return None
     mean, variance = (t.view(layer.groups, -1) for t in clipped)  # (g, C_in/g)
-    inside = taps_inside(layer, weight_shape[2:], side)  # (positions, taps)
+    inside = taps_inside(layer, sides)  # (positions, taps)
     share = inside.mean(0)
     both = inside.T @ inside / len(inside)
     excess = both - torch.outer(share, share)
@@ -105,19 +102,3 @@ def _clipped_source(node: fx.Node, stats: Stats) -> tuple[Tensor, Tensor] | None
         low, high = (min(max(end, ends[0]), ends[1]) for end in (low, high))
         node = operand(node)
     return clipped_moments(stats[node.name], low, high)
-
-
-def taps_inside(
-    layer: Layer, kernel: tuple[int, ...], side: tuple[int, ...], pads: Sequence[int] = (0, 0, 0, 0)
-) -> Float[Tensor, "p t"]:
-    """1 where a tap of the kernel lies inside the image, for every output position.
-
-    Args:
-        side: height and width of the image.
-        pads: zeros around it besides the layer's own: left, right, top, bottom.
-    """
-    if layer.kind == "linear":
-        return torch.ones(1, 1)
-    rows, columns = layer.padding
-    ends = [pad + own for pad, own in zip(pads, (columns, columns, rows, rows), strict=True)]
-    return F.unfold(F.pad(torch.ones(1, 1, *side), ends), kernel, layer.dilation, 0, layer.stride)[0].T

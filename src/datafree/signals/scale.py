@@ -26,8 +26,7 @@ def infer_input_range(teacher: fx.GraphModule, index: int, unit: Float[Tensor, "
         return InputRange((0.0,), (1.0,), "assumed, no BatchNorm follows the first layer")
     node, remembered = first
     weight, bias = (g.get_tensor(teacher, f"{g.layer_name(node)}.{p}") for p in ("weight", "bias"))
-    values = {g.operand(node): unit, g.operand(node, 1): weight, g.operand(node, 2): bias}
-    response = ChannelStats(*batch_statistics(g.execute(node, values)))
+    response = ChannelStats(*batch_statistics(g.run_layer(node, unit, weight, bias)))
     alive = (remembered.std > 1e-3 * remembered.std.max()) & (response.std > 1e-3 * response.std.max())
     std = float((remembered.std / response.std.clamp(min=1e-12))[alive].median())
     gain = weight.flatten(2).sum(2)[alive].double() / remembered.std[alive, None].double()  # (C_out, C_in)
@@ -43,4 +42,4 @@ def _first_layer(node: fx.Node, stats: Stats) -> tuple[fx.Node, ChannelStats] | 
         node = users[0]
         if g.operator_of(node).channels != "pads" and not g.note(node).layer:
             return None
-    return (node, stats[node.name]) if g.note(node).layer and node.name in stats and len(g.shape(node)) == 4 else None
+    return (node, stats[node.name]) if node.name in stats and g.spans_space(node) else None

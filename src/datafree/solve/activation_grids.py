@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, fx
 
 from datafree import graph as g
+from datafree.graph import positions, unfold
 from datafree.quantization import choose_qparams, fake_quantize, search_grid
 from datafree.records import Layer, QParams
 from datafree.signals import Signal
-from datafree.solve.moments import positions, unfold
 from datafree.solve.plan import WIDE
 
 SAMPLE = 2**16  # values looked at
@@ -76,9 +76,7 @@ def _by_values(x: Tensor, bits: int, seed: int) -> QParams:
 def _output_errors(teacher: fx.GraphModule, layer: Layer, x: Tensor, trials: list[QParams], seed: int) -> Tensor:
     """Variance of W (u - Q(u)) for every grid, as a share of that of W u."""
     weight = g.weight(teacher, layer)
-    kernel = g.kernel_size(weight.shape)
     rows = g.grouped(weight, layer.groups).transpose(1, 2)  # (g, n, o)
-    at = positions(tuple(x.shape), layer, kernel, ROWS, seed)
-    u = unfold(x, layer, kernel, at).permute(1, 0, 2)  # (g, r, n)
+    u = unfold(x, layer, positions(x.shape, layer, ROWS, seed)).permute(1, 0, 2)  # (g, r, n)
     errors = [((fake_quantize(u, trial) - u) @ rows).var(1, correction=0).sum() for trial in trials]
     return torch.stack(errors) / (u @ rows).var(1, correction=0).sum().clamp(min=1e-30)

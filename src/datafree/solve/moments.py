@@ -1,81 +1,28 @@
-"""What a layer's solver needs to know of its inputs: unfolded columns, their mean and covariance."""
+"""What a layer's solver needs to know of its inputs: mean and covariance of their columns."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from datafree.execution import add_macs
+from datafree.graph import chunks, unfold
 from datafree.quantization import fake_quantize
 from datafree.records import Layer, Moments, QParams
 
-CHUNK = 2**24  # elements of unfolded input held at once
 MAX_TAPS = 4608  # 3 x 3 x 512; above, H is kept in diagonal blocks: at most n * MAX_TAPS elements a group, not n^2
 SHIFT_ROWS = 256  # rows spread over all, whose mean is near that of all
-
-
-def positions(
-    x_shape: tuple[int, ...], layer: Layer, kernel: tuple[int, int], count: int, seed: int
-) -> Int[Tensor, "r 3"]:
-    """Up to `count` output positions (image, row, column) drawn at random; all of them where there are no more."""
-    size = output_size(x_shape, layer, kernel)
-    total = size[0] * size[1] * size[2]
-    generator = torch.Generator().manual_seed(seed)
-    flat = torch.arange(total) if total <= count else torch.randint(total, (count,), generator=generator)
-    return torch.stack(torch.unravel_index(flat, size), 1)
-
-
-def output_size(x_shape: tuple[int, ...], layer: Layer, kernel: tuple[int, int]) -> tuple[int, int, int]:
-    """Images, rows and columns of the layer's output; a linear layer has one position for each of its input vectors."""
-    if layer.kind == "linear":
-        return int(torch.Size(x_shape[:-1]).numel()), 1, 1
-    rows, columns = (
-        (x_shape[2 + i] + 2 * layer.padding[i] - layer.dilation[i] * (kernel[i] - 1) - 1) // layer.stride[i] + 1
-        for i in (0, 1)
-    )
-    return x_shape[0], rows, columns
-
-
-def unfold(x: Tensor, layer: Layer, kernel: tuple[int, int], at: Int[Tensor, "r 3"]) -> Float[Tensor, "r g n"]:
-    """The input columns the layer sees at the given output positions, n = taps of one output channel.
-
-    Args:
-        x: the layer's input, (N, C_in, H, W) or (..., C_in).
-    """
-    if layer.kind == "linear":
-        return x.reshape(-1, 1, x.shape[-1])[at[:, 0]]
-    top, left = layer.padding
-    x = F.pad(x, (left, left, top, top)) if top or left else x
-    corner = at[:, 1:] * torch.tensor(layer.stride)
-    if kernel == (1, 1):
-        return x[at[:, 0], :, corner[:, 0], corner[:, 1]].reshape(len(at), layer.groups, -1)
-    rows, columns = (torch.arange(k) * step for k, step in zip(kernel, layer.dilation, strict=True))
-    places = (corner[:, 0, None, None] + rows[:, None]) * x.shape[3] + corner[:, 1, None, None] + columns
-    found = x.new_empty(len(at), x.shape[1], kernel[0] * kernel[1])
-    for image, own in _by_image(at[:, 0]):  # one image after another, plane by plane: memory is read in order
-        taken = x[image].flatten(1).index_select(1, places[own].flatten())
-        found[own] = taken.view(x.shape[1], len(own), -1).transpose(0, 1)
-    return found.reshape(len(at), layer.groups, -1)
-
-
-def _by_image(images: Int[Tensor, " r"]) -> Iterator[tuple[int, Int[Tensor, " s"]]]:
-    """Every image that occurs, with the places where it does."""
-    numbers, counts = images.unique(return_counts=True)
-    return zip(numbers.tolist(), images.argsort(stable=True).split(counts.tolist()), strict=True)
 
 
 def gather_moments(
     x: Tensor,
     layer: Layer,
-    kernel: tuple[int, int],
-    at: Int[Tensor, "r 3"],
+    at: Int[Tensor, "r d"],
     *,
     qparams: QParams | None,
     full: bool,
@@ -93,17 +40,17 @@ def gather_moments(
     """
     as_seen = lambda u: u if qparams is None else fake_quantize(u, qparams)  # noqa: E731
     some = at[:: max(1, math.ceil(len(at) / SHIFT_ROWS))]
-    shift = as_seen(unfold(x if student_x is None else student_x, layer, kernel, some)).mean(0)  # near the mean: exact
+    shift = as_seen(unfold(x if student_x is None else student_x, layer, some)).mean(0)  # near the mean: exact
     groups, taps = shift.shape
-    size = block_size(taps, kernel[0] * kernel[1]) if full else taps
+    size = block_size(taps, layer.kernel_size) if full else taps
     blocks = groups * taps // size
     mean, rest = torch.zeros(groups, taps).double(), torch.zeros(blocks, size).double()
     cov = torch.zeros(blocks, *[size] * (2 if full else 1)).double()
     cross = torch.zeros_like(cov) if full and student_x is not None else None
     scatter = torch.zeros(blocks).double()
     grouped = lambda u: (u - shift).view(-1, blocks, size).permute(1, 0, 2)  # noqa: E731
-    columns = chunks(x, layer, kernel, at)
-    pairs = itertools.tee(columns) if student_x is None else (columns, chunks(student_x, layer, kernel, at))
+    columns = chunks(x, layer, at)
+    pairs = itertools.tee(columns) if student_x is None else (columns, chunks(student_x, layer, at))
     for u, own in zip(*pairs, strict=True):
         centred = grouped(as_seen(own))  # (g * b, r, m)
         square = centred.square()
@@ -172,12 +119,3 @@ def shrunk(moments: Moments) -> Moments:
         for h in (moments.cov, moments.cross)
     )
     return replace(moments, cov=cov, cross=cross, scatter=None)
-
-
-def chunks(
-    x: Tensor, layer: Layer, kernel: tuple[int, int], at: Int[Tensor, "r 3"]
-) -> Iterator[Float[Tensor, "r g n"]]:
-    """Unfolded columns in pieces of bounded size."""
-    per_row = x.shape[-1] if layer.kind == "linear" else x.shape[1] * kernel[0] * kernel[1]
-    for part in at.split(max(1, CHUNK // per_row)):
-        yield unfold(x, layer, kernel, part)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -90,17 +89,16 @@ def _layer_plan(layer: Layer, weight: Tensor, recipe: Recipe, rule: LayerRule | 
             f"layers: {layer.name} has a prune.sparsity of its own, but {why}; "
             "leave it out, or set prune: {sparsity: ...} for the others (0 = none)"
         )
-    pruning = _prune_spec(weight, recipe.prune, given.get("prune", {}))
+    pruning = _prune_spec(layer, weight, recipe.prune, given.get("prune", {}))
     spec = WeightSpec(width, weights.per == "channel", weights.symmetric or width == 8, pruning)
     return LayerPlan(layer, spec if width or pruning else None, bits)
 
 
-def _prune_spec(weight: Tensor, prune: Prune | None, given: dict[str, float]) -> PruneSpec | None:
+def _prune_spec(layer: Layer, weight: Tensor, prune: Prune | None, given: dict[str, float]) -> PruneSpec | None:
     """The recipe's share of one layer; `allocate` moves weights between layers where the scope is global."""
     if prune is None or prune.pattern == "channels" or not fits(weight, prune):
         return None
-    taps = math.prod(weight.shape[2:])
-    cell = (*prune.cell, taps) if prune.cell else None
+    cell = (*prune.cell, layer.kernel_size) if prune.cell else None
     sparsity = given.get("sparsity", prune.sparsity)
     count = round(sparsity * weight.numel()) if not cell else weight.numel() // cell[1] * (cell[1] - cell[0])
     free = prune.scope == "global" and cell is None and "sparsity" not in given

@@ -8,7 +8,7 @@ from itertools import chain
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.execution import NO_CHECKPOINTS, Checkpoints, add_layer_macs
+from datafree.execution import NO_CHECKPOINTS, Checkpoints
 from datafree.quantization import dequantize, fake_quantize
 from datafree.recipe import Recipe
 from datafree.records import LayerResult
@@ -118,6 +118,4 @@ def _output(
         weight = result.weight.float().view(weight.shape)
         weight = weight if result.weight_qparams is None else dequantize(weight, result.weight_qparams)
         bias = result.bias
-    y = g.call(node, x, weight, bias, *node.args[3:])
-    add_layer_macs(x, weight, y)
-    return y
+    return g.run_layer(node, x, weight, bias)

@@ -14,14 +14,15 @@ from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.execution import one_thread
+from datafree.graph import chunks, positions, row_size
 from datafree.quantization import dequantize, fake_quantize
 from datafree.recipe import Nearest, Recipe, StraightThrough
-from datafree.records import LayerResult, Moments, MomentsError, QParams, decibel
+from datafree.records import Layer, LayerResult, Moments, MomentsError, QParams, decibel
 from datafree.signals import LayerDraws, Signal, closed_form, layer_draws, walk_teacher
 from datafree.solve.activation_grids import tensor_grid
 from datafree.solve.compensation import compensated
 from datafree.solve.jobs import LayerJob
-from datafree.solve.moments import chunks, gather_moments, merged, positions, shrunk
+from datafree.solve.moments import gather_moments, merged, shrunk
 from datafree.solve.plan import LayerPlan, Plan, quantized_at
 from datafree.solve.pruning import pruned
 from datafree.solve.rounding import NEEDS, SOLVERS
@@ -74,12 +75,10 @@ def make_job(
     """One layer's problem, from the value `x` of its input node, and the student's where that is another."""
     assert item.weights is not None, "there is something to solve"
     layer, seed = item.layer, source.seed ^ zlib.crc32(item.layer.name.encode())
-    weight = g.weight(teacher, layer)
-    kernel = g.kernel_size(weight.shape)
     qparams = grids[quantized_at(node).name, item.input_bits] if item.input_bits else None
     draws = None
     if source.pooling == "ignored" and student_x is None:
-        draws = layer_draws(layer, node, tuple(weight.shape), source.drawn, qparams)
+        draws = layer_draws(layer, node, source.drawn, qparams)
     try:
         moments, halves = _moments(x, item, node, source, qparams, NEEDS[type(recipe.solve)], seed, student_x, draws)
     except MomentsError as error:
@@ -88,16 +87,16 @@ def make_job(
     seen = x if student_x is None else student_x
     return LayerJob(
         name=layer.name,
-        weight=g.grouped(weight, layer.groups),
+        weight=g.grouped(g.weight(teacher, layer), layer.groups),
         bias=g.bias(teacher, layer),
         moments=moments,
         spec=item.weights,
         method=recipe.solve,
         seed=seed,
-        rows=_drawn_rows(seen, item, kernel, recipe, qparams, seed) if trains and draws is None else None,
+        rows=_drawn_rows(seen, layer, recipe, qparams, seed) if trains and draws is None else None,
         draws=draws if trains else None,
         input_scale=float(qparams.scale) if qparams else None,
-        kernel_size=kernel[0] * kernel[1],
+        kernel_size=layer.kernel_size,
         moment_halves=halves,
     )
 
@@ -114,29 +113,20 @@ def _moments(
     draws: LayerDraws | None,
 ) -> tuple[Moments, tuple[Moments, Moments] | None]:
     """Moments of the layer's input; and, where the student's inputs are its own, of both halves of the images."""
-    layer, weight = item.layer, g.weight(g.graph_of(node), item.layer)
-    moments = (
-        closed_form(layer, node, tuple(weight.shape), source.drawn, _side(x))
-        if source.draws and student_x is None
-        else None
-    )
+    layer, moments = item.layer, None
+    if source.draws and student_x is None:
+        moments = closed_form(layer, node, source.drawn, x.shape[2:])
     if moments is not None:
         return _with_rounding(moments, qparams), None
-    kernel = g.kernel_size(weight.shape)
     if draws is not None:
-        x = draws.patches(NUM_ROWS[need], torch.Generator().manual_seed(seed))
-        layer, kernel = draws.on_patches, (1, 1)
-    at = positions(tuple(x.shape), layer, kernel, NUM_ROWS[need], seed)
+        x, layer = draws.patches(NUM_ROWS[need], torch.Generator().manual_seed(seed)), draws.on_patches
+    at = positions(x.shape, layer, NUM_ROWS[need], seed)
     full = need == "covariance" or student_x is not None
-    gather = partial(gather_moments, x, layer, kernel, qparams=qparams, full=full, student_x=student_x)
+    gather = partial(gather_moments, x, layer, qparams=qparams, full=full, student_x=student_x)
     if student_x is None or len(at) < 2:
         return shrunk(gather(at)), None
     first, second = (gather(half) for half in at[torch.argsort(at[:, 0], stable=True)].tensor_split(2))
     return shrunk(merged(first, second)), (first, second)
-
-
-def _side(x: Tensor) -> tuple[int, int]:
-    return (x.shape[2], x.shape[3]) if x.dim() == 4 else (1, 1)
 
 
 def _with_rounding(moments: Moments, qparams: QParams | None) -> Moments:
@@ -147,17 +137,13 @@ def _with_rounding(moments: Moments, qparams: QParams | None) -> Moments:
     return replace(moments, cov=moments.cov + noise * torch.eye(moments.cov.shape[-1]))
 
 
-def _drawn_rows(
-    x: Tensor, item: LayerPlan, kernel: tuple[int, int], recipe: Recipe, qparams: QParams | None, seed: int
-) -> Tensor:
+def _drawn_rows(x: Tensor, layer: Layer, recipe: Recipe, qparams: QParams | None, seed: int) -> Tensor:
     """Inputs (r, g, n) for a solver that trains, enough to use each row once where memory allows."""
-    layer = item.layer
-    per_row = x.shape[-1] if layer.kind == "linear" else x.shape[1] * kernel[0] * kernel[1]
     assert isinstance(recipe.solve, StraightThrough), "the only method that trains"
     wanted = recipe.solve.steps * recipe.solve.rows
-    at = positions(tuple(x.shape), layer, kernel, min(wanted, ROWS_BYTES // (4 * per_row)), seed + 1)
+    at = positions(x.shape, layer, min(wanted, ROWS_BYTES // (4 * row_size(x.shape, layer))), seed + 1)
     at = at[torch.randperm(len(at), generator=torch.Generator().manual_seed(seed))]
-    rows = torch.cat(list(chunks(x, layer, kernel, at)))
+    rows = torch.cat(list(chunks(x, layer, at)))
     return rows if qparams is None else fake_quantize(rows, qparams)
 
 

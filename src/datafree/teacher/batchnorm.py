@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.graph import BATCH_NORM, CONV, LINEAR, argument, batch_norms
+from datafree.graph import BATCH_NORM, argument, batch_norms
 from datafree.records import ChannelStats, Skipped, Stats
 
 
@@ -29,7 +29,7 @@ def fold_batchnorm_(teacher: fx.GraphModule) -> tuple[Stats, tuple[Skipped, ...]
         scale, shift, out = _affine(teacher, node)
         name = str(g.operand(node, 3).target).rpartition(".")[0] or node.name
         source = g.operand(node)
-        if _sole_user(source, node) and g.note(source).layer:
+        if _sole_user(source, node):
             _fold_backward(teacher, source, scale, shift)
             node.replace_all_uses_with(source)
             stats[source.name] = out
@@ -59,7 +59,7 @@ def _affine(teacher: fx.GraphModule, node: fx.Node) -> tuple[Float[Tensor, " c"]
 
 
 def _sole_user(source: fx.Node, node: fx.Node) -> bool:
-    return list(source.users) == [node] and source.target in (CONV, LINEAR) and len(g.shape(source)) in (2, 4)
+    return list(source.users) == [node] and g.has_rows_in_dimension_1(source)
 
 
 def _forward_target(node: fx.Node) -> fx.Node | None:
@@ -68,9 +68,9 @@ def _forward_target(node: fx.Node) -> fx.Node | None:
     if len(users) != 1 or not g.note(users[0]).layer or g.operand(users[0]) is not node:
         return None
     consumer = users[0]
-    if consumer.target is LINEAR:
-        return consumer if len(g.shape(node)) == 2 else None
-    return consumer if not any(argument(consumer, "padding")) and len(g.operand(node).users) == 1 else None
+    if not g.has_rows_in_dimension_1(consumer) or g.meets_borders(consumer):
+        return None
+    return consumer if len(g.operand(node).users) == 1 else None
 
 
 def _fold_backward(teacher: fx.GraphModule, source: fx.Node, scale: Tensor, shift: Tensor) -> None:
@@ -84,10 +84,9 @@ def _fold_backward(teacher: fx.GraphModule, source: fx.Node, scale: Tensor, shif
 def _fold_forward(teacher: fx.GraphModule, consumer: fx.Node, scale: Tensor, shift: Tensor) -> None:
     name = g.layer_name(consumer)
     weight, bias = (g.get_tensor(teacher, f"{name}.{p}").double() for p in ("weight", "bias"))
-    groups = argument(consumer, "groups") if consumer.target is CONV else 1
-    rows = g.grouped(weight, groups)  # (g, o, n)
-    taps = weight[0, 0].numel()
-    a, t = (v.double().view(groups, 1, -1).repeat_interleave(taps, 2) for v in (scale, shift))
+    layer = g.read_layer(consumer)
+    rows = g.grouped(weight, layer.groups)  # (g, o, n)
+    a, t = (v.double().view(layer.groups, 1, -1).repeat_interleave(layer.kernel_size, 2) for v in (scale, shift))
     g.set_tensor(teacher, f"{name}.weight", (rows * a).reshape(weight.shape).float())
     g.set_tensor(teacher, f"{name}.bias", (bias + (rows * t).sum(2).flatten()).float())
 
@@ -102,6 +101,6 @@ def _keep_affine(teacher: fx.GraphModule, node: fx.Node, name: str, scale: Tenso
 
 
 def _reason(source: fx.Node) -> str:
-    if source.target in (CONV, LINEAR) and len(source.users) > 1:
+    if g.note(source).layer and len(source.users) > 1:
         return "the layer before it has other consumers"
     return "no convolution or linear layer is right before it"

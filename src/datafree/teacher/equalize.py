@@ -342,16 +342,16 @@ class _Scales:
         by_name = g.nodes_by_name(self.teacher)
         output_vectors, input_vectors = [], []
         for name, layer in self.layers.items():
-            node, view = by_name[layer.node], (1, -1, 1, 1) if layer.kind == "conv2d" else (-1,)
+            node, along = by_name[layer.node], g.type_of(layer).along_channels
             self.total_out[name] = self.total_out[name] * self.out[name]
             g.set_tensor(self.teacher, f"{name}.weight", self.weights[name])
             g.set_tensor(self.teacher, f"{name}.bias", g.bias(self.teacher, layer) * self.total_out[name])
             if bool((self.out[name] != 1).any()):
-                new = g.scale_output(self.teacher, node, f"{name}.v_o", 1 / self.out[name].view(view))
+                new = g.scale_output(self.teacher, node, f"{name}.v_o", 1 / along(self.out[name]))
                 g.annotate(new, v_o=name)
                 output_vectors.append(name)
             if bool((self.inp[name] != 1).any()):
-                g.scale_input(self.teacher, node, f"{name}.v_i", self.inp[name].view(view))
+                g.scale_input(self.teacher, node, f"{name}.v_i", along(self.inp[name]))
                 input_vectors.append(name)
         return tuple(output_vectors), tuple(input_vectors)
 

@@ -33,15 +33,15 @@ def balance_depthwise_(teacher: fx.GraphModule, stats: Stats) -> tuple[str, ...]
         if reach is None or not bool(torch.isfinite(reach).all()) or not bool((reach > 0).any()):
             continue
         v_i = reach.max() / reach.clamp(min=float(reach.max()) / WIDEST)
-        g.set_tensor(teacher, f"{name}.weight", weight / v_i.view(-1, 1, 1, 1))
-        g.scale_input(teacher, node, f"{name}.v_i", v_i.view(1, -1, 1, 1))
+        g.set_tensor(teacher, f"{name}.weight", weight / v_i.view(-1, *[1] * (weight.dim() - 1)))
+        g.scale_input(teacher, node, f"{name}.v_i", g.type_of(layer).along_channels(v_i))
         balanced.append(name)
     g.tidy(teacher)
     return tuple(balanced)
 
 
 def _is_depthwise(layer: Layer, weight: Tensor) -> bool:
-    return layer.kind == "conv2d" and layer.groups == weight.shape[0] > 1 and weight.shape[1] == 1
+    return layer.groups == weight.shape[0] > 1 and weight.shape[1] == 1
 
 
 def _reach(node: fx.Node, stats: Stats) -> Float[Tensor, " c"] | None:
@@ -56,8 +56,8 @@ def _reach(node: fx.Node, stats: Stats) -> Float[Tensor, " c"] | None:
         return None
     known = stats[node.name]
     low, high = known.mean - REACH * known.std, known.mean + REACH * known.std
-    ends = torch.stack([low, high])[:, :, None, None]  # (2, C, 1, 1)
+    ends = torch.stack([low, high])[(..., *[None] * (len(g.shape(node)) - 2))]  # (2, C, 1, 1)
     values = {node: ends}
     for step in reversed(between):
         values[step] = ends = g.execute(step, values)
-    return ends.abs().amax((0, 2, 3))
+    return ends.abs().transpose(0, 1).flatten(1).amax(1)
