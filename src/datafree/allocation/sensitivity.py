@@ -61,9 +61,9 @@ class NetworkProbe:
         """How far each probe moves the network's output, as a share of its variance over the images."""
         for probe in probes:
             layer = self.layers[probe.name]
-            weight, bias = layer.args[1], layer.args[2]
+            weight, bias = g.operand(layer, 1), g.operand(layer, 2)
             changed: dict[fx.Node, Any] = {
-                weight: probe.weight.view_as(self.values[weight]), bias: self.values[bias] + probe.shift
+                weight: g.as_called(layer, probe.weight), bias: self.values[bias] + probe.shift
             }  # fmt: skip
             now = ChainMap(changed, self.values)
             with torch.no_grad():

@@ -6,7 +6,16 @@ from datafree.graph.capture import batch_norms, trace
 from datafree.graph.channel_groups import Group, channel_groups, described, remove_, unremovable
 from datafree.graph.channel_ids import ChannelIds, LayerSide, channel_ids
 from datafree.graph.columns import chunks, positions, row_size, taps_inside, unfold
-from datafree.graph.layer_types import has_rows_in_dimension_1, meets_borders, read_layer, spans_space, type_of
+from datafree.graph.layer_types import (
+    as_called,
+    has_rows_in_dimension_1,
+    meets_borders,
+    read_layer,
+    set_parameters,
+    spans_space,
+    type_of,
+    weight_node,
+)
 from datafree.graph.operators import BATCH_NORM, argument, aten, operator_by_name, operator_of
 from datafree.graph.view import (
     attribute,
@@ -46,6 +55,7 @@ __all__ = [
     "LayerSide",
     "annotate",
     "argument",
+    "as_called",
     "aten",
     "attribute",
     "batch_norms",
@@ -86,6 +96,7 @@ __all__ = [
     "run_layer",
     "scale_input",
     "scale_output",
+    "set_parameters",
     "set_tensor",
     "shape",
     "spans_space",
@@ -98,6 +109,7 @@ __all__ = [
     "unremovable",
     "walk",
     "weight",
+    "weight_node",
     "with_output_vectors",
     "with_weights",
 ]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from datafree.graph.annotations import annotate, note, operand, shape
-from datafree.graph.layer_types import LAYER_TYPES
-from datafree.graph.operators import BATCH_NORM, CONV, argument, aten, operator_of
+from datafree.graph.layer_types import LAYER_TYPES, PADDED_BY_NAME, groups_of, moved, set_parameters
+from datafree.graph.operators import BATCH_NORM, argument, aten, operator_of
 from datafree.graph.view import attribute, call, get_tensor, map_args, tidy
 
 _ASSERTIONS = ("_assert", "sym_constrain_range", "_guards_fn")
@@ -209,7 +209,7 @@ def _own_parameters(graph: fx.GraphModule) -> None:
     taken: dict[str, int] = {}
     known = {str(n.target) for n in graph.graph.nodes if n.op == "get_attr"}
     for node in list(graph.graph.nodes):
-        if node.target is aten.conv2d.padding:
+        if node.target in PADDED_BY_NAME:
             _explicit_padding(graph, node)
         if node.target not in LAYER_TYPES or not _is_constant(node.args[1]):
             continue
@@ -221,14 +221,14 @@ def _own_parameters(graph: fx.GraphModule) -> None:
         name = path if count == 0 else f"{path}@{count}"
         if offset is not None and not _is_constant(offset):
             continue
+        value = moved(value, LAYER_TYPES[node.target].moves(groups_of(node)))
         offset = torch.zeros(value.shape[0]) if offset is None else get_tensor(graph, offset.target)
         with graph.graph.inserting_before(node):
-            own = (
-                attribute(graph, f"{name}.weight", value.clone()),
-                attribute(graph, f"{name}.bias", offset.clone()),
-            )
+            weight = attribute(graph, f"{name}.weight", value.clone(memory_format=torch.contiguous_format))
+            bias = attribute(graph, f"{name}.bias", offset.clone())
         settings = (argument(node, known.name) for known in node.target._schema.arguments[3:])
-        node.args, node.kwargs = (operand(node), *own, *settings), {}
+        node.args, node.kwargs = (operand(node), weight, bias, *settings), {}
+        set_parameters(node, weight, bias)
         annotate(node, layer=name)
 
 
@@ -247,18 +247,18 @@ def _layer_name(node: fx.Node, source: fx.Node, known: set[str]) -> str:
 
 
 def _explicit_padding(graph: fx.GraphModule, node: fx.Node) -> None:
-    """conv2d with padding "same" or "valid" as numbers; what is not symmetric is padded in front of it."""
+    """A convolution with padding "same" or "valid", as numbers; what is not symmetric is padded in front of it."""
     stride, mode, dilation, groups = (argument(node, n) for n in ("stride", "padding", "dilation", "groups"))
     x, w, b = operand(node), operand(node, 1), argument(node, "bias")
     total = [d * (k - 1) if mode == "same" else 0 for d, k in zip(dilation, shape(w)[2:], strict=True)]
     if any(t % 2 for t in total):
         pads = [p for t in reversed(total) for p in (t // 2, t - t // 2)]
-        n, c, height, width = shape(x)
+        sides = [side + t for side, t in zip(shape(x)[2:], total, strict=True)]
         with graph.graph.inserting_before(node):
             x = graph.graph.call_function(aten.constant_pad_nd.default, (x, pads, 0.0))
-        annotate(x, shape=(n, c, height + total[0], width + total[1]), path=note(node).path)
-        total = [0, 0]
-    node.target = CONV
+        annotate(x, shape=(*shape(operand(node))[:2], *sides), path=note(node).path)
+        total = [0] * len(total)
+    node.target = PADDED_BY_NAME[node.target]
     node.args = (x, w, b, stride, [t // 2 for t in total], dilation, groups)
 
 

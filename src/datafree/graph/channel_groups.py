@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from datafree.graph import view as g
 from datafree.graph.annotations import annotate, layer_name, note, operand, shape
 from datafree.graph.channel_ids import ChannelTracer
-from datafree.graph.layer_types import LAYER_TYPES, read_layer
+from datafree.graph.layer_types import LAYER_TYPES, read_layer, set_parameters, weight_node
 from datafree.graph.operators import argument, aten, operator_of, set_argument
 from datafree.records import Skipped
 
@@ -116,7 +116,7 @@ def remove_(teacher: fx.GraphModule, groups: Iterable[Group]) -> None:
             _shrink_arguments(node, kept)
     for node, masks in kept.items():
         annotate(node, shape=tuple(int(mask.sum()) for mask in masks))
-    teacher.recompile()
+    g.tidy(teacher)
 
 
 # ---- which channels go together
@@ -262,15 +262,15 @@ def _sliced(value: Tensor, masks: list[Tensor]) -> Tensor:
 def _shrink_layer(teacher: fx.GraphModule, node: fx.Node, kept: dict[fx.Node, list[Tensor]]) -> None:
     axis = LAYER_TYPES[node.target].channel_axis
     rows, columns = kept[node][axis], kept[operand(node)][axis]
-    groups = read_layer(node).groups
+    groups, weight, bias = read_layer(node).groups, weight_node(node), operand(node, 2)
     if groups == len(columns) > 1:
         set_argument(node, "groups", int(columns.sum()))
     columns = columns.reshape(groups, -1).any(0)  # the same in every convolution group
-    for position, masks in ((1, [rows, columns]), (2, [rows])):
-        parameter = operand(node, position)
+    for parameter, masks in ((weight, [rows, columns]), (bias, [rows])):
         value = _sliced(g.tensor_of(teacher, parameter), masks)
         g.set_tensor(teacher, str(parameter.target), value)
         annotate(parameter, shape=tuple(value.shape))
+    set_parameters(node, weight, bias)
 
 
 def _shrink_arguments(node: fx.Node, kept: dict[fx.Node, list[Tensor]]) -> None:

@@ -13,7 +13,7 @@ from torch.fx.node import map_arg
 
 from datafree.execution import add_layer_macs
 from datafree.graph.annotations import annotate, layer_name, note, operand, shape
-from datafree.graph.layer_types import LAYER_TYPES, read_layer
+from datafree.graph.layer_types import LAYER_TYPES, as_called, read_layer
 from datafree.graph.operators import aten
 from datafree.records import Layer
 
@@ -243,7 +243,7 @@ def execute(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
 
 def run_layer(node: fx.Node, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A layer's output for another input, weight (C_out, C_in/groups, *kernel) and bias."""
-    return execute(node, {operand(node): x, operand(node, 1): weight, operand(node, 2): bias})
+    return execute(node, {operand(node): x, operand(node, 1): as_called(node, weight), operand(node, 2): bias})
 
 
 def first_output(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Tensor:

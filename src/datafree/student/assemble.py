@@ -112,7 +112,7 @@ def _put_weight(student: fx.GraphModule, node: fx.Node, result: LayerResult, inp
         with student.graph.inserting_before(node):
             # + 0.0: a pruned weight is no -0.0, which a packed file would have to store
             weight = g.attribute(student, f"{name}.weight", result.weight.view(shape) + 0.0)
-            node.args = (g.operand(node), weight, g.attribute(student, f"{name}.bias", result.bias), *node.args[3:])
+            g.set_parameters(node, weight, g.attribute(student, f"{name}.bias", result.bias))
         return
     scale, bias = grid.scale, result.bias
     after = next((u for u in node.users if g.note(u).v_o == name), None)
@@ -131,7 +131,7 @@ def _put_weight(student: fx.GraphModule, node: fx.Node, result: LayerResult, inp
         else:
             step = (scale.double() * input_scale).float().expand(len(bias)).contiguous()
             offset_node = _dequantized(student, f"{name}.bias", torch.round(bias / step).to(torch.int32), step, INT32)
-    node.args = (g.operand(node), weight, offset_node, *node.args[3:])
+    g.set_parameters(node, weight, offset_node)
 
 
 def _dequantized(student: fx.GraphModule, path: str, integers: Tensor, scale: Tensor, grid: tuple) -> fx.Node:

@@ -81,7 +81,7 @@ def _layers_moved(
         grid = results[name].weight_qparams if name in results else None
         if grid is None or read is None or new[name] is not results[name]:
             continue
-        steps = stored_scale(student, g.operand(source, 1)).double() * _scale(grids, read) / _scale(grids, _grid(node))
+        steps = stored_scale(student, g.weight_node(source)).double() * _scale(grids, read) / _scale(grids, _grid(node))
         steps = steps if vector is None else steps * g.get_tensor(student, vector).double().flatten()
         change = (near_fractions(steps[:, None])[:, 0] / steps).float()
         if len(change) == grid.scale.numel():

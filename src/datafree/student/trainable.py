@@ -85,8 +85,7 @@ class Trainable:
         for node, values in g.walk(self.student, inputs):
             latent = self.latents.get(g.note(node).layer or "")
             if latent is not None:
-                weight = values[g.operand(node, 1)]
-                values[g.operand(node, 1)] = latent.weights().view(weight.shape)
+                values[g.operand(node, 1)] = g.as_called(node, latent.weights())
                 values[g.operand(node, 2)] = latent.bias * latent.gain
             elif node.target is QUANTIZE:
                 values[node] = _rounded(values[g.operand(node)], *node.args[1:5])
@@ -117,7 +116,7 @@ def _latent(student: fx.GraphModule, node: fx.Node, result: LayerResult) -> _Lat
     grid, weight, gain = result.weight_qparams, result.weight.float(), torch.ones(1)
     stretch = torch.ones(1)
     if grid is not None:
-        stored = stored_scale(student, g.operand(node, 1))
+        stored = stored_scale(student, g.weight_node(node))
         weight, gain, stretch = dequantize(weight, grid), stored / grid.scale, torch.ones_like(grid.scale)
     keep = weight != 0 if result.sparsity else None
     weight, bias, stretch = (v.clone().requires_grad_(True) for v in (weight, result.bias, stretch))

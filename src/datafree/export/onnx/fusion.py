@@ -60,7 +60,7 @@ def _move_into_scales(fusion: Fusion, multiply: fx.Node, vector: np.ndarray) -> 
     layer = before if bounds is None else g.operand(before)
     if not g.has_rows_in_dimension_1(layer) or len(layer.users) > 1 or len(before.users) > 1:
         return
-    parameters = g.operand(layer, 1), g.operand(layer, 2)
+    parameters = g.weight_node(layer), g.operand(layer, 2)
     if any(p.target not in (DEQUANTIZE, DEQUANTIZE_ROWS) for p in parameters):
         return
     if bounds is not None:

@@ -167,9 +167,10 @@ def _axes(call: Call, dims: list[int] | None) -> list[int]:
 def _max_pool(
     call: Call, x: str, kernel: Pair, stride: Pair, padding: int | Pair, dilation: int | Pair, ceil_mode: bool
 ) -> str:
+    rank = len(call.shape) - 2
     return call.emit(
-        "MaxPool", x, kernel_shape=_full(kernel, 2), strides=_full(stride or kernel, 2), pads=_full(padding, 2) * 2,
-        dilations=_full(dilation, 2), ceil_mode=int(ceil_mode),
+        "MaxPool", x, kernel_shape=_full(kernel, rank), strides=_full(stride or kernel, rank),
+        pads=_full(padding, rank) * 2, dilations=_full(dilation, rank), ceil_mode=int(ceil_mode),
     )  # fmt: skip
 
 
