@@ -37,7 +37,7 @@ def net(name: str, *shapes: tuple[int, ...], then: Callable[[nn.Module], None] |
                 torch.manual_seed(0)
                 model = build().eval()
                 for module in model.modules():
-                    if isinstance(module, nn.Conv2d | nn.Linear | nn.ConvTranspose2d):
+                    if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
                         nn.init.kaiming_normal_(module.weight)  # the default lets a signal die in five layers
                 inputs = tuple(torch.randn(shape) for shape in shapes or (IMAGE,))
             randomise_batchnorm_(model, Generator().manual_seed(0))
@@ -489,6 +489,69 @@ def transposed():
     """Its weight is (C_in, C_out/groups, k, k): output channels are not the first axis."""
     up = nn.ConvTranspose2d(6, 6, 2, 2, bias=False)
     return nn.Sequential(block(3, 6, stride=2), up, nn.BatchNorm2d(6), nn.ReLU(), block(6, 6), head(6))
+
+
+class UNet(nn.Module):
+    """Two scales; the smaller one comes back by a transposed convolution and is joined to what it left."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.down = block(3, 6), block(6, 8, stride=2)
+        up = nn.ConvTranspose2d(8, 6, 2, 2, bias=False)
+        self.up = nn.Sequential(up, nn.BatchNorm2d(6), nn.ReLU())
+        self.last, self.mask = block(12, 6), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x):
+        fine = self.first(x)
+        return self.mask(self.last(torch.cat([fine, self.up(self.down(fine))], 1)))
+
+
+net("U-Net")(UNet)
+
+
+@net("upsampling by every transposed conv")
+def every_transposed():
+    """Overlapping kernels, groups, dilation, output padding, padding; depthwise, as bilinear upsampling is."""
+    layers = (
+        nn.ConvTranspose2d(8, 6, (4, 3), 2, (1, 0), (1, 1), groups=2, bias=False, dilation=(1, 2)),
+        nn.ConvTranspose2d(6, 6, 4, 2, 1, groups=6),
+    )
+    first, second = (nn.Sequential(layer, nn.BatchNorm2d(6), nn.ReLU()) for layer in layers)
+    return nn.Sequential(block(3, 8, stride=4), first, second, head(6))
+
+
+def block1d(c_in, c_out, size=3, *, up=False, **options):
+    kind = nn.ConvTranspose1d if up else nn.Conv1d
+    return nn.Sequential(kind(c_in, c_out, size, bias=False, **options), nn.BatchNorm1d(c_out), nn.ReLU())
+
+
+@net("keyword spotting", (2, 5, 40))
+def keyword_spotting():
+    """(N, features, time): convolutions along time, dilated, depthwise, "same"; pooling, and a class for each clip."""
+    return nn.Sequential(
+        block1d(5, 8, 5, stride=2, padding=2),
+        Residual(*block1d(8, 8, padding="same", dilation=2, groups=2)),
+        block1d(8, 8, 9, padding=4, groups=8),
+        block1d(8, 12, 1),
+        nn.MaxPool1d(2),
+        block1d(12, 12),
+        nn.AdaptiveAvgPool1d(1),
+        nn.Flatten(),
+        nn.Linear(12, 5),
+    )
+
+
+@net("1-d autoencoder", (2, 4, 32))
+def autoencoder1d():
+    """A signal in, a signal out."""
+    return nn.Sequential(
+        block1d(4, 8, 4, stride=2, padding=1),
+        nn.AvgPool1d(2),
+        block1d(8, 8, groups=2, padding=1),
+        block1d(8, 6, 4, up=True, stride=2, padding=1),
+        nn.Upsample(scale_factor=2),
+        nn.Conv1d(6, 4, 3, padding=1),
+    )
 
 
 # For tests that take long on each net: a few hazards in `make test`, all of them in `make test-all`.

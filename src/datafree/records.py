@@ -112,6 +112,7 @@ class Layer:
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
     groups: int = 1
+    output_padding: tuple[int, ...] = ()  # of a transposed convolution
 
     @property
     def kernel_size(self) -> int:

@@ -292,9 +292,9 @@ class Fixed(nn.Module):
         (lambda x: x.permute(0, 2, 3, 1).roll(1, 3).permute(0, 3, 1, 2), "roll"),
         (lambda x: x.permute(0, 2, 3, 1) @ torch.eye(4), "matmul"),
         (lambda x: x * x.mean(1, keepdim=True), "mean"),
-        (nn.Sequential(nn.Flatten(2), nn.Conv1d(4, 4, 1), nn.Unflatten(2, (16, 16))), "conv1d"),
+        (lambda x: F.conv3d(x.unsqueeze(-1), torch.ones(4, 4, 1, 1, 1)).squeeze(-1), "conv3d"),
     ],
-    ids=["group norm", "softmax", "strided slice", "roll", "matmul", "mean over channels", "conv1d"],
+    ids=["group norm", "softmax", "strided slice", "roll", "matmul", "mean over channels", "conv3d"],
 )
 def test_what_cannot_be_followed_is_left_with_a_reason(between, reason):
     model = Fixed(between)

@@ -1,4 +1,4 @@
-"""Unfolded inputs against F.unfold and the layer itself; moments against a plain float64 covariance."""
+"""Moments of a layer's inputs against a plain float64 covariance."""
 
 import math
 
@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
 from datafree.graph import columns as column_module
-from datafree.graph.columns import chunks, output_size, positions, unfold
+from datafree.graph.columns import chunks, positions, unfold
 from datafree.quantization.affine import choose_qparams
 from datafree.records import Layer, MomentsError
 from datafree.solve import moments
@@ -19,22 +17,11 @@ from datafree.solve.moments import block_size, gather_moments, merged, shrunk
 from jobs import convolution
 
 CONVS = {
-    "3x3": ((3, 3), {}),
-    "padded": ((3, 3), {"padding": (1, 1)}),
-    "uneven padding": ((3, 3), {"padding": (2, 0)}),
-    "strided": ((3, 3), {"stride": (2, 3)}),
-    "dilated": ((3, 3), {"dilation": (2, 1), "padding": (2, 1)}),
-    "grouped": ((3, 3), {"groups": 2}),
-    "depthwise": ((3, 3), {"groups": 4, "padding": (1, 1), "stride": (2, 2)}),
-    "1x1": ((1, 1), {}),
-    "1x1 strided": ((1, 1), {"stride": (2, 2)}),
     "1x5": ((1, 5), {"padding": (0, 2)}),
-    "everything": (
-        (2, 3),
-        {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": 2},
-    ),
+    "grouped": ((3, 3), {"groups": 2}),
+    "everything": ((2, 3), {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": 2}),
 }
-LINEARS = {"linear": (7, 5), "linear rank 3": (3, 4, 5), "linear rank 4": (2, 3, 4, 5)}
+LINEARS = {"linear": (7, 5), "linear rank 3": (3, 4, 5)}
 EVERY = pytest.mark.parametrize("name", [*CONVS, *LINEARS])
 FULL = pytest.mark.parametrize("full", [True, False], ids=["full", "diagonal"])
 
@@ -75,62 +62,6 @@ def assert_near(actual, expected, tolerance=1e-4):
 
 
 @EVERY
-def test_unfold_at_every_position_equals_torch(name):
-    layer, x = case(name)
-    at = everywhere(x, layer)
-    assert len(at) == math.prod(output_size(x.shape, layer))
-    assert torch.equal(unfold(x, layer, at), columns(x, layer))
-
-
-@pytest.mark.parametrize("name", CONVS)
-def test_memory_layout_of_the_input_does_not_matter(name):
-    layer, x = case(name)
-    at = everywhere(x, layer)
-    wide = torch.cat([-x, x], 3)
-    layouts = {
-        "channels last": x.to(memory_format=torch.channels_last),
-        "a slice": wide[..., x.shape[3] :],
-        "every second image": torch.stack([-x, x], 1).flatten(0, 1)[1::2],
-        "transposed": x.transpose(2, 3).contiguous().transpose(2, 3),
-    }
-    for layout, value in layouts.items():
-        assert torch.equal(unfold(value, layer, at), columns(x, layer)), layout
-
-
-@given(
-    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
-    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
-    groups=st.sampled_from([1, 2, 4]),
-    side=st.tuples(st.integers(1, 7), st.integers(1, 7)),
-)
-@settings(max_examples=60, deadline=None)
-def test_weights_times_columns_is_the_convolution(kernel, stride, padding, dilation, groups, side):
-    assume(all(side[i] + 2 * padding[i] > dilation[i] * (kernel[i] - 1) for i in (0, 1)))
-    layer = convolution(kernel, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    x, weight = randn(2, 4, *side), randn(8, 4 // groups, *kernel, seed=1)
-    expected = F.conv2d(x, weight, None, stride, padding, dilation, groups)
-    assert output_size(x.shape, layer) == (2, *expected.shape[2:])
-    u = unfold(x, layer, everywhere(x, layer))
-    y = torch.einsum("rgn,gon->rgo", u, weight.reshape(groups, 8 // groups, -1)).flatten(1)
-    torch.testing.assert_close(y, expected.permute(0, 2, 3, 1).flatten(0, 2), rtol=1e-4, atol=1e-4)
-
-
-@EVERY
-def test_positions_are_drawn_inside_the_output_and_by_the_seed(name):
-    layer, x = case(name)
-    size = output_size(x.shape, layer)
-    drawn = positions(x.shape, layer, 5, 0)
-    assert drawn.shape == (5, len(size))
-    assert (drawn >= 0).all() and (drawn < torch.tensor(size)).all()
-    assert torch.equal(drawn, positions(x.shape, layer, 5, 0))
-    assert not torch.equal(drawn, positions(x.shape, layer, 5, 1))
-    rows = columns(x, layer).unflatten(0, size)
-    assert torch.equal(unfold(x, layer, drawn), rows[tuple(drawn.T)])
-
-
-@EVERY
 def test_moments_equal_a_plain_covariance(name):
     layer, x = case(name)
     at = everywhere(x, layer)
@@ -158,7 +89,7 @@ def test_shift_may_be_far_from_the_mean(name, full, monkeypatch):
         assert_near(found.cross, torch.einsum("rgi,rgj->gij", u - u.mean(0), v - v.mean(0)) / len(u))
 
 
-@pytest.mark.parametrize("name", [*LINEARS, "3x3", "strided", "grouped", "1x1"])  # padding is not far from 0
+@pytest.mark.parametrize("name", [*LINEARS, "grouped"])  # padding is not far from 0
 def test_offset_of_the_input_costs_no_precision(name):
     layer, x = case(name, 1000.0)
     at = everywhere(x, layer)
@@ -227,7 +158,7 @@ def test_input_is_only_read():
 @FULL
 @pytest.mark.parametrize("quantized", [False, True], ids=["float", "quantized"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", ["padded", "linear"])
+@pytest.mark.parametrize("name", ["1x5", "linear"])
 def test_input_that_is_not_finite_is_refused(name, value, quantized, full):
     layer, x = case(name)
     x.view(-1)[3] = value
@@ -274,7 +205,7 @@ def plain_intensity(u):
     return min(1.0, noise / power)
 
 
-@pytest.mark.parametrize("name", ["linear", "3x3", "grouped", "strided", "1x1"])
+@pytest.mark.parametrize("name", ["linear", "grouped"])
 def test_intensity_equals_the_paper(name):
     layer, x = case(name, 10.0 if name == "linear" else 0.0)
     x = x + 1.5 * randn(len(x), 1, *x.shape[2:], seed=1)  # a cause that all channels share

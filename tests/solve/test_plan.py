@@ -127,11 +127,12 @@ def test_kept_layers_are_listed_with_the_reason():
     ]
 
 
-def test_a_transposed_convolution_is_listed_with_the_reason():
-    plan = plan_layers(folded("transposed conv"), Recipe())
+def test_a_convolution_of_another_rank_is_listed_with_the_reason():
+    model = nn.Sequential(nn.Unflatten(3, (16, 1)), nn.Conv3d(3, 4, 1), nn.Flatten(3), nn.Conv2d(4, 4, 1))
+    plan = plan_layers(trace(model, torch.zeros(2, 3, 16, 16)), Recipe())
     (skip,) = plan.skipped
-    assert "conv_transpose2d" in skip.reason and skip.reason.startswith("left in float")
-    assert len(plan.layers) == 3
+    assert "conv3d" in skip.reason and skip.reason.startswith("left in float")
+    assert list(plan.layers) == ["3"]
 
 
 class Product(nn.Module):

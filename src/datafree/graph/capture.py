@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from datafree.graph.annotations import annotate, note, operand, shape
-from datafree.graph.layer_types import LAYER_TYPES, PADDED_BY_NAME, groups_of, moved, set_parameters
+from datafree.graph.layer_types import LAYER_TYPES, PADDED_BY_NAME, as_kept, set_parameters
 from datafree.graph.operators import BATCH_NORM, argument, aten, operator_of
 from datafree.graph.view import attribute, call, get_tensor, map_args, tidy
 
@@ -197,11 +197,18 @@ def _fold_constants(graph: fx.GraphModule) -> None:
             if isinstance(value, Tensor):
                 with graph.graph.inserting_before(node):
                     new = attribute(graph, f"constant_{node.name}", value)
-                annotate(new, path=note(node).path)
+                annotate(new, path=_origin(node) or note(node).path)
                 values[new] = value
                 node.replace_all_uses_with(new)
             else:
                 values[node] = value
+
+
+def _origin(node: fx.Node) -> str:
+    """The module whose weight is only moved about here: of fc.weight[:, :, None, None], fc; "" where there is none."""
+    source = node.all_input_nodes[0]
+    moved = operator_of(node).channels == "moves" and source.op == "get_attr"
+    return note(source).path or str(source.target).removesuffix(".weight") if moved else ""
 
 
 def _own_parameters(graph: fx.GraphModule) -> None:
@@ -221,7 +228,7 @@ def _own_parameters(graph: fx.GraphModule) -> None:
         name = path if count == 0 else f"{path}@{count}"
         if offset is not None and not _is_constant(offset):
             continue
-        value = moved(value, LAYER_TYPES[node.target].moves(groups_of(node)))
+        value = as_kept(node, value)
         offset = torch.zeros(value.shape[0]) if offset is None else get_tensor(graph, offset.target)
         with graph.graph.inserting_before(node):
             weight = attribute(graph, f"{name}.weight", value.clone(memory_format=torch.contiguous_format))
@@ -239,8 +246,9 @@ def _is_constant(node: object) -> bool:
 def _layer_name(node: fx.Node, source: fx.Node, known: set[str]) -> str:
     """The path of the module that is called, where the weight is its own; else the parameter's path."""
     called, path = note(node).path, str(source.target)
-    if f"{called}.weight" in known:
-        return called
+    for own in (called, note(source).path):
+        if f"{own}.weight" in known:
+            return own
     if path.endswith(".weight"):
         return path.removesuffix(".weight")
     return called or (node.name if path.startswith(("constant_", "lifted_tensor_")) else path)

@@ -18,6 +18,8 @@ from datafree.graph.annotations import annotate, layer_name, note, operand, shap
 from datafree.graph.operators import CONV, LINEAR, argument, aten
 from datafree.records import Layer
 
+NOWHERE = -(2**31)  # outside of every image
+
 Move = tuple[Callable[..., Any], tuple[Any, ...]]
 """An operator and its arguments behind the tensor."""
 
@@ -51,8 +53,8 @@ class LayerType:
         """Where the taps of output positions lie along a dimension of the input; outside of it are zeros."""
         return at[:, None] * layer.stride[dim] - layer.padding[dim] + taps * layer.dilation[dim]
 
-    def moves(self, groups: int) -> tuple[Move, ...]:
-        """What makes of a weight as it is kept the one the operator wants; and back again, for each undoes itself."""
+    def moves(self, weight_shape: Sequence[int], groups: int) -> tuple[Move, ...]:
+        """What makes of a weight as it is kept the one the operator wants, and the other way round."""
         return ()
 
     def meets_borders(self, layer: Layer) -> bool:
@@ -64,8 +66,46 @@ class LayerType:
         return math.prod(weight_shape) * math.prod(y_shape) // y_shape[self.channel_axis]
 
 
-LAYER_TYPES: dict[object, LayerType] = {CONV: LayerType("conv2d", 2), LINEAR: LayerType("linear", 0)}
-PADDED_BY_NAME: dict[object, Any] = {aten.conv2d.padding: CONV}
+@dataclass(frozen=True)
+class Transposed(LayerType):
+    """A transposed convolution: every input pixel puts down the kernel, `stride` pixels apart.
+
+    Seen from an output position, tap k comes from the input pixel i with i * stride - padding + k * dilation there,
+    where there is one. Its operator wants the weight as (C_in, C_out/groups, *kernel).
+    """
+
+    def output_side(self, layer: Layer, dim: int, side: int) -> int:
+        span = layer.dilation[dim] * (layer.kernel[dim] - 1) + 1
+        return (side - 1) * layer.stride[dim] - 2 * layer.padding[dim] + span + layer.output_padding[dim]
+
+    def places(self, layer: Layer, dim: int, at: Int[Tensor, " r"], taps: Int[Tensor, " k"]) -> Int[Tensor, "r k"]:
+        reached = at[:, None] + layer.padding[dim] - taps * layer.dilation[dim]
+        return torch.where(reached % layer.stride[dim] == 0, reached // layer.stride[dim], NOWHERE)
+
+    def moves(self, weight_shape: Sequence[int], groups: int) -> tuple[Move, ...]:
+        if tuple(weight_shape[:2]) == (groups, 1):  # depthwise: both are the same
+            return ()
+        if groups == 1:
+            return ((aten.transpose.int, (0, 1)),)
+        return (
+            (aten.unflatten.int, (0, [groups, -1])), (aten.transpose.int, (1, 2)), (aten.flatten.using_ints, (0, 1))
+        )  # fmt: skip
+
+    def meets_borders(self, layer: Layer) -> bool:
+        return True
+
+    def macs(self, weight_shape: Sequence[int], x_shape: Sequence[int], y_shape: Sequence[int]) -> int:
+        return math.prod(weight_shape) * math.prod(x_shape) // x_shape[self.channel_axis]
+
+
+LAYER_TYPES: dict[object, LayerType] = {
+    CONV: LayerType("conv2d", 2),
+    LINEAR: LayerType("linear", 0),
+    aten.conv1d.default: LayerType("conv1d", 1),
+    aten.conv_transpose1d.default: Transposed("conv_transpose1d", 1),
+    aten.conv_transpose2d.input: Transposed("conv_transpose2d", 2),
+}
+PADDED_BY_NAME: dict[object, Any] = {aten.conv2d.padding: CONV, aten.conv1d.padding: aten.conv1d.default}
 """Operators whose padding is "same" or "valid", and those that take it as numbers."""
 
 BY_NAME = {kind.name: kind for kind in LAYER_TYPES.values()}
@@ -81,10 +121,10 @@ def read_layer(node: fx.Node) -> Layer:
     kind = LAYER_TYPES[node.target]
     if not kind.rank:
         return Layer(layer_name(node), node.name, kind.name)
-    stride, padding, dilation = (_sides(argument(node, a), kind.rank) for a in ("stride", "padding", "dilation"))
-    return Layer(
-        layer_name(node), node.name, kind.name, shape(operand(node, 1))[2:], stride, padding, dilation, groups_of(node)
-    )  # fmt: skip
+    settings = ["stride", "padding", "dilation", *["output_padding"] * isinstance(kind, Transposed)]
+    stride, padding, dilation, *more = (_sides(argument(node, name), kind.rank) for name in settings)
+    kernel = shape(operand(node, 1))[2:]
+    return Layer(layer_name(node), node.name, kind.name, kernel, stride, padding, dilation, groups_of(node), *more)
 
 
 def _sides(value: int | list[int], rank: int) -> tuple[int, ...]:
@@ -92,8 +132,7 @@ def _sides(value: int | list[int], rank: int) -> tuple[int, ...]:
     return tuple(given * rank if len(given) == 1 else given)
 
 
-def moved(weight: Tensor, moves: Sequence[Move]) -> Tensor:
-    """A layer's weight as its operator wants it; or, of one as an operator wants it, as it is kept."""
+def _moved(weight: Tensor, moves: Sequence[Move]) -> Tensor:
     for move, arguments in moves:
         weight = move(weight, *arguments)
     return weight
@@ -101,7 +140,7 @@ def moved(weight: Tensor, moves: Sequence[Move]) -> Tensor:
 
 def set_parameters(node: fx.Node, weight: fx.Node, bias: fx.Node) -> None:
     """Let a layer read these nodes: a weight (C_out, C_in/groups, *kernel) and a bias (C_out,)."""
-    for move, arguments in LAYER_TYPES[node.target].moves(groups_of(node)):
+    for move, arguments in _moves(node, weight):
         laid = move(torch.empty(shape(weight), device="meta"), *arguments)
         with node.graph.inserting_before(node):
             weight = node.graph.call_function(move, (weight, *arguments))
@@ -112,14 +151,24 @@ def set_parameters(node: fx.Node, weight: fx.Node, bias: fx.Node) -> None:
 def weight_node(node: fx.Node) -> fx.Node:
     """The node that yields a layer's weight as it is kept."""
     found = operand(node, 1)
-    for _ in LAYER_TYPES[node.target].moves(groups_of(node)):
+    for _ in _moves(node, found):
         found = operand(found)
     return found
 
 
 def as_called(node: fx.Node, weight: Tensor) -> Tensor:
     """A weight, with its elements in the order in which they are kept, as a layer's operator wants it."""
-    return moved(weight.view(shape(weight_node(node))), LAYER_TYPES[node.target].moves(groups_of(node)))
+    kept = weight_node(node)
+    return _moved(weight.view(shape(kept)), _moves(node, kept))
+
+
+def as_kept(node: fx.Node, weight: Tensor) -> Tensor:
+    """A weight as a layer's operator wants it, the way it is kept."""
+    return _moved(weight, LAYER_TYPES[node.target].moves(weight.shape, groups_of(node)))
+
+
+def _moves(node: fx.Node, weight: fx.Node) -> tuple[Move, ...]:
+    return LAYER_TYPES[node.target].moves(shape(weight), groups_of(node))
 
 
 def groups_of(node: fx.Node) -> int:

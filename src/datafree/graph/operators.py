@@ -112,15 +112,19 @@ def _mean_count(node: fx.Node) -> int:
 
 
 def _adaptive_count(node: fx.Node) -> int:
-    given = shape(operand(node))[-2:]
+    given = shape(operand(node))[2:]
     sides = [divmod(n, out) for n, out in zip(given, argument(node, "output_size"), strict=True)]
     return 0 if any(rest for _, rest in sides) else math.prod(side for side, _ in sides)
 
 
-def _pool_count(node: fx.Node) -> int:
+def _window(node: fx.Node) -> int:
     """Padding may be left out of the count."""
     plain = not argument(node, "ceil_mode") and argument(node, "count_include_pad")
-    return math.prod(argument(node, "kernel_size")) if plain and not argument(node, "divisor_override") else 0
+    return math.prod(argument(node, "kernel_size")) if plain else 0
+
+
+def _pool_count(node: fx.Node) -> int:
+    return 0 if argument(node, "divisor_override") else _window(node)
 
 
 # ---- the table
@@ -179,13 +183,19 @@ OPERATORS: dict[object, Operator] = {
     aten.minimum.default: SUM,
     aten.mul.Tensor: PRODUCT,
     # pooling, reductions, resampling
+    aten.max_pool1d.default: replace(POOL, same_values=True),
     aten.max_pool2d.default: replace(POOL, same_values=True),
+    aten.adaptive_max_pool1d.default: replace(POOL, same_values=True),
     aten.adaptive_max_pool2d.default: replace(POOL, same_values=True),
+    aten.avg_pool1d.default: replace(POOL, averages=_window),
     aten.avg_pool2d.default: replace(POOL, averages=_pool_count),
+    aten.adaptive_avg_pool1d.default: replace(POOL, averages=_adaptive_count),
     aten.adaptive_avg_pool2d.default: replace(POOL, averages=_adaptive_count),
     aten.mean.dim: replace(POOL, over="dims", reduces=True, averages=_mean_count),
     aten.amax.default: Operator("keeps", homogeneous=True, over="dims", reduces=True),
     aten.sum.dim_IntList: Operator("keeps", homogeneous=True, reduces=True),
+    aten.upsample_nearest1d.vec: Operator("keeps", homogeneous=True, same_values=True, over="space"),
+    aten.upsample_linear1d.vec: Operator("keeps", homogeneous=True, over="space"),
     aten.upsample_nearest2d.vec: Operator("keeps", homogeneous=True, same_values=True, over="space"),
     aten.upsample_bilinear2d.vec: Operator("keeps", homogeneous=True, over="space"),
     # normalisations that were not folded
@@ -228,6 +238,7 @@ OPERATORS: dict[object, Operator] = {
     CONV: UNKNOWN,
     LINEAR: UNKNOWN,
     aten.conv1d.default: UNKNOWN,
+    aten.conv_transpose1d.default: UNKNOWN,
     aten.conv_transpose2d.input: UNKNOWN,
     aten.matmul.default: UNKNOWN,
     aten.bmm.default: UNKNOWN,

@@ -28,7 +28,7 @@ def is_passed_over(node: fx.Node) -> bool:
     return over == "space"
 
 
-def passed_over(node: fx.Node, x: Float[Tensor, "n c h w"], generator: torch.Generator) -> Float[Tensor, "n c ..."]:
+def passed_over(node: fx.Node, x: Float[Tensor, "n c ..."], generator: torch.Generator) -> Float[Tensor, "n c ..."]:
     """What a pooling node yields where pooling is ignored: as many pixels of its input, picked at random.
 
     Pixels are independent, so these are draws from the statistics before it at the shape behind it (the paper).

@@ -76,8 +76,10 @@ def statistics_distance(mean: Float[Tensor, " c"], std: Float[Tensor, " c"], wan
     return _norm(shift) + _norm(spread)
 
 
-def total_variation(x: Float[Tensor, "n c h w"]) -> Tensor:
-    """Sum over four directions of the 2-norm of neighbours' differences (DI, R_TV)."""
+def total_variation(x: Float[Tensor, "n c ..."]) -> Tensor:
+    """Sum over four directions of the 2-norm of neighbours' differences (DI, R_TV); of a sequence, along it."""
+    if x.dim() == 3:
+        return _norm(x[..., :-1] - x[..., 1:])
     return (
         _norm(x[..., :-1] - x[..., 1:])
         + _norm(x[..., :-1, :] - x[..., 1:, :])

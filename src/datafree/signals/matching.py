@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +45,7 @@ class Matched:
     asked: percent of the images that get the class they were asked to show; None = no class was asked for.
     """
 
-    images: Float[Tensor, "n c h w"]
+    images: Float[Tensor, "n c ..."]
     distance: tuple[float, float]
     asked: float | None = None
 
@@ -72,7 +73,7 @@ def steps_of(method: MatchedImages) -> int:
 def match(
     teacher: fx.GraphModule,
     stats: Stats,
-    unit: Float[Tensor, "n c h w"],
+    unit: Float[Tensor, "n c ..."],
     method: MatchedImages,
     *,
     input_range: InputRange,
@@ -144,7 +145,7 @@ class _Objective:
     targets: Int[Tensor, " n"] | None
     competitor: Competitor | None
 
-    def __call__(self, view: Float[Tensor, "n c h w"]) -> tuple[Tensor, Tensor, Tensor | None]:
+    def __call__(self, view: Float[Tensor, "n c ..."]) -> tuple[Tensor, Tensor, Tensor | None]:
         method, x = self.method, in_range(view, self.input_range)
         published = PUBLISHED.get(method.setting) if isinstance(method, Inverted) else None
         if published is None:
@@ -174,7 +175,8 @@ def _move(
     """One batch, all steps."""
     images = unit.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([images], lr=motion.lr, betas=motion.betas)
-    jitter = max(1, min(unit.shape[2:]) // 12) if motion.jitter is None else min(motion.jitter, min(unit.shape[2:]) - 1)
+    sides, shortest = tuple(range(2, unit.dim())), min(unit.shape[2:])
+    jitter = max(1, shortest // 12) if motion.jitter is None else min(motion.jitter, shortest - 1)
     start, before, losses = 0, math.nan, []
     kept = checkpoints.read("state")
     if kept is not None:
@@ -185,10 +187,10 @@ def _move(
     for step in range(start, steps):
         for group in optimizer.param_groups:
             group["lr"] = motion.lr * (_cosine(step / steps) if motion.annealed else 1.0)
-        shift = torch.randint(-jitter, jitter + 1, (2,), generator=generator).tolist()
+        shift = torch.randint(-jitter, jitter + 1, (len(sides),), generator=generator).tolist()
         with torch.enable_grad():
-            view = torch.roll(images, shift, (2, 3))
-            view = view.flip(3) if motion.flips and step % 2 else view
+            view = torch.roll(images, shift, sides)
+            view = view.flip(3) if motion.flips and step % 2 and len(sides) == 2 else view
             loss, distance, _ = objective(view)
             optimizer.zero_grad()
             loss.backward()
@@ -266,9 +268,10 @@ def _relative_distance(mean: Tensor, std: Tensor, wanted: ChannelStats) -> Tenso
     return (((mean - wanted.mean) ** 2 + (std - wanted.std) ** 2) / (wanted.std.square() + floor)).mean()
 
 
-def _roughness(x: Float[Tensor, "n c h w"]) -> Tensor:
-    """Mean square difference of neighbouring pixels, unit-variance images."""
-    return (x[:, :, 1:] - x[:, :, :-1]).square().mean() + (x[:, :, :, 1:] - x[:, :, :, :-1]).square().mean()
+def _roughness(x: Float[Tensor, "n c ..."]) -> Tensor:
+    """Mean square difference of neighbouring pixels, unit-variance images, summed over the directions."""
+    sides = [(dim, x.shape[dim] - 1) for dim in range(2, x.dim())]
+    return reduce(torch.add, ((x.narrow(d, 1, n) - x.narrow(d, 0, n)).square().mean() for d, n in sides))
 
 
 def _targets(teacher: fx.GraphModule, count: int, generator: torch.Generator) -> Int[Tensor, " n"] | None:

@@ -182,20 +182,22 @@ def _avg_pool(
     padding: int | Pair,
     ceil_mode: bool,
     count_include_pad: bool,
-    divisor: int | None,
+    divisor: int | None = None,
 ) -> str:
     if divisor is not None:
         call.refuse("divisor_override")
+    rank = len(call.shape) - 2
     return call.emit(
-        "AveragePool", x, kernel_shape=_full(kernel, 2), strides=_full(stride or kernel, 2),
-        pads=_full(padding, 2) * 2, ceil_mode=int(ceil_mode), count_include_pad=int(count_include_pad),
+        "AveragePool", x, kernel_shape=_full(kernel, rank), strides=_full(stride or kernel, rank),
+        pads=_full(padding, rank) * 2, ceil_mode=int(ceil_mode), count_include_pad=int(count_include_pad),
     )  # fmt: skip
 
 
 def _adaptive_pool(kind: str) -> Callable[..., str]:
     def write(call: Call, x: str, size: Pair) -> str:
-        given, wanted = call.input_shape[-2:], _full(size, 2)
-        if wanted == [1, 1]:
+        given = call.input_shape[2:]
+        wanted = _full(size, len(given))
+        if set(wanted) == {1}:
             return call.emit(f"Global{kind}", x)
         if any(have % want for have, want in zip(given, wanted, strict=True)):
             call.refuse(f"windows of unequal size, {list(given)} to {wanted}")
@@ -315,19 +317,26 @@ OPERATORS: dict[object, Callable[..., str | list[str]]] = {
     aten.softmax.int: lambda call, x, dim, dtype: call.emit("Softmax", x, axis=dim),
     aten.conv1d.default: _conv,
     aten.conv2d.default: _conv,
+    aten.conv_transpose1d.default: _conv_transpose,
     aten.conv_transpose2d.input: _conv_transpose,
     aten.linear.default: _linear,
     aten.mean.dim: _mean,
     aten.sum.dim_IntList: _sum,
     aten.amax.default: _amax,
+    aten.max_pool1d.default: _max_pool,
     aten.max_pool2d.default: _max_pool,
+    aten.avg_pool1d.default: _avg_pool,
     aten.avg_pool2d.default: _avg_pool,
+    aten.adaptive_avg_pool1d.default: _adaptive_pool("AveragePool"),
     aten.adaptive_avg_pool2d.default: _adaptive_pool("AveragePool"),
+    aten.adaptive_max_pool1d.default: lambda call, x, size: [_adaptive_pool("MaxPool")(call, x, size)],
     aten.adaptive_max_pool2d.default: lambda call, x, size: [_adaptive_pool("MaxPool")(call, x, size)],
     aten.layer_norm.default: _layer_norm,
     aten.group_norm.default: _group_norm,
     aten.instance_norm.default: _instance_norm,
     aten.batch_norm.default: _batch_norm,
+    aten.upsample_nearest1d.vec: _resize("nearest"),
+    aten.upsample_linear1d.vec: _resize("linear"),
     aten.upsample_nearest2d.vec: _resize("nearest"),
     aten.upsample_bilinear2d.vec: _resize("linear"),
 }
