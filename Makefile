@@ -28,25 +28,25 @@ format: $(STAMP)
 FEW := --networks resnet20_cifar10 efficientnet_lite0 --seeds 0
 REAL := "real, as many" "real, as many, re-standardised"
 bench: bench-networks
-	$(BIN)/python bench/zoo.py $(FEW) --presets w8a8 w8a8-tensor w4a8 w4a4 --rows "plain rounding" paper ours $(REAL)
-	$(BIN)/python bench/prune.py $(FEW) --presets prune50 channels20 \
+	$(BIN)/python -m bench.tables.zoo $(FEW) --presets w8a8 w8a8-tensor w4a8 w4a4 --rows "plain rounding" paper ours $(REAL)
+	$(BIN)/python -m bench.tables.prune $(FEW) --presets prune50 channels20 \
 		--rows "magnitude, one threshold" "magnitude, each layer" paper ours $(REAL)
-	$(BIN)/python bench/render.py
+	$(BIN)/python -m bench.tables.render
 
 # Every row of every table: days on two cores. Stop it at any time; it goes on where it stopped
 bench-all: bench-networks
-	$(BIN)/python bench/make_images.py
-	$(BIN)/python bench/zoo.py
-	$(BIN)/python bench/prune.py
-	$(BIN)/python bench/budget.py
-	$(BIN)/python bench/claim.py
-	$(BIN)/python bench/methods.py
-	$(BIN)/python bench/ablation.py
-	$(BIN)/python bench/guard.py
-	$(BIN)/python bench/paper.py
-	$(BIN)/python bench/paper.py --networks resnet20_cifar10 mobilenetv1_025_imagenet mobilenetv2_tiny200 \
+	$(BIN)/python -m bench.tables.make_images
+	$(BIN)/python -m bench.tables.zoo
+	$(BIN)/python -m bench.tables.prune
+	$(BIN)/python -m bench.tables.budget
+	$(BIN)/python -m bench.tables.claim
+	$(BIN)/python -m bench.tables.methods
+	$(BIN)/python -m bench.tables.ablation
+	$(BIN)/python -m bench.tables.guard
+	$(BIN)/python -m bench.tables.paper
+	$(BIN)/python -m bench.tables.paper --networks resnet20_cifar10 mobilenetv1_025_imagenet mobilenetv2_tiny200 \
 		efficientnet_lite0
-	$(BIN)/python bench/render.py
+	$(BIN)/python -m bench.tables.render
 
 # What EfficientNet-Lite0 is built from and its weights
 bench-networks: $(STAMP)
@@ -54,13 +54,13 @@ bench-networks: $(STAMP)
 
 # The paper's comparisons, on networks trained here; NETWORKS=resnet20_cifar10 with the folder of trained networks
 bench-paper: $(STAMP)
-	$(BIN)/python bench/paper.py $(if $(NETWORKS),--networks $(NETWORKS))
+	$(BIN)/python -m bench.tables.paper $(if $(NETWORKS),--networks $(NETWORKS))
 
 # Other packages on the same networks, in an environment of their own
 peers: $(STAMP)
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --requirement bench/peers/requirements.txt
-	$(BIN)/python bench/peers.py $(if $(NETWORKS),--networks $(NETWORKS))
+	$(BIN)/python -m bench.tables.peers $(if $(NETWORKS),--networks $(NETWORKS))
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -1,4 +1,4 @@
-"""Rows of JSON lines files: written with the commit that made them, read back, and told apart by age.
+"""Rows of the JSON lines files in `results/`: written with the commit that made them, read back, and told apart by age.
 
 A row is current where no result can differ between its commit and HEAD: nothing under `src/` does, or every commit
 since then that touched `src/` ends its message in the line "Results: unchanged", which tests/digests.py must have
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results"
 OLD = "†"
 UNCHANGED = "unchanged"  # in the trailer "Results: unchanged" of a commit
 

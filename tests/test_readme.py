@@ -86,7 +86,7 @@ def test_table_of_real_networks_has_its_place():
 
 
 def test_first_paragraph_agrees_with_the_table_of_the_demo():
-    """Or is made from the rows of real networks, by bench/render.py."""
+    """Or is made from the rows of real networks, by `bench/tables/render.py`."""
     paragraph = " ".join(README.split("\n\n")[1].split())
     claimed = re.search(
         r"`([\w-]+)`\), plain rounding leaves (\S+) % .* `datafree` (\S+) %.* float32 has (\S+) %", paragraph

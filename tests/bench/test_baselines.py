@@ -1,19 +1,12 @@
 """Published methods in `bench/`: each does what its paper says, on nets where the answer is known."""
 
-# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
-
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-import baselines
-import dfq
-import zeroq
+from bench.published import baselines, dfq, zeroq
 from datafree import Recipe, compress
 from datafree import graph as g
 from datafree.graph.capture import trace

@@ -1,11 +1,9 @@
 """The paper's comparison and ablation: rows are recipes, claims follow from rows, marks and blanks say why."""
 
-# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,19 +11,13 @@ import torch
 from torch import nn
 
 pytest.importorskip("sklearn")
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-import ablation
-import accuracy
-import baselines
-import paper
-import paper_claims
-import paper_parts
-import paper_plots
-import rows
+from bench import rows
+from bench.published import baselines
+from bench.tables import ablation, accuracy, paper, paper_claims, paper_parts, paper_plots
+from bench.tables.paper_parts import PARTS, Point, points
 from datafree import Recipe
 from datafree.execution.pools import one_thread
 from datafree.student.distill_images import DistillError
-from paper_parts import PARTS, Point, points
 
 NETWORK = "resnet20_cifar10"
 

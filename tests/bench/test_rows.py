@@ -1,37 +1,25 @@
 """Rows of benches: old ones are told from current ones, resumed benches skip, pages say what the rows say."""
 
-# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import argparse
 import json
 import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 pytest.importorskip("sklearn")
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-import accuracy
-import claim
-import guard
-import methods
-import networks
-import prune
-import reference
-import render
-import rows
-import tables
-import zoo
-from accuracy import Cell, Row, Way
+from bench import rows
+from bench.networks import real_images, trained
+from bench.networks.real_images import REFERENCES, Real
+from bench.tables import accuracy, claim, guard, markdown, methods, prune, render, zoo
+from bench.tables.accuracy import Cell, Row, Way
 from datafree import Recipe, compress
 from nets import NETS
-from reference import REFERENCES, Real
 
-PAGES = {path.name: (path, text) for path, text in render.pages(rows.ROOT)}
+PAGES = {str(path.relative_to(rows.ROOT)): (path, text) for path, text in render.pages(rows.ROOT)}
 
 
 def row(network="resnet20_cifar10", preset="w4a8", name="ours", seed=0, lost=1.0, commit="new", **more):
@@ -193,10 +181,10 @@ def test_rows_of_old_code_or_fewer_images_are_made_again(bench, monkeypatch):
 
 
 def test_a_network_without_its_packages_is_skipped_and_said(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(networks.PACKAGES, "mobilenet_digits", ("no_such_package",))
+    monkeypatch.setitem(trained.PACKAGES, "mobilenet_digits", ("no_such_package",))
     options = argparse.Namespace(networks=["resnet_digits", "mobilenet_digits"], out=tmp_path, zoo=tmp_path)
     options.threads = torch.get_num_threads()
-    opened = networks.open_networks(options)
+    opened = trained.open_networks(options)
     assert opened is not None and list(opened.sources) == options.networks == ["resnet_digits"]
     assert "mobilenet_digits needs no_such_package" in capsys.readouterr().out
 
@@ -209,14 +197,14 @@ def tiny200():
     """Two thousand images, each of its own number."""
     x = torch.arange(2000.0).view(-1, 1, 1, 1)
     module = SimpleNamespace(images=lambda name, n=None: (x[:n], x[:n].flatten().long()))
-    return networks.Networks({"mobilenetv2_tiny200": module})
+    return trained.Networks({"mobilenetv2_tiny200": module})
 
 
 def test_real_images_are_drawn_by_seed_from_those_never_evaluated_on(tiny200):
     real = REFERENCES["real, 512"]
     first, again, other = (real.draw(tiny200, "mobilenetv2_tiny200", seed=s).flatten().tolist() for s in (0, 0, 1))
     assert first == again and set(first) != set(other)
-    assert len(set(first)) == 512 and min(first) >= networks.NETWORKS["mobilenetv2_tiny200"]
+    assert len(set(first)) == 512 and min(first) >= trained.NETWORKS["mobilenetv2_tiny200"]
 
 
 def test_where_all_are_taken_every_draw_is_the_same(tiny200):
@@ -246,7 +234,7 @@ def test_reference_rows_that_cannot_be_say_why(network, name, reason):
 
 def test_as_many_is_what_inverted_makes():
     asked = ("resnet20_cifar10", "mobilenetv2_tiny200", "mobilenetv1_025_vww", "efficientnet_lite0")
-    assert [reference.as_many(network) for network in asked] == [128, 64, 74, 64]
+    assert [real_images.as_many(network) for network in asked] == [128, 64, 74, 64]
 
 
 @pytest.mark.parametrize("bench", [zoo, prune, claim, methods, guard], ids=lambda module: module.__name__)
@@ -268,10 +256,10 @@ def test_all_scales_are_taken_only_while_asked_for():
 
 
 def test_old_cells_are_marked_and_current_rows_replace_them(new_is_current):
-    assert tables.lost([row()]) == "1.0 ± 0.5 (90)"
-    assert tables.lost([row(commit="older")]) == "1.0 ± 0.5 (90) †"
+    assert markdown.lost([row()]) == "1.0 ± 0.5 (90)"
+    assert markdown.lost([row(commit="older")]) == "1.0 ± 0.5 (90) †"
     both = [row(seed=0, lost=1.0, commit="older"), row(seed=1, lost=2.0)]
-    assert tables.lost(tables.select(both, "resnet20_cifar10", "w4a8", "ours")) == "2.0 ± 0.5 (90)"
+    assert markdown.lost(markdown.select(both, "resnet20_cifar10", "w4a8", "ours")) == "2.0 ± 0.5 (90)"
 
 
 def test_a_page_names_the_commits_of_its_rows(new_is_current):
@@ -282,14 +270,14 @@ def test_a_page_names_the_commits_of_its_rows(new_is_current):
 
 
 def test_a_page_names_the_commits_of_its_images(new_is_current):
-    found = tables.page("note", [row(images_commit="abc", seed=2), row()], ["| table |"])
+    found = markdown.page("note", [row(images_commit="abc", seed=2), row()], ["| table |"])
     assert found == "note\n\nSeeds 0, 2. Rows of commit new. Images of commit abc.\n| table |\n"
 
 
 def test_blank_cells_carry_their_reason(new_is_current):
     found = [row(preset=p, name=n) for p in ("nm24", "prune50") for n in ("a", "b") if (p, n) != ("nm24", "a")]
     why = lambda preset, name: "there are no such cells" if (preset, name) == ("nm24", "a") else ""  # noqa: E731
-    assert tables.ways(found[:-1], "resnet20_cifar10", ["prune50", "nm24"], ["a", "b", "c"], why) == [
+    assert markdown.ways(found[:-1], "resnet20_cifar10", ["prune50", "nm24"], ["a", "b", "c"], why) == [
         "| | a | b |",
         "|---|---|---|",
         "| prune50 | 1.0 ± 0.5 (90) | - |",
@@ -301,7 +289,7 @@ def test_blank_cells_carry_their_reason(new_is_current):
 def test_the_short_table_has_networks_across_and_the_better_reference(new_is_current):
     found = [row(name="plain rounding", lost=9.0), row(), row(name="real, as many", lost=2.0)]
     found += [row(name="real, as many, re-standardised", lost=0.5), row("efficientnet_lite0", commit="abc")]
-    assert tables.short(found, ["w4a8"], zoo.SHORT) == [
+    assert markdown.short(found, ["w4a8"], zoo.SHORT) == [
         "| | resnet20, 100 images | efficientnet lite0, 100 images |",
         "|---|---|---|",
         "| w4a8 | 9.0 / 1.0 / 0.5 | - / 1.0 / - † |",
@@ -340,7 +328,7 @@ def test_zeros_grow_until_two_points_are_lost(tmp_path, new_is_current):
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_say_what_the_rows_say(name):
     path, text = PAGES[name]
-    assert render.undated(path.read_text()) == render.undated(text), "run python bench/render.py"
+    assert render.undated(path.read_text()) == render.undated(text), "run python -m bench.tables.render"
 
 
 def test_a_marker_that_is_none_is_an_error():

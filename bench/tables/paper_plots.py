@@ -1,4 +1,4 @@
-"""Tables and plots of bench/paper.py's rows."""
+"""Tables and plots of paper.py's rows."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import paper_claims
-from paper_claims import family_of
-from paper_parts import PARTS, blank, points, starts
-from rows import commits_note, mark
-from tables import NICK, grid, networks_of
+from bench.rows import commits_note, mark
+from bench.tables import paper_claims
+from bench.tables.markdown import NICK, grid, networks_of
+from bench.tables.paper_claims import family_of
+from bench.tables.paper_parts import PARTS, blank, points, starts
 
 COLOURS = {
     "ours": "#0b6e4f", "ours, propagated": "#7fb069", "AKD": "#b5446e", "DI": "#2f4b7c", "DI, our images": "#7d9fd3",
     "paper": "#c8102e", "paper, per tensor": "#e58a95", "DFQ": "#d17b0f", "ZeroQ": "#6f5e9e", "SQuant": "#4a9bb5",
     "plain rounding": "#8a8a8a", "magnitude, each layer": "#8a8a8a", "magnitude, one threshold": "#c0b283",
 }  # fmt: skip
-NOTE = """Made by `python bench/paper.py`; rows in paper.jsonl. Top-1 in percent ± standard error of the difference to
-the float network over images (paired), in brackets agreement with it where no passes are told; *passes*: forward passes
-of one image through the float network, counted in multiply-adds, images and warm-up charged each time, the teacher in
-distillation too; seconds are those of a shared machine, for orientation. *paper*: layers trained one by one on gaussian
-signal after free equalization. *DI*: Deep Inversion, its own images, steps of images + steps of training on them; *DI,
-our images*: the same training on ours; *AKD*: warm-up + steps; all three start from plain rounding, KL of the classes,
-student of the last step. "-" was not run; *rejected*: training made the student worse and was stopped; *start kept*:
-training gained nothing."""
+NOTE = """Made by `python -m bench.tables.paper`; rows in paper.jsonl. Top-1 in percent ± standard error of the
+difference to the float network over images (paired), in brackets agreement with it where no passes are told; *passes*:
+forward passes of one image through the float network, counted in multiply-adds, images and warm-up charged each time,
+the teacher in distillation too; seconds are those of a shared machine, for orientation. *paper*: layers trained one by
+one on gaussian signal after free equalization. *DI*: Deep Inversion, its own images, steps of images + steps of
+training on them; *DI, our images*: the same training on ours; *AKD*: warm-up + steps; all three start from plain
+rounding, KL of the classes, student of the last step. "-" was not run; *rejected*: training made the student worse and
+was stopped; *start kept*: training gained nothing."""
 MAIN = ("resnet20_cifar10", "resnet_digits", "mobilenet_digits")  # whose combinations a short page shows, the first
 
 

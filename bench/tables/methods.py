@@ -1,6 +1,6 @@
 """Every signal with every solver: top-1 lost and seconds, at one preset, on trained networks and real images.
 
-    python bench/methods.py --networks resnet20_cifar10 --presets w4a8 w4a4
+    python -m bench.tables.methods --networks resnet20_cifar10 --presets w4a8 w4a4
 
 Layers are solved one by one, except in the last row, `gptq` in sequence; equalization is off. Images of `matched` and
 `inverted` are made once for each network. *real, as many*: as many real images as `inverted` makes, which are never
@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import networks
-import tables
-from accuracy import Row, Way, fill_table, written
-from reference import REFERENCES
-from rows import mark
+from bench import arguments
+from bench.networks.real_images import REFERENCES
+from bench.rows import mark
+from bench.tables import markdown
+from bench.tables.accuracy import Row, Way, fill_table, written
 
 SOLVERS = {
     "nearest": ("solve.method=nearest",), "squant": ("solve.method=squant",), "adaround": ("solve.method=adaround",),
@@ -40,7 +40,7 @@ making images. `matched` 40 steps, `inverted` 200; *real, as many*: as many real
 
 
 def main() -> None:
-    parser = networks.table_parser(__doc__, presets=["w4a8"], rows=WAYS)
+    parser = arguments.table_parser(__doc__, presets=["w4a8"], rows=WAYS)
     parser.set_defaults(networks=["resnet20_cifar10"], seeds=[0], images=1000)
     options = parser.parse_args()
     fill_table(options, "methods", WAYS, page)
@@ -49,7 +49,7 @@ def main() -> None:
 def page(folder: Path) -> str:
     """One table a network and preset: solvers down, signals across."""
     rows = written(folder, "methods")
-    return tables.page(NOTE, rows, _tables(rows))
+    return markdown.page(NOTE, rows, _tables(rows))
 
 
 def _tables(rows: list[Row]) -> Iterator[str]:
@@ -58,15 +58,15 @@ def _tables(rows: list[Row]) -> Iterator[str]:
         made = {r.row.partition(";")[0]: r.image_seconds for r in here if r.image_seconds}
         told = "".join(f"; {signal}: {seconds:.0f} s" for signal, seconds in made.items())
         yield f"\n### {network}, {preset}, {here[0].num_images} images{told}\n"
-        own = {name: tables.select(here, network, preset, name) for name in WAYS}
+        own = {name: markdown.select(here, network, preset, name) for name in WAYS}
         lines = ([solver, *(_cell(own[f"{signal}; {solver}"]) for signal in SIGNALS)] for solver in SOLVERS)
-        yield "\n".join(tables.grid(SIGNALS, lines))
+        yield "\n".join(markdown.grid(SIGNALS, lines))
 
 
 def _cell(rows: list[Row]) -> str:
     if not rows:
         return "-"
-    lost, error, seconds = (tables.mean(rows, field) for field in ("lost", "lost_error", "seconds"))
+    lost, error, seconds = (markdown.mean(rows, field) for field in ("lost", "lost_error", "seconds"))
     return f"{lost:.1f} ± {error:.1f} ({seconds:.0f}){mark(rows)}"
 
 

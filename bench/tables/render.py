@@ -1,7 +1,7 @@
 """Write every table of the pages from the rows on file; nothing is measured.
 
-    python bench/render.py             # README.md, docs/*.md: between <!-- zoo table --> and <!-- end -->, and others
-    python bench/render.py --check     # write nothing; exit code 1 and names where a page is not what the rows say
+    python -m bench.tables.render            # results; README.md and docs between <!-- zoo table --> and <!-- end -->
+    python -m bench.tables.render --check    # write nothing; exit code 1 and names where a page is not as the rows say
 
 A block or page whose bench has no rows on file is left as it is.
 """
@@ -14,21 +14,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import ablation
-import budget
-import claim
-import guard
-import methods
-import paper
-import paper_plots
-import peers
-import prune
-import tables
-import zoo
-from accuracy import Row, written
-from rows import OLD, ROOT
+from bench.rows import OLD, ROOT
+from bench.tables import ablation, budget, claim, guard, markdown, methods, paper, paper_plots, peers, prune, zoo
+from bench.tables.accuracy import Row, written
 
-RESULTS = ROOT / "bench" / "results"
 RESULT_PAGES: dict[str, Callable[[Path], str]] = {
     "zoo": zoo.page,
     "prune": prune.page,
@@ -101,18 +90,18 @@ def undated(page: str) -> str:
 
 
 def of_paper(block: Callable[[list[paper.Row], Path], str], folder: Path) -> str:
-    """A block made of the rows of bench/paper.py."""
+    """A block made of the rows of paper.py."""
     return block(paper.written(folder / "paper.jsonl"), folder)
 
 
 def first_paragraph(rows: list[Row], preset: str = "w4a8") -> str:
     """What README claims first: points of top-1 lost at one preset, on every network that has both rows."""
     told = []
-    for network in tables.networks_of(rows):
-        plain, own = (tables.select(rows, network, preset, name) for name in ("plain rounding", "ours"))
+    for network in markdown.networks_of(rows):
+        plain, own = (markdown.select(rows, network, preset, name) for name in ("plain rounding", "ours"))
         if plain and own:
-            figures = tables.figures(rows, network, preset, [("plain rounding",), ("ours",)])
-            told.append(f"{tables.NICK[network]} {figures}")
+            figures = markdown.figures(rows, network, preset, [("plain rounding",), ("ours",)])
+            told.append(f"{markdown.NICK[network]} {figures}")
     return f"Points of top-1 lost at `{preset}`, plain rounding / `datafree`: {', '.join(told)}.\n"
 
 

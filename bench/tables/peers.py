@@ -1,7 +1,7 @@
 """Other packages on the same networks, each with the least code its manual asks for, in an environment of its own.
 
     make peers                                                     # .venv-peers, once; then everything
-    python bench/peers.py --networks resnet20_cifar10 --peers nncf brevitas --presets w8a8
+    python -m bench.tables.peers --networks resnet20_cifar10 --peers nncf brevitas --presets w8a8
 
 Peers ask for calibration images. They get those this package makes for itself (dead leaves, "probes"), and in a second
 row 128 real images that are never evaluated on. Every run is a process on one thread. Writes JSON lines and a Markdown
@@ -24,22 +24,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import networks
+from bench import arguments
+from bench.networks.trained import NETWORKS, open_networks
+from bench.rows import ROOT, append_row, commits_note, mark, rows_on_file
 from datafree import Recipe, compress
 from datafree.graph.capture import trace
 from datafree.models.load import input_range
 from datafree.recipe.schema import Propagated
 from datafree.signals import make_signal
 from datafree.teacher.batchnorm import fold_batchnorm_
-from networks import NETWORKS, open_networks
-from rows import append_row, commits_note, mark, rows_on_file
 
 OWN = "datafree"
 PEERS = (OWN, "nncf", "aimet", "brevitas", "onnxruntime", "mct")
 PRESETS = {"w8a8-tensor": (8, "tensor"), "w8a8": (8, "channel"), "w4a8": (4, "channel")}  # bits and granularity
 IMAGES = ("probes", "real")
 TIME_LIMIT = 900  # seconds of one peer on one network
-SCRIPT = Path(__file__).parent / "peers" / "one.py"
+SCRIPT = ROOT / "bench" / "peers" / "one.py"
 NOTE = """Points of top-1 lost ± standard error over images (paired), in brackets agreement with the float network in
 percent; a dash with the reason below the table. Weights of all layers have the same width, the first and the last too.
 *probes*: calibrated on the images this package makes for itself; *real*: on 128 real images that are never evaluated
@@ -81,8 +81,8 @@ class Case:
 
 
 def main() -> None:
-    parser = networks.parser(__doc__)
-    parser.add_argument("--python", type=Path, default=Path(__file__).parents[1] / ".venv-peers" / "bin" / "python")
+    parser = arguments.parser(__doc__)
+    parser.add_argument("--python", type=Path, default=ROOT / ".venv-peers" / "bin" / "python")
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=list(PRESETS))
     parser.add_argument("--calibration", nargs="+", default=list(IMAGES), choices=list(IMAGES))

@@ -1,6 +1,6 @@
 """What `foldable` gains by keeping only scales that are predicted to help: the same presets with and without.
 
-    python bench/guard.py --networks resnet20_cifar10 mobilenetv2_tiny200
+    python -m bench.tables.guard --networks resnet20_cifar10 mobilenetv2_tiny200
 
 Layers are rounded to nearest, so that nothing makes up for a bad scale. Images are seen by evaluation only. Writes
 JSON lines (bench/results/guard.jsonl) and bench/results/guard.md; rows there that current code made are not made again.
@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import networks
-import tables
-from accuracy import Way, fill_table, written
+from bench import arguments
+from bench.tables import markdown
+from bench.tables.accuracy import Way, fill_table, written
 from datafree import pipeline
 
 PRESETS = ("w8a8-tensor", "w4a8-tensor")
@@ -42,7 +42,7 @@ def unguarded():
 
 
 def main() -> None:
-    options = networks.table_parser(__doc__, presets=PRESETS, rows=WAYS).parse_args()
+    options = arguments.table_parser(__doc__, presets=PRESETS, rows=WAYS).parse_args()
     asked = list(options.rows)
     options.rows = [name for name in asked if name.endswith("guarded")]
     fill_table(options, "guard", WAYS, page)
@@ -54,7 +54,7 @@ def main() -> None:
 def page(folder: Path) -> str:
     """One table a network."""
     rows = written(folder, "guard")
-    return tables.page(NOTE, rows, tables.full(rows, PRESETS, WAYS))
+    return markdown.page(NOTE, rows, markdown.full(rows, PRESETS, WAYS))
 
 
 if __name__ == "__main__":

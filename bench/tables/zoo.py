@@ -1,7 +1,7 @@
 """Accuracy of every quantization preset on real trained networks and real images, beside baselines and references.
 
-    python bench/zoo.py                                   # everything: hours on two cores; goes on where it stopped
-    python bench/zoo.py --networks resnet20_cifar10 --presets w4a8 w4a4 --rows ours "real, as many" --seeds 0 1 2
+    python -m bench.tables.zoo          # everything: hours on two cores; goes on where it stopped
+    python -m bench.tables.zoo --networks resnet20_cifar10 --presets w4a8 w4a4 --rows ours "real, as many" --seeds 0 1 2
 
 The networks and images are not part of this repository: the folder `../shared/zoo` (or --zoo) holds them. Images are
 seen by evaluation only, except in the rows "real" and "photographs", the same solver on images that are never
@@ -13,17 +13,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import networks
-import tables
-from accuracy import Way, fill_table, references, written
-from baselines import PLAIN
-from paper_parts import LAYERWISE
-from reference import AS_MANY, REFERENCES
+from bench import arguments
+from bench.networks.real_images import AS_MANY, REFERENCES
+from bench.published.baselines import LAYERWISE, PLAIN
+from bench.tables import markdown
+from bench.tables.accuracy import Way, fill_table, references, written
 
 PRESETS = ("w8a8", "w8a8-tensor", "w6a6", "w5a5", "w4a8", "w4a8-tensor", "w4a4", "w3a8", "w3a3")
 PAPER = (*LAYERWISE, "first_last=same", "weights.per=tensor")
 METHODS = {
-    "plain rounding": Way(tuple(PLAIN), random=False),
+    "plain rounding": Way(PLAIN, random=False),
     "paper": Way(PAPER),
     "gaussian": Way(("signal.kind=gaussian", "solve.sequential=false")),
     "propagated": Way(("signal.kind=propagated", "solve.sequential=false")),
@@ -47,19 +46,19 @@ agreement and seconds: [bench/results/zoo.md](bench/results/zoo.md)."""
 
 
 def main() -> None:
-    options = networks.table_parser(__doc__, presets=PRESETS, rows=WAYS).parse_args()
+    options = arguments.table_parser(__doc__, presets=PRESETS, rows=WAYS).parse_args()
     fill_table(options, "zoo", WAYS, page)
 
 
 def page(folder: Path) -> str:
     """Two tables a network: methods, and reference rows."""
     rows = written(folder, "zoo")
-    return tables.page(NOTE, rows, tables.full(rows, PRESETS, METHODS))
+    return markdown.page(NOTE, rows, markdown.full(rows, PRESETS, METHODS))
 
 
 def block(folder: Path) -> str:
     """The table of README."""
-    return tables.block(SHORT_NOTE, written(folder, "zoo"), PRESETS, SHORT)
+    return markdown.block(SHORT_NOTE, written(folder, "zoo"), PRESETS, SHORT)
 
 
 if __name__ == "__main__":

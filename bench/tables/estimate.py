@@ -1,6 +1,6 @@
 """Predicted against true agreement: damaged and compressed students of every network of the zoo.
 
-    python bench/estimate.py --networks resnet20_cifar10
+    python -m bench.tables.estimate --networks resnet20_cifar10
 
 Students: the teacher with graded noise, rounding and masks (drawn apart from those the prediction is calibrated on),
 and presets on propagated probes. Images are seen only to measure the true agreement. Prints Spearman's correlation,
@@ -13,13 +13,13 @@ import argparse
 
 import torch
 
-import networks
+from bench import arguments
+from bench.networks.trained import open_networks
+from bench.rows import append_row
 from datafree import Recipe, compress
 from datafree import graph as g
 from datafree.quantization.affine import choose_qparams, fake_quantize
 from datafree.run.estimate import calibrate, predict
-from networks import open_networks
-from rows import append_row
 
 NOISES = (0.01, 0.03, 0.05, 0.09, 0.15, 0.25)
 BITS = (8, 7, 6, 5, 4)
@@ -101,7 +101,7 @@ def _summary(rows) -> str:
 
 
 def _options() -> argparse.Namespace:
-    parser = networks.parser(__doc__)
+    parser = arguments.parser(__doc__)
     parser.add_argument("--images", type=int, default=500)
     return parser.parse_args()
 

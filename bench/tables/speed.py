@@ -1,7 +1,7 @@
 """What compressing costs, in float forward passes of the same 64 probes at 224x224, in one run on one thread.
 
-    python bench/speed.py                                          # w8a8 and w4a8 on two networks, three rounds
-    python bench/speed.py --models torchvision:resnet50 --presets w8a8 --rounds 1   # peak memory
+    python -m bench.tables.speed                                          # w8a8 and w4a8 on two networks, three rounds
+    python -m bench.tables.speed --models torchvision:resnet50 --presets w8a8 --rounds 1   # peak memory
 
 Layers are solved one by one on probes sent once through the network, unless --set says otherwise.
 
@@ -19,15 +19,12 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 
+from bench.rows import RESULTS, ROOT, append_row
 from datafree import Recipe, compress, load_model
 from datafree.signals.probes import dead_leaves
-from rows import append_row
-
-RESULTS = Path(__file__).parent / "results" / "speed.jsonl"
 
 
 def main() -> None:
@@ -43,23 +40,11 @@ def main() -> None:
         return
     for model in options.models:
         for preset in options.presets:
-            command = [
-                sys.executable,
-                __file__,
-                "--one",
-                "--models",
-                model,
-                "--presets",
-                preset,
-                "--rounds",
-                str(options.rounds),
-                "--set",
-                *options.set,
-            ]
-            row = json.loads(
-                subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-            )
-            append_row(RESULTS, row)
+            asked = ["--models", model, "--presets", preset, "--rounds", str(options.rounds), "--set", *options.set]
+            command = [sys.executable, "-m", "bench.tables.speed", "--one", *asked]
+            said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+            row = json.loads(said.splitlines()[-1])
+            append_row(RESULTS / "speed.jsonl", row)
             print(
                 f"{model} {preset}: {row['ratio']:.1f} forward passes (rounds {row['ratios']}), "
                 f"forward {row['forward']:.2f} s, compress {row['compress']:.1f} s, "

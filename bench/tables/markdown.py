@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable
 
-from accuracy import Row, never
-from networks import NETWORKS
-from reference import AS_MANY, REFERENCES
-from rows import commits_note, mark, newest
+from bench.networks.real_images import AS_MANY, REFERENCES
+from bench.networks.trained import NETWORKS
+from bench.rows import commits_note, mark, newest
+from bench.tables.accuracy import Row, never
 
 NICK = {
     "resnet20_cifar10": "resnet20", "resnet8_cifar10": "resnet8", "mobilenetv1_025_imagenet": "mobilenetv1 0.25",

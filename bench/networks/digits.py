@@ -1,11 +1,11 @@
 """Networks trained here on scikit-learn's digits, for benches that run without the folder of trained networks.
 
-    import digits
+    from bench.networks import digits
     model = digits.load("resnet_digits")       # float32, eval mode, BatchNorm not folded; trained once, then cached
     x, y = digits.images("resnet_digits")      # the 596 held-out digits, (N, 1, 16, 16) and (N,)
 
-`python bench/digits.py` trains both and prints their accuracy. Nothing in training aims at quantization. Training runs
-on one thread, so that a machine and a PyTorch give the same bits each time.
+`python -m bench.networks.digits` trains both and prints their accuracy. Nothing in training aims at quantization.
+Training runs on one thread, so that a machine and a PyTorch give the same bits each time.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Exported ONNX files: speed beside float and ONNX Runtime's own quantizer, and fidelity to the student.
 
-    python bench/export.py speed                         # random weights at 224x224, w8a8; half of the channels too
-    python bench/export.py openvino                      # the same in OpenVINO, beside NNCF (pip install openvino nncf)
-    python bench/export.py parity                        # trained networks, all their images
+    python -m bench.tables.export speed      # random weights at 224x224, w8a8; half of the channels too
+    python -m bench.tables.export openvino   # the same in OpenVINO, beside NNCF (pip install openvino nncf)
+    python -m bench.tables.export parity     # trained networks, all their images
 
 Speed: one thread, batch 1, processor time, which other programs on the machine hardly change; rounds
 interleave the files, so that a machine whose speed drifts drifts for all of them; ratios are taken round by round and
@@ -22,13 +22,14 @@ import onnx
 import torch
 from onnxruntime import quantization as ort_quantization
 
-import networks
+from bench import arguments
+from bench.networks.trained import NETWORKS, open_networks
+from bench.rows import append_row
 from datafree import Recipe, compress, load_model
 from datafree.export.onnx.export import export_onnx
 from datafree.export.onnx.onnxruntime import agreement, run_file, run_module, session, sqnr
 from datafree.export.onnx.translate import translate
 from datafree.signals.probes import dead_leaves
-from rows import append_row
 
 MODELS = ("timm:mobilenetv2_100", "torchvision:resnet18", "torchvision:resnet50")
 PRESETS = ("w8a8", "w8a8-tensor", "w6a6", "w4a8")
@@ -37,7 +38,7 @@ FEW = [*CHEAP, "signal.images=4"]
 
 
 def main() -> None:
-    parser = networks.parser(__doc__)
+    parser = arguments.parser(__doc__)
     parser.add_argument("what", choices=["speed", "openvino", "parity"])
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--presets", nargs="+", default=PRESETS)
@@ -153,11 +154,11 @@ def interleaved(opened: dict[str, Callable], image: np.ndarray, rounds: int) -> 
 
 
 def parities(options):
-    zoo = networks.open_networks(options)
+    zoo = open_networks(options)
     torch.set_num_threads(1)
     for network in options.networks if zoo else ():
         model, (x, y) = zoo.load(network), zoo.images(network)
-        count = networks.NETWORKS[network]
+        count = NETWORKS[network]
         for preset in options.presets:
             yield {"network": network, "preset": preset, **parity(model, preset, x[:count], y[:count])}
 

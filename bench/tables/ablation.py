@@ -1,7 +1,7 @@
 """The paper's parts one by one: its presets with one thing changed at a time.
 
-    python bench/ablation.py                                               # four networks, three presets
-    python bench/ablation.py --networks resnet20_cifar10 --presets paper-prune50
+    python -m bench.tables.ablation                                               # four networks, three presets
+    python -m bench.tables.ablation --networks resnet20_cifar10 --presets paper-prune50
 
 Folding is not among what is changed: everything that follows works on folded weights. Images are seen by evaluation
 only, except in the rows "real", where layers are trained on images that are never evaluated on. Writes JSON lines
@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import networks
-import tables
-from accuracy import Row, Way, fill_table, references, written
-from reference import AS_MANY, REFERENCES
+from bench import arguments
+from bench.networks.real_images import AS_MANY, REFERENCES
+from bench.tables import markdown
+from bench.tables.accuracy import Row, Way, fill_table, references, written
 
 PRESETS = ("paper-w8a8", "paper-w4a8", "paper-prune50")
 FOUR = ["resnet20_cifar10", "mobilenetv1_025_imagenet", "mobilenetv2_tiny200", "efficientnet_lite0"]
@@ -58,7 +58,7 @@ works on folded weights."""
 
 
 def main() -> None:
-    parser = networks.table_parser(__doc__, presets=PRESETS, rows=WAYS)
+    parser = arguments.table_parser(__doc__, presets=PRESETS, rows=WAYS)
     parser.set_defaults(networks=FOUR, seeds=[0])
     fill_table(parser.parse_args(), "ablation", WAYS, page, blank)
 
@@ -71,7 +71,7 @@ def blank(preset: str, name: str) -> str:
 def page(folder: Path) -> str:
     """A table a preset: what is changed down, networks across."""
     rows = written(folder, "ablation")
-    return tables.page(NOTE, rows, _tables(rows))
+    return markdown.page(NOTE, rows, _tables(rows))
 
 
 def block(folder: Path) -> str:
@@ -80,17 +80,17 @@ def block(folder: Path) -> str:
 
 
 def _tables(rows: list[Row]) -> list[str]:
-    found, text = tables.networks_of(rows), []
+    found, text = markdown.networks_of(rows), []
     heads = [_head(rows, network) for network in found]
     for preset in (p for p in PRESETS if any(r.preset == p for r in rows)):
         lines = [line for group in GROUPS for line in _group(rows, found, preset, group)]
-        text += [f"\n### `{preset}`\n", *tables.grid(heads, lines)]
+        text += [f"\n### `{preset}`\n", *markdown.grid(heads, lines)]
     return text
 
 
 def _head(rows: list[Row], network: str) -> str:
     first = next(r for r in rows if r.network == network)
-    return f"{tables.NICK[network]}, {first.num_images} images"
+    return f"{markdown.NICK[network]}, {first.num_images} images"
 
 
 def _group(rows: list[Row], found: list[str], preset: str, group: str) -> list[list[str]]:
@@ -100,7 +100,7 @@ def _group(rows: list[Row], found: list[str], preset: str, group: str) -> list[l
     lines = []
     for name, way in GROUPS[group].items():
         key, told = (WHOLE, f"{name} ({WHOLE})") if way == Way() else (f"{group}: {name}", name)
-        cells = [tables.lost(tables.select(rows, network, preset, key)) or "-" for network in found]
+        cells = [markdown.lost(markdown.select(rows, network, preset, key)) or "-" for network in found]
         lines.append([f"{group}: {told}", *cells])
     return lines
 

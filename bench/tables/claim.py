@@ -1,6 +1,6 @@
 """The paper's claim: how many weights may become zero at the same accuracy, by magnitude, the paper's way and ours.
 
-    python bench/claim.py
+    python -m bench.tables.claim
 
 For every method sparsity grows until two points of top-1 are lost; where that is, is read along a straight line between
 the last sparsity before and the first one behind. Images are seen by evaluation only. Writes JSON lines
@@ -14,11 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import networks
-import prune
-import tables
-from accuracy import Cell, Row, Way, fill, written
-from rows import mark
+from bench import arguments
+from bench.rows import mark
+from bench.tables import markdown, prune
+from bench.tables.accuracy import Cell, Row, Way, fill, written
 
 ALLOWED = 2.0  # points of top-1
 TRIVIAL = ("magnitude, one threshold", "magnitude, each layer")
@@ -37,7 +36,7 @@ lost."""
 
 
 def main() -> None:
-    parser = networks.table_parser(__doc__, presets=[], rows=WAYS)
+    parser = arguments.table_parser(__doc__, presets=[], rows=WAYS)
     parser.set_defaults(networks=THREE)
     options = parser.parse_args()
     fill(options, "claim", lambda network: stepped(network, options), page)
@@ -51,7 +50,7 @@ def stepped(network: str, options: argparse.Namespace) -> Iterator[Cell]:
             zeros = Way((*way.settings, f"prune.sparsity={share / 100}"), random=way.random)
             for seed in options.seeds if way.random else options.seeds[:1]:
                 yield Cell(f"{share} %", name, zeros, seed, "prune50")
-            found = tables.mean(tables.select(_rows(options), network, f"{share} %", name))
+            found = markdown.mean(markdown.select(_rows(options), network, f"{share} %", name))
             if found is not None and found > ALLOWED:
                 break
 
@@ -76,8 +75,8 @@ def reach(rows: list[Row], network: str, name: str) -> Reach | None:
     """The first crossing, from (0 %, 0 lost) on; None where it is not on file."""
     before, below, used = 0.0, 0.0, []
     for share in SHARES[name]:
-        own = tables.select(rows, network, f"{share} %", name)
-        lost = tables.mean(own)
+        own = markdown.select(rows, network, f"{share} %", name)
+        lost = markdown.mean(own)
         if lost is not None and lost > ALLOWED:
             crossed = before + (share - before) * (ALLOWED - below) / (lost - below)
             return Reach(crossed, f"{before:g} %: {below:.1f}; {share} %: {lost:.1f}", (*used, *own))
@@ -89,13 +88,13 @@ def reach(rows: list[Row], network: str, name: str) -> Reach | None:
 def page(folder: Path) -> str:
     """One table: networks down, methods and the factor across."""
     rows = written(folder, "claim")
-    lines = (_line(rows, network) for network in tables.networks_of(rows))
-    return tables.page(NOTE, rows, ["", *tables.grid([*WAYS, "factor"], lines)])
+    lines = (_line(rows, network) for network in markdown.networks_of(rows))
+    return markdown.page(NOTE, rows, ["", *markdown.grid([*WAYS, "factor"], lines)])
 
 
 def _line(rows: list[Row], network: str) -> list[str]:
     found = {name: reach(rows, network, name) for name in WAYS}
-    return [tables.NICK[network], *(str(r) if r else "-" for r in found.values()), _factor(found)]
+    return [markdown.NICK[network], *(str(r) if r else "-" for r in found.values()), _factor(found)]
 
 
 def _factor(found: dict[str, Reach | None]) -> str:

@@ -1,7 +1,7 @@
 """Make the images of networks and seeds ahead of the benches, which then find them in the cache.
 
-    python bench/make_images.py --networks resnet20_cifar10 --seeds 0 1 2
-    python bench/make_images.py --networks resnet20_cifar10 --kinds inverted matched --set signal.steps=50
+    python -m bench.tables.make_images --networks resnet20_cifar10 --seeds 0 1 2
+    python -m bench.tables.make_images --networks resnet20_cifar10 --kinds inverted matched --set signal.steps=50
 
 Images are those of the preset w4a8 with another kind of signal, and other settings where --set says so.
 """
@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import networks
+from bench import arguments
+from bench.networks.made_images import CACHE, images_made
+from bench.networks.trained import open_networks
 from datafree import Recipe
-from networks import CACHE, images_made, open_networks
 
 KINDS = ("inverted", "matched", "adversarial")
 
 
 def main() -> None:
-    parser = networks.parser(__doc__)
+    parser = arguments.parser(__doc__)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--kinds", nargs="+", default=["inverted"], choices=KINDS)
     parser.add_argument("--set", nargs="*", default=[], help="recipe settings of the signal, as key=value")

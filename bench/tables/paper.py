@@ -1,9 +1,9 @@
 """The paper's comparisons, rebuilt: accuracy against cost, bits, sparsity, and generative methods from other starts.
 
-    python bench/paper.py                                                   # two digits networks
-    python bench/paper.py --networks resnet20_cifar10 --parts bits cost     # with the folder of trained networks
-    python bench/paper.py --parts combination --presets prune50 --methods "none" "DI, our images"
-    python bench/paper.py --quick                                           # without what takes longest
+    python -m bench.tables.paper                                                   # two digits networks
+    python -m bench.tables.paper --networks resnet20_cifar10 --parts bits cost     # with the folder of trained networks
+    python -m bench.tables.paper --parts combination --presets prune50 --methods "none" "DI, our images"
+    python -m bench.tables.paper --quick                                           # without what takes longest
 
 Four parts, each a table in bench/results/paper.md: `cost` (the paper's Figure 2), `bits` (8 to 4 bits, per channel and
 per tensor), `sparsity`, and `combination` (Deep Inversion, DI, and AKD started from plain rounding or magnitude, from
@@ -24,9 +24,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import networks
-import zeroq
-from baselines import BASELINES, PRUNING, by_distilling
+from bench import arguments
+from bench.networks.made_images import CACHE, Images, images_made
+from bench.networks.trained import NETWORKS, open_networks
+from bench.published import zeroq
+from bench.published.baselines import BASELINES, PRUNING, by_distilling
+from bench.rows import append_row, is_current, rows_on_file
+from bench.tables.paper_parts import PARTS, Point, points
+from bench.tables.paper_plots import plots, tables
 from datafree import Recipe, compress
 from datafree.execution.atomic import atomic_write
 from datafree.execution.mac_counter import count_macs
@@ -35,10 +40,6 @@ from datafree.recipe.schema import Adversarial, OptimizedImages
 from datafree.run.cost import layer_macs
 from datafree.run.evaluate import evaluate_models
 from datafree.student.distill_images import DistillError
-from networks import CACHE, NETWORKS, Images, images_made, open_networks
-from paper_parts import PARTS, Point, points
-from paper_plots import plots, tables
-from rows import append_row, is_current, rows_on_file
 
 LONG = ("DI, 500", "DI, 2000", "AKD, 200 + 500", "AKD, 50 + 500", "DI, kl", "DI, mse", "AKD, mse")
 Key = tuple[str, str, str, str, int]
@@ -189,7 +190,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = networks.parser(__doc__)
+    parser = arguments.parser(__doc__)
     parser.set_defaults(networks=["resnet_digits", "mobilenet_digits"])
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--presets", nargs="+", default=[], help="only these rows of the tables")

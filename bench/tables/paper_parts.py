@@ -1,25 +1,20 @@
-"""What bench/paper.py measures: every part as a list of points, each one student to be made."""
+"""What paper.py measures: every part as a list of points, each one student to be made."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from bench.networks.trained import SIDE
+from bench.published.baselines import LAYERWISE
 from datafree import Recipe
 from datafree.recipe.schema import presets
-from reference import SIDE
 
 PLAIN = ("signal.kind=propagated", "equalize=off", "solve.method=nearest", "solve.sequential=false")  # bias corrected
 MAGNITUDE = (
     "signal.kind=propagated", "equalize=off", "prune.score=magnitude", "solve.method=nearest",
     "solve.bias_correction=false", "solve.sequential=false",
 )  # fmt: skip
-LAYERWISE = (
-    "signal.kind=gaussian",
-    "equalize=free",
-    "solve.method=straight_through",
-    "solve.sequential=false",
-)  # the paper's way
 ALONE = ("signal.kind=propagated", "solve.sequential=false")
 TENSOR = ("weights.per=tensor", "first_last=same", "equalize=foldable")  # as the presets `...-tensor`
 WIDTHS = {"w8a8": (8, 8), "w6a6": (6, 6), "w5a5": (5, 5), "w4a8": (4, 8), "w4a4": (4, 4)}

@@ -12,13 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bench.networks.trained import NETWORKS, SIDE, Networks
 from datafree.signals import num_images
-from networks import NETWORKS, Networks
 
-SIDE = {
-    "resnet20_cifar10": 32, "mobilenetv1_025_imagenet": 224, "mobilenetv2_tiny200": 128, "resnet8_cifar10": 32,
-    "efficientnet_lite0": 224, "mobilenetv1_025_vww": 96, "resnet_digits": 16, "mobilenet_digits": 16,
-}  # fmt: skip
 SPARE = {**dict.fromkeys(NETWORKS, 128), "mobilenetv2_tiny200": 1000}  # images never evaluated on
 PHOTOGRAPHS = {"mobilenetv2_tiny200": 1000}
 SHARP = "mobilenetv1_025_imagenet"  # whose images the photographs are

@@ -1,18 +1,13 @@
 """The networks benches train for themselves: the same bits each time, kept between runs, of the kinds promised."""
 
-# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
-
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 pytest.importorskip("sklearn")
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-import digits
+from bench.networks import digits
 from datafree.demo import digits as data
 
 

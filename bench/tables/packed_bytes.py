@@ -1,7 +1,7 @@
 """Bytes of packed files against the float32 safetensors of the model's parameters and buffers; random weights.
 
-    python bench/packed_bytes.py                            # three networks, about two minutes
-    python bench/packed_bytes.py --models timm:mobilenetv2_100
+    python -m bench.tables.packed_bytes                            # three networks, about two minutes
+    python -m bench.tables.packed_bytes --models timm:mobilenetv2_100
 
 Only bytes matter here, so inputs are small and layers are rounded to nearest one by one. Every file is loaded again
 and compared bit for bit. "ends alike" gives the first and the last layer the width of the others.

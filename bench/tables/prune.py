@@ -1,6 +1,6 @@
 """Accuracy of every pruning preset on real trained networks and real images, beside magnitude and references.
 
-    python bench/prune.py --networks resnet20_cifar10 --seeds 0 1 2
+    python -m bench.tables.prune --networks resnet20_cifar10 --seeds 0 1 2
 
 Images are seen by evaluation only, except in the rows "real" and "photographs", the same solver on images that are
 never evaluated on. Writes JSON lines (bench/results/prune.jsonl) and bench/results/prune.md; rows there that current
@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import networks
-import tables
-from accuracy import Way, fill_table, references, written
-from baselines import PLAIN
-from paper_parts import LAYERWISE
-from reference import AS_MANY, REFERENCES
+from bench import arguments
+from bench.networks.real_images import AS_MANY, REFERENCES
+from bench.published.baselines import LAYERWISE, PLAIN
+from bench.tables import markdown
+from bench.tables.accuracy import Way, fill_table, references, written
 
 PRESETS = (
     "prune30", "prune50", "prune70", "prune80", "prune90", "nm24", "channels10", "channels20", "prune50-w8a8",
@@ -47,7 +46,7 @@ be. Which, the paper's way, other allocations and seconds: [bench/results/prune.
 
 
 def main() -> None:
-    options = networks.table_parser(__doc__, presets=PRESETS, rows=WAYS).parse_args()
+    options = arguments.table_parser(__doc__, presets=PRESETS, rows=WAYS).parse_args()
     fill_table(options, "prune", WAYS, page, blank)
 
 
@@ -65,12 +64,12 @@ def blank(preset: str, name: str) -> str:
 def page(folder: Path) -> str:
     """Two tables a network: methods, and reference rows."""
     rows = written(folder, "prune")
-    return tables.page(NOTE, rows, tables.full(rows, PRESETS, METHODS, blank))
+    return markdown.page(NOTE, rows, markdown.full(rows, PRESETS, METHODS, blank))
 
 
 def block(folder: Path) -> str:
     """The table of README."""
-    return tables.block(SHORT_NOTE, written(folder, "prune"), PRESETS, SHORT)
+    return markdown.block(SHORT_NOTE, written(folder, "prune"), PRESETS, SHORT)
 
 
 if __name__ == "__main__":

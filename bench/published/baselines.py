@@ -18,8 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor, fx, nn
 
-import dfq
-import zeroq
+from bench.published import dfq, zeroq
 from datafree import Recipe, compress
 from datafree import graph as g
 from datafree.allocation.sparsity import share_zeros
@@ -40,19 +39,22 @@ from datafree.student.tie_free_scales import snap_scales
 from datafree.teacher.batchnorm import fold_batchnorm_
 from datafree.teacher.equalize import equalize_
 
-PLAIN = [
+PLAIN = (
     "signal.kind=propagated", "equalize=off", "solve.sequential=false", "solve.method=nearest", "solve.clip=false",
     "solve.bias_correction=false",
-]  # fmt: skip
-SQUANT = ["signal.kind=propagated", "equalize=off", "solve.sequential=false", "solve.method=squant"]
+)  # fmt: skip
+LAYERWISE = (  # the paper's way (arXiv 2011.09058)
+    "signal.kind=gaussian", "equalize=free", "solve.method=straight_through", "solve.sequential=false",
+)  # fmt: skip
+SQUANT = ("signal.kind=propagated", "equalize=off", "solve.sequential=false", "solve.method=squant")
 
 
 def by_settings(
-    settings: list[str], model: nn.Module, example: Tensor, *, bits_w: int, bits_a: int, per: str = "channel",
+    settings: tuple[str, ...], model: nn.Module, example: Tensor, *, bits_w: int, bits_a: int, per: str = "channel",
     first_last: int | str = 8, seed: int = 0,
 ) -> nn.Module:  # fmt: skip
     """A baseline that is a recipe of this package: plain rounding, SQuant (arXiv 2202.07471)."""
-    recipe = _recipe(bits_w, bits_a, per, first_last).updated(settings)
+    recipe = _recipe(bits_w, bits_a, per, first_last).updated(list(settings))
     return compress(model, recipe, example, seed=seed).student
 
 
@@ -78,14 +80,14 @@ def by_zeroq(
     images = zeroq.distill_images(model, example, seed=seed) if images is None else images
     teacher = trace(model, example)
     fold_batchnorm_(teacher)
-    recipe = _recipe(bits_w, bits_a, per, first_last).updated(PLAIN)
+    recipe = _recipe(bits_w, bits_a, per, first_last).updated(list(PLAIN))
     return rounded(teacher, recipe, zeroq.extremes(teacher, images), {})
 
 
 def by_magnitude(scope: str, model: nn.Module, example: Tensor, *, sparsity: float, seed: int = 0) -> nn.Module:
     """The smallest weights become zero, the same share of every layer or below one threshold; nothing is rounded."""
     prune = {"sparsity": sparsity, "scope": scope, "score": "magnitude"}
-    recipe = Recipe(weights={"bits": None}, activations={"bits": None}, prune=prune).updated(PLAIN)
+    recipe = Recipe(weights={"bits": None}, activations={"bits": None}, prune=prune).updated(list(PLAIN))
     return compress(model, recipe, example, seed=seed).student
 
 

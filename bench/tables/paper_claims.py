@@ -7,11 +7,9 @@ from math import hypot
 from pathlib import Path
 from typing import Any
 
-import accuracy
-import claim
-import tables
-from paper_parts import ROUNDED, TRIVIAL
-from rows import mark
+from bench.rows import mark
+from bench.tables import accuracy, claim, markdown
+from bench.tables.paper_parts import ROUNDED, TRIVIAL
 
 GAINS = (("8 bits", "w8a8-tensor", "+0.34"), ("5 bits", "w5a5-tensor", "+28.5"))
 CHEAPER = (("DI", "450"), ("AKD", "14"))
@@ -21,7 +19,7 @@ NONE = "-"
 NOTE = """*Points over the best before*: top-1 of the paper's way (and of ours, per tensor as well) minus that of the
 best of plain rounding, DFQ, SQuant and ZeroQ, one scale a tensor, first and last layer like the others; ± is the
 standard error as if both had been measured on other images. *Times the sparsity*: where two points are lost, over the
-better of magnitude with one threshold and by layer (bench/claim.py). *Passes*: of the cheapest DI, or AKD, that
+better of magnitude with one threshold and by layer (bench/tables/claim.py). *Passes*: of the cheapest DI, or AKD, that
 reaches the top-1 of the paper's student (of ours, the cheapest of them) at W4A4 per channel, as a multiple of that
 student's; in brackets both top-1; ">" where none reaches it, with the dearest's passes and the best top-1. "-" was
 not run."""
@@ -31,10 +29,10 @@ def claims(rows: Iterable[Any], folder: Path) -> list[str]:
     """Lines of one table: claims down, networks across.
 
     Args:
-        folder: also holds the rows of bench/claim.py, which steps through sparsities.
+        folder: also holds the rows of claim.py, which steps through sparsities.
     """
     rows = [r for r in rows if not r.rejected]
-    networks = tables.networks_of(rows)
+    networks = markdown.networks_of(rows)
     zeros = accuracy.written(folder, "claim")
     lines = []
     for says, preset, told in GAINS:
@@ -48,7 +46,7 @@ def claims(rows: Iterable[Any], folder: Path) -> list[str]:
         for who in BEST:
             cells = [times(rows, n, family, who) for n in networks]
             lines.append([f"passes of {family} to the accuracy of {who}", _claimed(who, told), *cells])
-    return tables.grid(["the paper says", *(tables.NICK[n] for n in networks)], lines)
+    return markdown.grid(["the paper says", *(markdown.NICK[n] for n in networks)], lines)
 
 
 def _claimed(who: str, told: str) -> str:

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from bench.networks.made_images import Images, images_made
+from bench.networks.real_images import Real
+from bench.networks.trained import NETWORKS, Networks, open_networks
+from bench.rows import append_row, is_current, rows_on_file
 from datafree import Recipe, compress, evaluate
 from datafree.recipe.schema import OptimizedImages
-from networks import NETWORKS, Images, Networks, images_made, open_networks
-from reference import Real
-from rows import append_row, is_current, rows_on_file
 
 Key = tuple[str, str, str, int, str]
 

@@ -1,0 +1,1 @@
+"""What the project claims of real networks is measured here; README.md has one line a script."""

@@ -1,0 +1,1 @@
+"""Published methods to stand beside, put together from this package's parts."""
