@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping
 from functools import cache
 from importlib.util import find_spec
 from inspect import signature
@@ -28,6 +28,16 @@ class HasCommit(Protocol):
 
     @property
     def commit(self) -> str: ...
+
+
+class HasKey(HasCommit, Protocol):
+    """A row that need not be made again."""
+
+    @property
+    def key(self) -> Hashable: ...
+
+    @property
+    def num_images(self) -> int: ...
 
 
 Row = TypeVar("Row")
@@ -92,7 +102,25 @@ def rows_on_file(paths: Iterable[Path], kind: Callable[..., Row], key: Callable[
     return list({key(row): row for row in rows}.values())
 
 
+def add_missing(path: Path, asked: Iterable[tuple[Hashable, Callable[[], object]]], done: Container[Hashable]) -> None:
+    """Measure what is not done; a row is on file, and printed, before the next one is asked for.
+
+    Args:
+        asked: the key of every row, and what makes it.
+    """
+    for key, measure in asked:
+        if key not in done:
+            row = measure()
+            append_row(path, vars(row))
+            print(row, flush=True)
+
+
 # ---- age
+
+
+def finished(rows: Iterable[HasKey], num_images: int) -> set[Hashable]:
+    """Keys of rows that need no repeating: current, and of as many images."""
+    return {r.key for r in rows if is_current(r.commit) and r.num_images == num_images}
 
 
 def newest(rows: Iterable[Dated]) -> list[Dated]:

@@ -132,6 +132,7 @@ PRUNING: dict[str, Callable[..., nn.Module]] = {
     "magnitude, each layer": partial(by_magnitude, "layer"),
     "magnitude, one threshold": partial(by_magnitude, "global"),
 }
+TRIVIAL = tuple(PRUNING)
 
 
 def _recipe(bits_w: int, bits_a: int, per: str, first_last: int | str) -> Recipe:

@@ -6,7 +6,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bench.networks.made_images import Images, images_made
 from bench.networks.real_images import Real
 from bench.networks.trained import NETWORKS, Networks, open_networks
-from bench.rows import append_row, is_current, rows_on_file
+from bench.rows import add_missing, finished, rows_on_file
 from datafree import Recipe, compress, evaluate
 from datafree.recipe.schema import OptimizedImages
 
@@ -144,18 +144,13 @@ def fill(
     for network in options.networks if zoo else ():
         subject = Subject(zoo, network, min(options.images or NETWORKS[network], NETWORKS[network]))
         done = set() if options.again else finished(written(options.out, bench, settings), subject.count)
-        for cell in cells_of(network):
-            if (network, cell.preset, cell.row, cell.seed, settings) not in done:
-                row = measure(subject, cell, options)
-                append_row(options.out / f"{bench}.jsonl", vars(row))
-                print(row, flush=True)
+        asked = (
+            ((network, cell.preset, cell.row, cell.seed, settings), partial(measure, subject, cell, options))
+            for cell in cells_of(network)
+        )
+        add_missing(options.out / f"{bench}.jsonl", asked, done)
     if written(options.out, bench):
         (options.out / f"{bench}.md").write_text(page(options.out))
-
-
-def finished(rows: Iterable[Row], count: int) -> set[Key]:
-    """Keys of rows that need no repeating."""
-    return {r.key for r in rows if is_current(r.commit) and r.num_images == count}
 
 
 def written(folder: Path, bench: str, settings: str = "") -> list[Row]:

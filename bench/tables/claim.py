@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import arguments
+from bench.published.baselines import TRIVIAL
 from bench.rows import mark
 from bench.tables import markdown, prune
 from bench.tables.accuracy import Cell, Row, Way, fill, written
 
 ALLOWED = 2.0  # points of top-1
-TRIVIAL = ("magnitude, one threshold", "magnitude, each layer")
-WAYS = {name: prune.WAYS[name] for name in (*TRIVIAL, "paper", "ours")}
+WAYS = {name: way for name, way in prune.WAYS.items() if name in (*TRIVIAL, "paper", "ours")}
 FEW = (3, 4, 6, 10, 15, 20, 25, 30, 35, 40, 50, 60, 70)
 SHARES = {**dict.fromkeys(WAYS, FEW), "ours": (10, 20, 25, 30, 35, 40, 50, 60, 70, 75, 80, 90)}  # percent
 THREE = ["resnet20_cifar10", "mobilenetv1_025_imagenet", "mobilenetv2_tiny200"]
@@ -85,6 +85,14 @@ def reach(rows: list[Row], network: str, name: str) -> Reach | None:
     return None
 
 
+def beside_magnitude(rows: list[Row], network: str, name: str) -> tuple[Reach, Reach] | None:
+    """Where a method is, and the better of magnitude in two ways; None where one of the three is not on file."""
+    own, trivial = reach(rows, network, name), [reach(rows, network, way) for way in TRIVIAL]
+    if own is None or None in trivial:
+        return None
+    return own, max((r for r in trivial if r), key=lambda r: r.sparsity)
+
+
 def page(folder: Path) -> str:
     """One table: networks down, methods and the factor across."""
     rows = written(folder, "claim")
@@ -93,15 +101,9 @@ def page(folder: Path) -> str:
 
 
 def _line(rows: list[Row], network: str) -> list[str]:
-    found = {name: reach(rows, network, name) for name in WAYS}
-    return [markdown.NICK[network], *(str(r) if r else "-" for r in found.values()), _factor(found)]
-
-
-def _factor(found: dict[str, Reach | None]) -> str:
-    trivial, ours = [found[name] for name in TRIVIAL], found["ours"]
-    if ours is None or None in trivial:
-        return "-"
-    return f"{ours.sparsity / max(r.sparsity for r in trivial if r):.1f}"
+    cells = [str(reach(rows, network, name) or "-") for name in WAYS]
+    both = beside_magnitude(rows, network, "ours")
+    return [markdown.NICK[network], *cells, f"{both[0].sparsity / both[1].sparsity:.1f}" if both else "-"]
 
 
 if __name__ == "__main__":

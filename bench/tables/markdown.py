@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from bench.networks.real_images import AS_MANY, REFERENCES
 from bench.networks.trained import NETWORKS
@@ -48,26 +49,28 @@ def grid(head: Iterable[str], body: Iterable[Iterable[str]]) -> list[str]:
     return lines + ["| " + " | ".join(cells) + " |" for cells in body]
 
 
-def ways(
-    rows: list[Row], network: str, presets: Iterable[str], names: Iterable[str], blank: Blank = never
-) -> list[str]:
-    """Lines of one network's table: presets down, ways across; ways and presets without rows are left out.
+def lettered(presets: Iterable[str], names: Iterable[str], cell: Callable[[str, str], str], blank: Blank) -> list[str]:
+    """Lines of a table; a cell that cannot be filled has a letter, explained below the table; "-" was not run."""
+    names, letters = list(names), {}
 
-    A cell that cannot be filled has a letter, explained below the table; "-" was not run.
-    """
-    here = [r for r in rows if r.network == network]
-    names = [n for n in names if any(r.row == n for r in here)]
-    presets = [p for p in presets if any(r.preset == p and r.row in names for r in here)]
-    letters: dict[str, str] = {}
-
-    def cell(preset: str, name: str) -> str:
+    def told(preset: str, name: str) -> str:
         reason = blank(preset, name)
         if reason:
             return f"({letters.setdefault(reason, chr(ord('a') + len(letters)))})"
-        return lost(select(here, network, preset, name)) or "-"
+        return cell(preset, name) or "-"
 
-    lines = grid(names, ([preset, *(cell(preset, name) for name in names)] for preset in presets))
+    lines = grid(names, ([preset, *(told(preset, name) for name in names)] for preset in presets))
     return lines + [f"\n({letter}) {reason}" for reason, letter in letters.items()]
+
+
+def ways(
+    rows: list[Row], network: str, presets: Iterable[str], names: Iterable[str], blank: Blank = never
+) -> list[str]:
+    """Lines of one network's table: presets down, ways across; ways and presets without rows are left out."""
+    here = [r for r in rows if r.network == network]
+    names = [n for n in names if any(r.row == n for r in here)]
+    presets = [p for p in presets if any(r.preset == p and r.row in names for r in here)]
+    return lettered(presets, names, lambda preset, name: lost(select(here, network, preset, name)), blank)
 
 
 def seconds(rows: list[Row], network: str, presets: Iterable[str]) -> str:
@@ -121,9 +124,14 @@ def references_of(rows: list[Row], network: str, presets: list[str]) -> list[str
 def page(note: str, rows: list[Row], body: Iterable[str]) -> str:
     """A whole page: what it shows, which commits made it, tables."""
     seeds = ", ".join(str(s) for s in sorted({r.seed for r in rows}))
+    return "\n".join([f"{note.strip()}\n", f"Seeds {seeds}. {made_by(rows)}", *body]) + "\n"
+
+
+def made_by(rows: Iterable[Any]) -> str:
+    """Commits of rows and of their images."""
+    rows = list(rows)
     images = ", ".join(sorted({r.images_commit for r in rows if r.images_commit}))
-    made = f" Images of commit {images}." if images else ""
-    return "\n".join([f"{note.strip()}\n", f"Seeds {seeds}. {commits_note(rows)}{made}", *body]) + "\n"
+    return commits_note(rows) + (f" Images of commit {images}." if images else "")
 
 
 def block(note: str, rows: list[Row], presets: Iterable[str], names: Iterable[tuple[str, ...]]) -> str:

@@ -19,6 +19,7 @@ import argparse
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from bench.networks.made_images import CACHE, Images, images_made
 from bench.networks.trained import NETWORKS, open_networks
 from bench.published import zeroq
 from bench.published.baselines import BASELINES, PRUNING, by_distilling
-from bench.rows import append_row, is_current, rows_on_file
+from bench.rows import add_missing, finished, rows_on_file
 from bench.tables.paper_parts import PARTS, Point, points
 from bench.tables.paper_plots import plots, tables
 from datafree import Recipe, compress
@@ -108,10 +109,8 @@ class Bench:
     def run(self, point: Point) -> Row:
         """Make one student and evaluate it; images made before are charged in full."""
         made = self._images(point)
-        key, start = (
-            (point.part, self.name, point.method, point.preset, self.seed, self.num_images),
-            time.perf_counter(),
-        )
+        key = (point.part, self.name, point.method, point.preset, self.seed, self.num_images)
+        start = time.perf_counter()
         try:
             with count_macs() as spent:
                 student, note = self._student(point, made)
@@ -216,12 +215,8 @@ def chosen(all_of: Iterable[Point], options: argparse.Namespace) -> list[Point]:
 
 def measure(bench: Bench, asked: Iterable[Point], path: Path) -> None:
     """Every point, but those on file that current code made on as many images."""
-    done = {r.key for r in written(path) if is_current(r.commit) and r.num_images == bench.num_images}
-    for point in asked:
-        if (point.part, bench.name, point.method, point.preset, bench.seed) not in done:
-            row = bench.run(point)
-            append_row(path, vars(row))
-            print(row, flush=True)
+    keyed = (((p.part, bench.name, p.method, p.preset, bench.seed), partial(bench.run, p)) for p in asked)
+    add_missing(path, keyed, finished(written(path), bench.num_images))
 
 
 def written(path: Path) -> list[Row]:

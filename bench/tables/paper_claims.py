@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.rows import mark
 from bench.tables import accuracy, claim, markdown
-from bench.tables.paper_parts import ROUNDED, TRIVIAL
+from bench.tables.paper_parts import ROUNDED
 
 GAINS = (("8 bits", "w8a8-tensor", "+0.34"), ("5 bits", "w5a5-tensor", "+28.5"))
 CHEAPER = (("DI", "450"), ("AKD", "14"))
@@ -65,11 +65,10 @@ def gain(rows: list[Any], network: str, preset: str, who: str) -> str:
 
 def factor(rows: list[accuracy.Row], network: str, who: str) -> str:
     """Sparsity at which two points are lost, over that of the better magnitude."""
-    own, trivial = claim.reach(rows, network, who), [claim.reach(rows, network, name) for name in TRIVIAL]
-    found = [r for r in trivial if r]
-    if own is None or len(found) < len(TRIVIAL):
+    both = claim.beside_magnitude(rows, network, who)
+    if both is None:
         return NONE
-    best = max(found, key=lambda r: r.sparsity)
+    own, best = both
     old = mark([*own.rows, *best.rows])
     return f"{own.sparsity / best.sparsity:.1f} ({own.sparsity:.0f} % / {best.sparsity:.0f} %){old}"
 

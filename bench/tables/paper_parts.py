@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from bench.networks.trained import SIDE
-from bench.published.baselines import LAYERWISE
+from bench.published.baselines import LAYERWISE, TRIVIAL
 from datafree import Recipe
 from datafree.recipe.schema import presets
 
@@ -20,7 +20,6 @@ TENSOR = ("weights.per=tensor", "first_last=same", "equalize=foldable")  # as th
 WIDTHS = {"w8a8": (8, 8), "w6a6": (6, 6), "w5a5": (5, 5), "w4a8": (4, 8), "w4a4": (4, 4)}
 ROUNDED = ("plain rounding", "DFQ", "SQuant", "ZeroQ")
 ZEROS = (30, 50, 70)  # percent
-TRIVIAL = ("magnitude, each layer", "magnitude, one threshold")
 COMBINED = ("w3a8", "w4a4", "prune50", "prune70")
 LOSSES = ("kl", "mse")
 STEPS = 100  # of distillation in a combination, and of its images where they are ours

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.rows import commits_note, mark
+from bench.rows import mark
 from bench.tables import paper_claims
-from bench.tables.markdown import NICK, grid, networks_of
+from bench.tables.markdown import NICK, grid, lettered, made_by, networks_of
 from bench.tables.paper_claims import family_of
 from bench.tables.paper_parts import PARTS, blank, points, starts
 
@@ -31,7 +32,7 @@ MAIN = ("resnet20_cifar10", "resnet_digits", "mobilenet_digits")  # whose combin
 def tables(rows: list[Any], folder: Path) -> str:
     """The whole page: claims, then one table a network and part."""
     rows = declared(rows)
-    text = [f"{NOTE}\n", _of(rows), "\n## The paper's claims\n", *claimed(rows, folder)]
+    text = [f"{NOTE}\n", made_by(rows), "\n## The paper's claims\n", *claimed(rows, folder)]
     for network in networks_of(rows):
         here = [r for r in rows if r.network == network]
         text.append(f"\n## {network}: {_head(here)}")
@@ -55,12 +56,6 @@ def declared(rows: Iterable[Any]) -> list[Any]:
 def _head(rows: list[Any]) -> str:
     seeds = ", ".join(str(s) for s in sorted({r.seed for r in rows}))
     return f"float top-1 {max(r.float_top1 for r in rows):.1f} % on {rows[0].num_images} images, seed {seeds}"
-
-
-def _of(rows: list[Any]) -> str:
-    """Commits of rows and of their images."""
-    images = ", ".join(sorted({r.images_commit for r in rows if r.images_commit}))
-    return commits_note(rows) + (f" Images of commit {images}." if images else "")
 
 
 def claimed(rows: list[Any], folder: Path) -> list[str]:
@@ -97,7 +92,7 @@ def combination_block(rows: list[Any], folder: Path) -> str:
 def _block(rows: list[Any], lines: list[str]) -> str:
     if not rows:
         return "Not run yet.\n"
-    return "\n".join([*lines, "", _of(rows)]) + "\n"
+    return "\n".join([*lines, "", made_by(rows)]) + "\n"
 
 
 def _each(rows: list[Any], build: Any) -> list[str]:
@@ -129,18 +124,11 @@ def _passes(rows: list[Any]) -> list[str]:
 
 
 def _grid(rows: list[Any], cell: Any) -> list[str]:
-    """Presets down, methods across; a cell that cannot be has a letter, explained below."""
+    """Presets down, methods across."""
     presets, methods = dict.fromkeys(r.preset for r in rows), dict.fromkeys(r.method for r in rows)
-    at, letters = {(r.preset, r.method): r for r in rows}, {}
-
-    def told(preset: str, method: str) -> str:
-        reason = blank(rows[0].part, preset, method)
-        if reason:
-            return f"({letters.setdefault(reason, chr(ord('a') + len(letters)))})"
-        return cell(at[preset, method]) if (preset, method) in at else "-"
-
-    lines = grid(methods, ([preset, *(told(preset, method) for method in methods)] for preset in presets))
-    return lines + [f"\n({letter}) {reason}" for reason, letter in letters.items()]
+    at = {(r.preset, r.method): r for r in rows}
+    told = lambda preset, method: cell(at[preset, method]) if (preset, method) in at else ""  # noqa: E731
+    return lettered(presets, methods, told, partial(blank, rows[0].part))
 
 
 def _combined(rows: list[Any]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench import arguments
 from bench.networks.real_images import AS_MANY, REFERENCES
-from bench.published.baselines import LAYERWISE, PLAIN
+from bench.published.baselines import LAYERWISE, PLAIN, TRIVIAL
 from bench.tables import markdown
 from bench.tables.accuracy import Way, fill_table, references, written
 
@@ -52,7 +52,7 @@ def main() -> None:
 
 def blank(preset: str, name: str) -> str:
     """Why a cell has no row; "" where it has."""
-    if preset.startswith("channels") and name in ("magnitude, one threshold", "magnitude, each layer", "paper"):
+    if preset.startswith("channels") and name in (*TRIVIAL, "paper"):
         return "channels go by their output, not by the magnitude of a weight"
     if name == "each layer alike" and preset.startswith("channels"):
         return "the share counts multiply-adds of the whole network"

@@ -31,8 +31,7 @@ def row(network="resnet20_cifar10", preset="w4a8", name="ours", seed=0, lost=1.0
 @pytest.fixture
 def new_is_current(monkeypatch):
     """Rows of the commit "new" are current, others old."""
-    for module in (rows, accuracy):
-        monkeypatch.setattr(module, "is_current", lambda commit: commit == "new")
+    monkeypatch.setattr(rows, "is_current", lambda commit: commit == "new")
     monkeypatch.setattr(rows, "STARTED_AT", "new")
 
 
@@ -176,7 +175,7 @@ def test_rows_on_file_are_not_made_again(bench, tmp_path):
 def test_rows_of_old_code_or_fewer_images_are_made_again(bench, monkeypatch):
     bench()
     assert len(bench(images=60)) == 3
-    monkeypatch.setattr(accuracy, "is_current", lambda commit: False)
+    monkeypatch.setattr(rows, "is_current", lambda commit: False)
     assert len(bench(images=60)) == 3
 
 
