@@ -47,6 +47,7 @@ bench-all: bench-networks
 	$(BIN)/python -m bench.tables.paper --networks resnet20_cifar10 mobilenetv1_025_imagenet mobilenetv2_tiny200 \
 		efficientnet_lite0
 	$(BIN)/python -m bench.tables.render
+	$(BIN)/python -m bench.tables.plots
 
 # What EfficientNet-Lite0 is built from and its weights
 bench-networks: $(STAMP)
@@ -55,6 +56,7 @@ bench-networks: $(STAMP)
 # The paper's comparisons, on networks trained here; NETWORKS=resnet20_cifar10 with the folder of trained networks
 bench-paper: $(STAMP)
 	$(BIN)/python -m bench.tables.paper $(if $(NETWORKS),--networks $(NETWORKS))
+	$(BIN)/python -m bench.tables.plots
 
 # Other packages on the same networks, in an environment of their own
 peers: $(STAMP)

@@ -31,8 +31,8 @@ from bench.networks.trained import NETWORKS, open_networks
 from bench.published import zeroq
 from bench.published.baselines import BASELINES, PRUNING, by_distilling
 from bench.rows import add_missing, finished, rows_on_file
+from bench.tables.paper_pages import page
 from bench.tables.paper_parts import PARTS, Point, points
-from bench.tables.paper_plots import plots, tables
 from datafree import Recipe, compress
 from datafree.execution.atomic import atomic_write
 from datafree.execution.mac_counter import count_macs
@@ -176,16 +176,13 @@ def _say(what: str, done: int, total: int) -> None:
 
 def main() -> None:
     options = _parser().parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    zoo = None if options.render else open_networks(options)
+    zoo = open_networks(options)
     for name in options.networks if zoo else ():
         x, y = zoo.images(name, min(options.images, NETWORKS[name]))
         data = list(zip(x.split(100), y.split(100), strict=True))
         bench = Bench(name, zoo.load(name), x[:1], data, options.seed, options.cache)
         measure(bench, chosen(points(name, options.parts), options), options.out / "paper.jsonl")
-    rows = written(options.out / "paper.jsonl")
-    (options.out / "paper.md").write_text(tables(rows, options.out))
-    plots(rows, options.out)
+    (options.out / "paper.md").write_text(page(written(options.out / "paper.jsonl"), options.out))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -198,7 +195,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=1000, help="evaluate on so many at most")
     parser.add_argument("--cache", type=Path, default=CACHE)
-    parser.add_argument("--render", action="store_true", help="only tables and plots of the rows on file")
     return parser
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.rows import OLD, ROOT
-from bench.tables import ablation, budget, claim, guard, markdown, methods, paper, paper_plots, peers, prune, zoo
+from bench.tables import ablation, budget, claim, guard, markdown, methods, paper, paper_pages, peers, prune, zoo
 from bench.tables.accuracy import Row, written
 
 RESULT_PAGES: dict[str, Callable[[Path], str]] = {
@@ -27,17 +27,17 @@ RESULT_PAGES: dict[str, Callable[[Path], str]] = {
     "peers": peers.page,
     "ablation": ablation.page,
     "guard": guard.page,
-    "paper": lambda folder: paper_plots.tables(paper.written(folder / "paper.jsonl"), folder),
+    "paper": lambda folder: paper_pages.page(paper.written(folder / "paper.jsonl"), folder),
 }
 BLOCKS: dict[str, tuple[str, Callable[[Path], str]]] = {  # marker -> bench, text
     "zoo table": ("zoo", zoo.block),
     "prune table": ("prune", prune.block),
     "budget figures": ("budget", budget.block),
     "ablation table": ("ablation", ablation.block),
-    "paper claims": ("paper", lambda folder: of_paper(paper_plots.claims_block, folder)),
-    "paper cost": ("paper", lambda folder: of_paper(paper_plots.cost_block, folder)),
-    "paper bits": ("paper", lambda folder: of_paper(paper_plots.bits_block, folder)),
-    "paper combination": ("paper", lambda folder: of_paper(paper_plots.combination_block, folder)),
+    "paper claims": ("paper", lambda folder: of_paper(paper_pages.claims_block, folder)),
+    "paper cost": ("paper", lambda folder: of_paper(paper_pages.cost_block, folder)),
+    "paper bits": ("paper", lambda folder: of_paper(paper_pages.bits_block, folder)),
+    "paper combination": ("paper", lambda folder: of_paper(paper_pages.combination_block, folder)),
     "first paragraph": ("zoo", lambda folder: first_paragraph(written(folder, "zoo"))),
 }
 BLOCK = re.compile(r"^<!-- (?P<name>[\w ]+) -->\n.*?^<!-- end -->$", re.MULTILINE | re.DOTALL)

@@ -13,7 +13,7 @@ from torch import nn
 pytest.importorskip("sklearn")
 from bench import rows
 from bench.published import baselines
-from bench.tables import ablation, accuracy, paper, paper_claims, paper_parts, paper_plots
+from bench.tables import ablation, accuracy, paper, paper_claims, paper_pages, paper_parts, plots
 from bench.tables.paper_parts import PARTS, Point, points
 from datafree import Recipe
 from datafree.execution.pools import one_thread
@@ -192,21 +192,21 @@ def test_rejected_rows_answer_no_claim(tmp_path):
 
 def test_cells_say_what_training_did():
     kept = row("combination", note="kl on images held out 1 -> 1 after 0 of 9 steps: nothing gained, the start is kept")
-    assert paper_plots._top1(kept) == "80.0 ± 0.3 (90) (start kept)"
-    assert paper_plots._top1(row(note="rejected: it diverges")) == "rejected"
-    assert paper_plots._top1(row(commit="older")) == "80.0 ± 0.3 (90) †"
+    assert paper_pages._top1(kept) == "80.0 ± 0.3 (90) (start kept)"
+    assert paper_pages._top1(row(note="rejected: it diverges")) == "rejected"
+    assert paper_pages._top1(row(commit="older")) == "80.0 ± 0.3 (90) †"
 
 
 def test_blank_cells_carry_their_reason():
     found = [row(method=m, preset=p) for p in ("w8a8", "w8a8-tensor") for m in ("DFQ", "paper") if m != p]
-    page = paper_plots.bits_block([r for r in found if (r.method, r.preset) != ("paper", "w8a8")], Path())
+    page = paper_pages.bits_block([r for r in found if (r.method, r.preset) != ("paper", "w8a8")], Path())
     assert "| w8a8 | 80.0 ± 0.3 (90) | (a) |\n| w8a8-tensor | 80.0 ± 0.3 (90) | 80.0 ± 0.3 (90) |" in page
     assert "(a) the paper's way, one scale a tensor" in page
 
 
 def test_rows_nothing_declares_are_left_out_and_blocks_without_rows_say_so():
-    assert paper_plots.declared([row("cost", "DI, 50 steps", "w4a4"), row()]) == [row()]
-    assert paper_plots.cost_block([row()], Path()) == "Not run yet.\n"
+    assert paper_pages.declared([row("cost", "DI, 50 steps", "w4a4"), row()]) == [row()]
+    assert paper_pages.cost_block([row()], Path()) == "Not run yet.\n"
 
 
 def test_combinations_have_starts_down_and_ways_across():
@@ -215,9 +215,17 @@ def test_combinations_have_starts_down_and_ways_across():
         row("combination", "DI, kl from magnitude of each layer", "prune50"),
         row("combination", "DI, kl from ours", "prune50", note="rejected: it diverges"),
     ]
-    page = paper_plots.combination_block(found, Path())
+    page = paper_pages.combination_block(found, Path())
     assert "| | DI, kl | none |" in page
     assert "| ours | rejected | 80.0 ± 0.3 (90) |" in page and "| paper | - | - |" in page
+
+
+def test_a_plot_is_drawn_of_every_part_that_has_rows(tmp_path):
+    found = [row(), row(preset="w8a8", method="DFQ"), row("cost", "paper", "w4a4")]
+    found += [row("sparsity", "ours", "prune50", note="rejected: it diverges")]
+    drawn = plots.draw(found, tmp_path)
+    assert [path.name for path in drawn] == [f"paper-{NETWORK}-cost.svg", f"paper-{NETWORK}-bits.svg"]
+    assert "DFQ" not in drawn[1].read_text(), "only the rows that all methods are in"
 
 
 def test_the_ablations_groups_share_the_papers_row(tmp_path):

@@ -1,4 +1,4 @@
-"""Tables and plots of paper.py's rows."""
+"""Tables of paper.py's rows: its own page, and blocks of docs/paper.md."""
 
 from __future__ import annotations
 
@@ -10,14 +10,8 @@ from typing import Any
 from bench.rows import mark
 from bench.tables import paper_claims
 from bench.tables.markdown import NICK, grid, lettered, made_by, networks_of
-from bench.tables.paper_claims import family_of
 from bench.tables.paper_parts import PARTS, blank, points, starts
 
-COLOURS = {
-    "ours": "#0b6e4f", "ours, propagated": "#7fb069", "AKD": "#b5446e", "DI": "#2f4b7c", "DI, our images": "#7d9fd3",
-    "paper": "#c8102e", "paper, per tensor": "#e58a95", "DFQ": "#d17b0f", "ZeroQ": "#6f5e9e", "SQuant": "#4a9bb5",
-    "plain rounding": "#8a8a8a", "magnitude, each layer": "#8a8a8a", "magnitude, one threshold": "#c0b283",
-}  # fmt: skip
 NOTE = """Made by `python -m bench.tables.paper`; rows in paper.jsonl. Top-1 in percent ± standard error of the
 difference to the float network over images (paired), in brackets agreement with it where no passes are told; *passes*:
 forward passes of one image through the float network, counted in multiply-adds, images and warm-up charged each time,
@@ -29,7 +23,7 @@ was stopped; *start kept*: training gained nothing."""
 MAIN = ("resnet20_cifar10", "resnet_digits", "mobilenet_digits")  # whose combinations a short page shows, the first
 
 
-def tables(rows: list[Any], folder: Path) -> str:
+def page(rows: list[Any], folder: Path) -> str:
     """The whole page: claims, then one table a network and part."""
     rows = declared(rows)
     text = [f"{NOTE}\n", made_by(rows), "\n## The paper's claims\n", *claimed(rows, folder)]
@@ -153,74 +147,3 @@ def _figure(row: Any) -> str:
 
 def _marks(row: Any) -> str:
     return (" (start kept)" if "the start is kept" in row.note else "") + mark([row])
-
-
-# ---- plots
-
-
-def plots(rows: list[Any], folder: Path) -> None:
-    """paper-NETWORK-cost.svg, -bits.svg, -sparsity.svg; needs matplotlib."""
-    try:
-        import matplotlib
-
-        matplotlib.use("svg")
-        matplotlib.rcParams.update({"svg.hashsalt": "datafree", "font.size": 11, "svg.fonttype": "none"})
-    except ModuleNotFoundError:
-        print('plots skipped: matplotlib is not installed; pip install "datafree[bench]"')
-        return
-    rows = declared(rows)
-    for network in networks_of(rows):
-        here = [row for row in rows if row.network == network and not row.rejected]
-        for part, draw in (("cost", _plot_cost), ("bits", _plot_steps), ("sparsity", _plot_steps)):
-            chosen = [row for row in here if row.part == part and _drawn(row)]
-            if chosen:
-                draw(chosen, f"{network}: {part}", folder / f"paper-{network}-{part}.svg")
-
-
-def _drawn(row: Any) -> bool:
-    """Of bits, only the rows all methods are in."""
-    return row.part != "bits" or row.preset.endswith("-tensor")
-
-
-def _plot_cost(rows: list[Any], title: str, path: Path) -> None:
-    """Top-1, and agreement, which its error bars hide, against forward passes."""
-    from matplotlib import pyplot as plt
-
-    figure, (axes, other) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for method in dict.fromkeys(family_of(r.method) for r in rows):
-        own = sorted((r for r in rows if family_of(r.method) == method), key=lambda r: r.forward_passes)
-        x, error = [r.forward_passes for r in own], [r.lost_error for r in own]
-        axes.errorbar(x, [r.top1 for r in own], error, marker="o", capsize=2, label=method, color=COLOURS[method])
-        other.plot(x, [r.agreement for r in own], marker="o", color=COLOURS[method])
-    other.set(xscale="log", xlabel="forward passes of one image (log)", ylabel="agreement with float32, %")
-    other.grid(alpha=0.3)
-    other.spines[["top", "right"]].set_visible(False)
-    _finish(figure, axes, rows[0], f"{title}, {rows[0].preset}", "forward passes of one image (log)", path, log=True)
-
-
-def _plot_steps(rows: list[Any], title: str, path: Path) -> None:
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    presets = list(dict.fromkeys(r.preset for r in rows))
-    for method in dict.fromkeys(r.method for r in rows):
-        own = [r for r in rows if r.method == method]
-        x, y = [presets.index(r.preset) for r in own], [r.top1 for r in own]
-        axes.errorbar(x, y, [r.lost_error for r in own], marker="o", capsize=2, label=method, color=COLOURS[method])
-    axes.set_xticks(range(len(presets)), presets)
-    _finish(figure, axes, rows[0], title, "preset", path, log=False)
-
-
-def _finish(figure: Any, axes: Any, row: Any, title: str, label: str, path: Path, *, log: bool) -> None:
-    from matplotlib import pyplot as plt
-
-    axes.axhline(row.float_top1, color="black", linewidth=0.8, linestyle="--")
-    axes.annotate("float32", (0.3, row.float_top1), xycoords=("axes fraction", "data"), va="bottom", fontsize=9)
-    if log:
-        axes.set_xscale("log")
-    axes.set(title=title, xlabel=label, ylabel=f"top-1, % ({row.num_images} images)")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
