@@ -216,9 +216,9 @@ def _layers(group: Group) -> tuple[tuple[str, int, int], ...]:
 def _at_once(width: int, *, alike: bool) -> int:
     """How many channels of a set go together: 16 of 96 and more, so that whole 16s stay (ours).
 
-    Integer kernels take 16 channels at a time: 70 channels are slower than 96 (bench/export.py). In narrow sets so many
-    at once cost accuracy: on resnet20, 16 to 64 wide, an eighth at once lost 1 point more. Where all sets lose alike,
-    which is for speed, 8 go of those.
+    Integer kernels take 16 channels at a time: 70 channels are slower than 96 (bench/tables/export.py). In narrow sets
+    so many at once cost accuracy: on resnet20, 16 to 64 wide, an eighth at once lost 1 point more. Where all sets lose
+    alike, which is for speed, 8 go of those.
     """
     return 16 if width >= 96 else 8 if alike and width >= 16 else 1
 

@@ -41,7 +41,7 @@ def estimate(run: Run) -> Estimate:
         1 - agreement = (1 - 1/C) (1 - exp(-(s z)^p)),   C classes                                         (ours)
 
     Matched images lie nearer to the boundaries between classes than real ones, so s is divided by a constant, which
-    was chosen over several networks, as was the width of the interval (bench/estimate.py).
+    was chosen over several networks, as was the width of the interval (bench/tables/estimate.py).
 
     Raises:
         EstimateError: the network does not return one tensor of logits (N, classes).

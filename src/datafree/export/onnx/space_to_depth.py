@@ -2,7 +2,8 @@
 
 Integer kernels gather the inputs of every output from rows of k pixels, and a pixel of an image is 3 bytes. Where the
 stride is 2, pixels can be laid side by side in blocks of 2x2 first: 12 channels, half the side, stride 1, half the
-kernel. On resnet18's 7x7 stem that is 16 rows of 12 bytes for 49 of 3, and a third of the time (bench/export.py).
+kernel. On resnet18's 7x7 stem that is 16 rows of 12 bytes for 49 of 3, and a third of the time
+(bench/tables/export.py).
 """
 
 from __future__ import annotations
