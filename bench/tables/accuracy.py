@@ -17,7 +17,7 @@ from bench.networks.real_images import Real
 from bench.networks.trained import NETWORKS, Networks, open_networks
 from bench.rows import add_missing, finished, rows_on_file
 from datafree import Recipe, compress, evaluate
-from datafree.recipe.schema import OptimizedImages
+from datafree.signals import signal_kind
 
 Key = tuple[str, str, str, int, str]
 
@@ -165,7 +165,7 @@ def measure(subject: Subject, cell: Cell, options: argparse.Namespace) -> Row:
     example, made, images = subject.data[0][0][:1], Images((), 0, 0.0), None
     if cell.way.real:
         images = (cell.way.real.draw(subject.zoo, subject.name, seed=cell.seed),)
-    elif isinstance(recipe.signal, OptimizedImages):
+    elif signal_kind(recipe.signal).keeps_images:
         made = images_made(subject.name, subject.model, recipe, example, seed=cell.seed, cache=options.cache)
         images = made.images
     start = time.perf_counter()

@@ -37,7 +37,7 @@ from datafree import Recipe, compress
 from datafree.execution.atomic import atomic_write
 from datafree.execution.mac_counter import count_macs
 from datafree.graph.capture import trace
-from datafree.recipe.schema import Adversarial, OptimizedImages
+from datafree.recipe.schema import MatchedImages
 from datafree.run.cost import layer_macs
 from datafree.run.evaluate import evaluate_models
 from datafree.student.distill_images import DistillError
@@ -146,7 +146,7 @@ class Bench:
         if point.baseline:
             return {"ZeroQ": self._zeroq()} if point.baseline == "ZeroQ" else {}
         recipes = [point.start, *([point.training] if point.images is not None else [])]
-        ahead = [r for r in recipes if isinstance(r.signal, OptimizedImages) and not isinstance(r.signal, Adversarial)]
+        ahead = [r for r in recipes if isinstance(r.signal, MatchedImages)]
         return {
             _signal(r): images_made(
                 self.name, self.model, r, self.example, seed=self.seed, cache=self.cache, on_step=_say

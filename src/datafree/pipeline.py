@@ -23,10 +23,10 @@ from datafree.execution import (
 )
 from datafree.graph import trace
 from datafree.models import check_weights, input_range
-from datafree.recipe import OptimizedImages, Recipe
+from datafree.recipe import Recipe
 from datafree.records import InputRange, LayerResult
 from datafree.run import Run, Steps, images_of, summarize, with_estimate
-from datafree.signals import make_signal
+from datafree.signals import make_signal, signal_kind
 from datafree.solve import Pool, plan_layers, solve_layers
 from datafree.student import check_distillation, distill, remove_channels, snap_scales
 from datafree.teacher import equalize_, fold_batchnorm_
@@ -109,7 +109,7 @@ def compress(
     steps = Steps(teacher, kept, stats, equalization, source, chosen, allocation, smaller, distilled, results)
     seconds = time.perf_counter() - start
     summary = summarize(steps, model, fingerprint=fingerprint, seconds=seconds, spent=spent.macs)
-    made = source.inputs if isinstance(recipe.signal, OptimizedImages) else ()
+    made = source.inputs if signal_kind(recipe.signal).keeps_images else ()
     made_in = chosen if chosen.mean else None
     run = Run(student, teacher, recipe, tuple(results.values()), summary, stats, made, made_in, source.generator)
     return with_estimate(run) if predict else run

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from typing import Literal
 
 import pytest
 import yaml
@@ -9,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from datafree.recipe.schema import Gptq, LayerRule, Nearest, Recipe, RecipeError, StraightThrough, presets
+from datafree.recipe.schema import (
+    Gptq,
+    LayerRule,
+    Nearest,
+    Recipe,
+    RecipeError,
+    RoundingRecipe,
+    SignalRecipe,
+    StraightThrough,
+    presets,
+)
 
 PRESETS = pytest.mark.parametrize("name", presets())
 
@@ -435,3 +446,59 @@ def test_a_list_where_a_word_belongs_is_a_recipe_error(text):
     with warnings.catch_warnings(), pytest.raises(RecipeError, match=r"^recipe: (first_last|solve)"):
         warnings.simplefilter("ignore")
         Recipe.parse(text)
+
+
+# Kinds that others define
+
+
+@pytest.fixture
+def own_kinds():
+    """Whatever a test defines is gone after it."""
+    before = {part: dict(part.kinds) for part in (SignalRecipe, RoundingRecipe)}
+    yield
+    for part, kinds in before.items():
+        part.kinds.clear()
+        part.kinds.update(kinds)
+
+
+def define_coin():
+    class Coin(RoundingRecipe):
+        method: Literal["coin"] = "coin"
+        tosses: int = 3
+
+    return Coin
+
+
+def test_a_kind_defined_elsewhere_is_chosen_like_any_other(own_kinds):
+    Coin = define_coin()
+    recipe = Recipe.parse("solve: {method: coin, tosses: 5}")
+    assert recipe.solve == Coin(tosses=5) and Recipe.parse(recipe.dump()) == recipe
+    assert Recipe(solve=Coin()).updated(["solve.tosses=7", "solve.sequential=true"]).solve == Coin(
+        tosses=7, sequential=True
+    )
+    assert Recipe().updated(["solve.method=coin"]).solve == Coin()
+    with pytest.raises(RecipeError, match=r"solve.steps: unknown key; allowed here are .*, method, tosses$"):
+        Recipe(solve={"method": "coin", "steps": 3})
+    with pytest.raises(RecipeError, match="'adaround', 'coin', got 'dice'"):
+        Recipe(solve={"method": "dice"})
+
+
+def test_a_file_that_runs_again_defines_the_same_kind(own_kinds):
+    define_coin()
+    again = define_coin()
+    assert type(Recipe(solve={"method": "coin"}).solve) is again
+
+
+def test_a_name_that_is_taken_is_refused(own_kinds):
+    with pytest.raises(RecipeError, match=r"Mine: method 'gptq' is that of datafree\S*\.Gptq; choose another name"):
+
+        class Mine(Gptq):
+            pass
+
+    assert Recipe.parse("solve: {method: gptq}").solve == Gptq()
+
+
+@pytest.mark.parametrize("fields", [{}, {"kind": "mine"}], ids=["nothing", "plain string"])
+def test_a_kind_without_a_name_is_refused(own_kinds, fields):
+    with pytest.raises(RecipeError, match='Mine has no name; give it one, as kind: Literal\\["name"\\] = "name"'):
+        type("Mine", (SignalRecipe,), {**fields, "__annotations__": dict.fromkeys(fields, str), "__module__": __name__})

@@ -15,8 +15,9 @@ from torch import nn
 from datafree import Recipe
 from datafree import graph as g
 from datafree.graph.capture import trace
+from datafree.recipe import RecipeError, SignalRecipe
 from datafree.records import ChannelStats, InputRange
-from datafree.signals import Signal, make_signal, walk_teacher
+from datafree.signals import SIGNALS, Signal, make_signal, walk_teacher
 from datafree.signals.probes import dead_leaves
 from datafree.signals.scale import infer_input_range
 from datafree.signals.source import batch_statistics, restandardise
@@ -219,6 +220,16 @@ def test_a_loader_gives_the_images_as_they_are():
     assert torch.equal(value, x)
     with pytest.raises(ValueError, match="'loader' but no images were given"):
         make_signal(graph, stats, signal("loader"), seed=0)
+
+
+def test_every_kind_of_the_recipe_has_a_row():
+    assert set(SignalRecipe.kinds.values()) == set(SIGNALS)
+
+
+def test_a_kind_without_a_row_is_refused():
+    graph, stats, _ = folded("chain")
+    with pytest.raises(RecipeError, match=r"signal.kind 'x' has no row; add SIGNALS\[SignalRecipe\] = SignalKind"):
+        make_signal(graph, stats, SignalRecipe(kind="x"), seed=0)
 
 
 def test_given_images_are_restandardised_on_request():

@@ -3,7 +3,6 @@
 import math
 import pickle
 from dataclasses import replace
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import torch
 
 from datafree.execution.pools import processes, serial
 from datafree.quantization.affine import choose_qparams, dequantize
-from datafree.recipe.schema import AdaRound, Gptq, Nearest, Solve, SQuant, StraightThrough
+from datafree.recipe.schema import AdaRound, Gptq, Nearest, RoundingRecipe, SQuant, StraightThrough
 from datafree.records import QParams, WeightSpec
 from datafree.solve.compensation import compensated
 from datafree.solve.rounding import NEEDS, SOLVERS
@@ -95,7 +94,7 @@ def plain_squant(weight, scale, zero_point, qmin, qmax, kernel_size):
 
 
 def test_every_method_of_the_recipe_has_a_solver():
-    methods = set(get_args(get_args(Solve)[0]))
+    methods = set(RoundingRecipe.kinds.values())
     assert methods == set(SOLVERS) == set(NEEDS)
 
 

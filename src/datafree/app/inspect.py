@@ -10,10 +10,10 @@ from torch import Tensor, fx, nn
 from datafree import graph as g
 from datafree.graph import batch_norms, trace
 from datafree.models import check_weights, input_range
-from datafree.recipe import OptimizedImages, Propagated, Recipe
-from datafree.records import InputRange, Skipped, Stats
+from datafree.recipe import Recipe
+from datafree.records import Skipped, Stats
 from datafree.run import warnings_of
-from datafree.signals import make_signal
+from datafree.signals import input_range_of
 from datafree.solve import LayerPlan, plan_layers
 from datafree.teacher import Equalization, equalize_, fold_batchnorm_
 
@@ -73,7 +73,7 @@ def inspect(
     num_batchnorms = len(batch_norms(teacher))
     stats, kept = fold_batchnorm_(teacher)
     plan = plan_layers(teacher, recipe)
-    chosen = _chosen_range(teacher, stats, recipe, input_range(model))
+    chosen = input_range_of(teacher, stats, recipe.signal, input_range(model))
     rows = recipe.weights.per == "tensor"
     return Inspection(
         model=type(model).__name__,
@@ -119,13 +119,3 @@ def _before(layer: fx.Node, stop: Callable[[fx.Node], bool]) -> list[fx.Node]:
         else:
             todo.extend(node.all_input_nodes)
     return [node for node in layer.graph.nodes if node in ends]
-
-
-def _chosen_range(teacher: fx.GraphModule, stats: Stats, recipe: Recipe, known: InputRange | None) -> InputRange:
-    """The range of the network's input as `compress` chooses it."""
-    if recipe.signal.kind == "loader":
-        return InputRange((), (), "the images given")
-    signal = recipe.signal
-    if isinstance(signal, OptimizedImages):  # the range is that of their probes, known before any step is taken
-        signal = Propagated(probes=signal.probes, images=signal.images)
-    return make_signal(teacher, stats, signal, seed=0, input_range=known)[1]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import warnings
+from functools import cache, reduce
 from importlib import resources
+from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -15,7 +17,9 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    SerializeAsAny,
     Tag,
+    TypeAdapter,
     ValidationError,
     model_serializer,
     model_validator,
@@ -36,25 +40,66 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class _Images(_Part):
+class _Choice(_Part):
+    """A part of which there are several kinds, one class each, here or in any other file: defined, it can be chosen."""
+
+    kinds: ClassVar[dict[str, type[_Choice]]]  # by the word that chooses them
+    tag: ClassVar[str]  # the field that holds that word
+    usual: ClassVar[str]  # the word where a recipe has none
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        if "kinds" in vars(cls):  # a part by itself
+            return
+        mine, field = _path(cls), cls.model_fields[cls.tag]
+        if get_args(field.annotation) != (field.default,):
+            raise RecipeError(f'{mine} has no name; give it one, as {cls.tag}: Literal["name"] = "name"')
+        other = _path(cls.kinds.get(field.default, cls))
+        if other != mine:
+            raise RecipeError(f"{mine}: {cls.tag} {field.default!r} is that of {other}; choose another name")
+        cls.kinds[field.default] = cls  # of a file that ran again, the class of today
+
+    @classmethod
+    def chosen(cls, value: Any) -> Any:
+        """The record of the kind that a recipe's mapping asks for."""
+        fields = {cls.tag: cls.usual, **value} if isinstance(value, dict) else value
+        return _one_of(tuple(cls.kinds.values()), cls.tag).validate_python(fields)
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+@cache
+def _one_of(kinds: tuple[type[_Choice], ...], tag: str) -> TypeAdapter:
+    union: Any = Annotated[reduce(or_, kinds), Field(discriminator=tag)]
+    return TypeAdapter(union)
+
+
+class SignalRecipe(_Choice):
+    """What every kind of signal is asked. A subclass is one more kind; its row is in `datafree.signals.SIGNALS`."""
+
+    kinds: ClassVar[dict[str, type[_Choice]]] = {}
+    tag, usual = "kind", "propagated"
     probes: Literal["leaves", "pink"] = "leaves"
     images: int | None = Field(default=None, ge=1)  # None: 64, and more where they are small
+    kind: Any  # of every subclass a Literal, with its name as the default
 
 
-class Gaussian(_Images):
+class Gaussian(SignalRecipe):
     """Independent Gaussians at BatchNorm outputs (the paper's)."""
 
     kind: Literal["gaussian"] = "gaussian"
     pooling: Literal["ignored", "executed"] = "ignored"  # ignored, as in the paper: statistics pass over it unchanged
 
 
-class Propagated(_Images):
+class Propagated(SignalRecipe):
     """Procedural images once through the teacher, re-standardised at every BatchNorm."""
 
     kind: Literal["propagated"] = "propagated"
 
 
-class Matched(_Images):
+class Matched(SignalRecipe):
     """The same after a few dozen steps on the images that match BatchNorm outputs to their statistics."""
 
     kind: Literal["matched"] = "matched"
@@ -62,7 +107,7 @@ class Matched(_Images):
     smoothness: float = Field(default=1.0, ge=0)
 
 
-class Inverted(_Images):
+class Inverted(SignalRecipe):
     """`matched` with class targets, for the steps of the setting."""
 
     kind: Literal["inverted"] = "inverted"
@@ -72,7 +117,7 @@ class Inverted(_Images):
     class_weight: float = Field(default=0.3, ge=0)
 
 
-class Adversarial(_Images):
+class Adversarial(SignalRecipe):
     """Images of a generator trained on what BatchNorm remembers, against a rounded network."""
 
     kind: Literal["adversarial"] = "adversarial"
@@ -88,22 +133,12 @@ class Adversarial(_Images):
 MatchedImages = Matched | Inverted
 """Signals whose images are moved until the network remembers them."""
 
-OptimizedImages = Matched | Inverted | Adversarial
-"""Signals whose images take long to make, so they are kept and used again."""
 
-
-class Loader(_Images):
+class Loader(SignalRecipe):
     """Real images, when there are some after all."""
 
     kind: Literal["loader"] = "loader"
     restandardise: bool = False  # bring them to what BatchNorm remembers, as made ones are
-
-
-Signal = Annotated[
-    Gaussian | Propagated | Matched | Inverted | Adversarial | Loader,
-    Field(discriminator="kind"),
-    BeforeValidator(lambda value: {"kind": "propagated", **value} if isinstance(value, dict) else value),
-]
 
 
 class Weights(_Part):
@@ -175,12 +210,17 @@ class Budget(_Part):
         return f"{name} {value:.12g}"
 
 
-class _Method(_Part):
+class RoundingRecipe(_Choice):
+    """What every rounding method is asked. A subclass is one more; its row is in `datafree.solve.ROUNDING`."""
+
+    kinds: ClassVar[dict[str, type[_Choice]]] = {}
+    tag, usual = "method", "gptq"
     sequential: bool = False  # layers in order, each on the inputs its student sees; else each by itself (the paper)
     compensation: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"  # share of the error upstream
+    method: Any  # of every subclass a Literal, with its name as the default
 
 
-class Nearest(_Method):
+class Nearest(RoundingRecipe):
     """Round to nearest, then correct the bias."""
 
     method: Literal["nearest"] = "nearest"
@@ -188,7 +228,7 @@ class Nearest(_Method):
     clip: bool = True  # False: min-max ranges
 
 
-class Gptq(_Method):
+class Gptq(RoundingRecipe):
     """GPTQ: optimal-brain rounding with error feedback through the Cholesky factor of H."""
 
     method: Literal["gptq"] = "gptq"
@@ -196,7 +236,7 @@ class Gptq(_Method):
     polish: int = Field(default=1, ge=0)  # passes of coordinate descent after rounding
 
 
-class StraightThrough(_Method):
+class StraightThrough(RoundingRecipe):
     """The paper's layer-wise training: straight-through rounding, Adam, fresh draws."""
 
     method: Literal["straight_through"] = "straight_through"
@@ -205,26 +245,19 @@ class StraightThrough(_Method):
     lr: float = Field(default=1e-3, gt=0)
 
 
-class SQuant(_Method):
+class SQuant(RoundingRecipe):
     """Round to nearest, then flip single weights until errors cancel within kernels and channels."""
 
     method: Literal["squant"] = "squant"
 
 
-class AdaRound(_Method):
+class AdaRound(RoundingRecipe):
     """Rounding up or down learned by Adam on the layer's quadratic form."""
 
     method: Literal["adaround"] = "adaround"
     steps: int = Field(default=500, ge=1)
     lr: float = Field(default=0.1, gt=0)
     regularizer: float = Field(default=3.0, ge=0)
-
-
-Solve = Annotated[
-    Nearest | Gptq | StraightThrough | SQuant | AdaRound,
-    Field(discriminator="method"),
-    BeforeValidator(lambda value: {"method": "gptq", **value} if isinstance(value, dict) else value),
-]
 
 
 class Distill(_Part):
@@ -281,7 +314,7 @@ class Recipe(_Part):
         8
     """
 
-    signal: Signal = Propagated()
+    signal: Annotated[SerializeAsAny[SignalRecipe], BeforeValidator(SignalRecipe.chosen)] = Propagated()
     equalize: Annotated[
         Literal["free", "foldable", "between", "rows", "depthwise", "off"],
         BeforeValidator(lambda v: "off" if v is False else v),  # YAML 1.1: off
@@ -289,7 +322,7 @@ class Recipe(_Part):
     weights: Weights = Weights()
     activations: Activations = Activations()
     prune: Prune | None = None
-    solve: Solve = Gptq()
+    solve: Annotated[SerializeAsAny[RoundingRecipe], BeforeValidator(RoundingRecipe.chosen)] = Gptq()
     distill: Distill | None = None
     budget: Budget | None = None
     first_last: Literal[8, "same"] = 8  # bits of the first and the last layer at least, or the same as the others'
@@ -347,7 +380,7 @@ class Recipe(_Part):
         settings = [(path, _new_method(value) if path == ["solve", "method"] else value) for path, value in settings]
         for path, value in settings:  # another method or kind has other fields; those set beside it are kept
             if path in (["solve", "method"], ["signal", "kind"]) and value != fields[path[0]].get(path[1]):
-                common = _Method.model_fields if path[0] == "solve" else _Images.model_fields
+                common = (RoundingRecipe if path[0] == "solve" else SignalRecipe).model_fields
                 fields[path[0]] = {k: v for k, v in fields[path[0]].items() if k in common}
         for path, value in settings:
             place = fields
@@ -425,7 +458,7 @@ def _explain(error: ValidationError) -> str:
         if item["type"] == "union_tag_invalid":
             context = item.get("ctx", {})
             tag, allowed = context["discriminator"].strip("'"), context["expected_tags"]
-            lines.append(f"{'.'.join([*path, tag])}: allowed are {allowed}, got {item['input'][tag]!r}")
+            lines.append(f"{'.'.join([*path, tag])}: allowed are {allowed}, got {context['tag']!r}")
         elif item["type"] == "extra_forbidden":
             lines.append(f"{'.'.join(path)}: unknown key; {_allowed(item['loc'])}")
         elif item["type"] == "string_pattern_mismatch":
@@ -454,12 +487,6 @@ def _allowed(loc: tuple[int | str, ...]) -> str:
         "budget": Budget,
         "layers": LayerRule,
     }
-    parts |= {**_tagged(Signal), **_tagged(Solve)}
+    parts |= {**SignalRecipe.kinds, **RoundingRecipe.kinds}
     owner = next((parts[str(p)] for p in reversed(loc[:-1]) if str(p) in parts), Recipe)
     return f"allowed here are {', '.join(owner.model_fields)}"
-
-
-def _tagged(union: Any) -> dict[str, type[BaseModel]]:
-    """The alternatives of a part of the recipe by the word that selects them."""
-    tag = get_args(union)[1].discriminator
-    return {kind.model_fields[tag].default: kind for kind in get_args(get_args(union)[0])}

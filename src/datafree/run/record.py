@@ -17,7 +17,7 @@ from datafree.records import ChannelStats, Estimate, InputRange, LayerResult, Sk
 from datafree.run.contact_sheet import contact_sheet
 from datafree.run.evaluate import Evaluation, evaluate_models
 from datafree.run.graph_json import FormatError, graph_from_json, graph_to_json, tensors_of
-from datafree.signals import Generator
+from datafree.signals import SIGNALS, Generator
 
 GRAPHS = ("teacher", "student")
 GENERATOR = "generator.safetensors"
@@ -133,9 +133,10 @@ def images_of(run: Run, fingerprint: str) -> tuple[Tensor, ...]:
         RunError: it made none, or for other weights.
     """
     if not run.images:
+        *most, last = (recipe.model_fields["kind"].default for recipe, row in SIGNALS.items() if row.keeps_images)
         raise RunError(
-            f"that run keeps no images: its signal is {run.recipe.signal.kind!r}; use "
-            "one whose signal is inverted, matched or adversarial"
+            f"that run keeps no images: its signal is {run.recipe.signal.kind!r}; use one whose signal is "
+            f"{', '.join(most)} or {last}"
         )
     if run.summary.fingerprint != fingerprint:
         raise RunError("that run's images were made for other weights; leave them out, and they are made anew")

@@ -1,26 +1,35 @@
-"""Where a layer's inputs come from: one file a kind."""
+"""Where a layer's inputs come from: one file a kind, one table of them."""
 
 from datafree.signals.adversarial import Adversary, Generator, new_adversary
 from datafree.signals.draws import LayerDraws, layer_draws
 from datafree.signals.gaussian import closed_form
-from datafree.signals.make import make_signal, num_images
-from datafree.signals.matching import Competitor, in_range
+from datafree.signals.job import Competitor, SignalJob
+from datafree.signals.make import input_range_of, make_signal, num_images
 from datafree.signals.probes import dead_leaves
+from datafree.signals.propagated import propagated
+from datafree.signals.scale import in_range
 from datafree.signals.source import Signal, walk_both, walk_teacher
+from datafree.signals.table import SIGNALS, SignalKind, signal_kind
 
 __all__ = [
+    "SIGNALS",
     "Adversary",
     "Competitor",
     "Generator",
     "LayerDraws",
     "Signal",
+    "SignalJob",
+    "SignalKind",
     "closed_form",
     "dead_leaves",
     "in_range",
+    "input_range_of",
     "layer_draws",
     "make_signal",
     "new_adversary",
     "num_images",
+    "propagated",
+    "signal_kind",
     "walk_both",
     "walk_teacher",
 ]

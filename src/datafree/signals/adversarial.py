@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -21,7 +21,11 @@ from datafree.execution import EVERY, ON_CPU, Execution, adam_state, add_layer_m
 from datafree.quantization import rounded_rows
 from datafree.recipe import Adversarial
 from datafree.records import ChannelStats, InputRange, Stats
-from datafree.signals.matching import MatchingError, in_range, mismatch, on_device
+from datafree.signals.job import SignalJob
+from datafree.signals.matching import MatchingError, mismatch, on_device
+from datafree.signals.propagated import propagated
+from datafree.signals.scale import in_range
+from datafree.signals.source import Signal
 
 NOISE = 128  # numbers an image is made from
 WIDEST, NARROWEST = 64, 32  # channels of the generator
@@ -187,6 +191,19 @@ def train(
         if (step + 1) % EVERY == 0 or step + 1 == method.steps:
             work.checkpoints.write("generator", adversary.state(), {"step": step + 1})
     return adversary.generator.eval().cpu()
+
+
+def generated_images(job: SignalJob) -> Signal:
+    """Images of a generator trained for this network; procedural ones where there is nothing to train it on."""
+    assert isinstance(job.recipe, Adversarial), "the table calls this for its own kind"
+    plain = propagated(job)
+    if not job.can_optimize:
+        return plain
+    known = job.ranges[0]
+    network = train(job.teacher, job.stats, job.recipe, input_range=known, generator=job.rng, work=job.work)
+    with torch.no_grad():
+        images = network(network.noise(len(job.unit[0]), job.rng))
+    return replace(plain, inputs=(in_range(images, known),), generator=network)
 
 
 def rounded(teacher: fx.GraphModule, bits: int) -> fx.GraphModule:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import torch
@@ -17,7 +17,10 @@ from datafree.execution import EVERY, ON_CPU, Checkpoints, Execution, adam_state
 from datafree.recipe import Inverted, MatchedImages
 from datafree.records import ChannelStats, InputRange, Stats
 from datafree.signals.inversion import PUBLISHED, AdamSchedule, competition, size, statistics_distance, total_variation
-from datafree.signals.source import batch_statistics
+from datafree.signals.job import Competitor, SignalJob
+from datafree.signals.propagated import propagated
+from datafree.signals.scale import in_range
+from datafree.signals.source import Signal, batch_statistics
 
 # ours; 8-bit pixels end about two standard deviations from their mean
 SHORT = AdamSchedule(lr=0.1, betas=(0.9, 0.99), annealed=True, batch=64, jitter=None, flips=True, pixel_limit=2.2)
@@ -27,14 +30,6 @@ PATIENCE = 50  # steps after which the loss has to be below its start
 
 class MatchingError(ValueError):
     """The loss is no longer a number, or rises; the device is not there."""
-
-
-@dataclass(frozen=True)
-class Competitor:
-    """A student whose answers the images shall not share (Deep Inversion's adaptive form)."""
-
-    logits: Callable[[Tensor], Tensor]  # differentiable
-    weight: float
 
 
 @dataclass(frozen=True)
@@ -53,6 +48,21 @@ class Matched:
         before, after = self.distance
         asked = "" if self.asked is None else f", {self.asked:.0f} % show the class asked for"
         return f"distance from BatchNorm {before:.3g} -> {after:.3g}{asked}"
+
+
+def matched_images(job: SignalJob) -> Signal:
+    """Images moved until the network remembers them; as they were where there is nothing to move them to."""
+    assert isinstance(job.recipe, MatchedImages), "the table calls this for its own kinds"
+    plain = propagated(job)
+    if not job.can_optimize:
+        return plain
+    (unit,), (known,), moves_short = job.unit, job.ranges, motion_of(job.recipe) is SHORT
+    start = unit if moves_short else torch.randn(unit.shape, generator=job.rng)
+    made = match(
+        job.teacher, job.stats, start, job.recipe, input_range=known, generator=job.rng, competitor=job.competitor,
+        work=job.work,
+    )  # fmt: skip
+    return replace(plain, inputs=(in_range(made.images, known),), note=f"; {made}")
 
 
 def motion_of(method: MatchedImages) -> AdamSchedule:
@@ -229,13 +239,6 @@ def check_loss(losses: list[float], step: int) -> None:
             f"making images: the loss is {losses[-1]:.4g} at step {step}, above the {losses[0]:.4g} it started from; "
             f"{change}"
         )
-
-
-def in_range(x: Float[Tensor, "n c ..."], chosen: InputRange) -> Float[Tensor, "n c ..."]:
-    """Unit-variance images in the range the network expects."""
-    view = (1, -1, *[1] * (x.dim() - 2))
-    mean, std = (torch.tensor(v, device=x.device).expand(x.shape[1]).view(view) for v in (chosen.mean, chosen.std))
-    return x * std + mean
 
 
 def mismatch(

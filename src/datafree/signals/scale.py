@@ -43,3 +43,10 @@ def _first_layer(node: fx.Node, stats: Stats) -> tuple[fx.Node, ChannelStats] | 
         if g.operator_of(node).channels != "pads" and not g.note(node).layer:
             return None
     return (node, stats[node.name]) if node.name in stats and g.spans_space(node) else None
+
+
+def in_range(x: Float[Tensor, "n c ..."], chosen: InputRange) -> Float[Tensor, "n c ..."]:
+    """Unit-variance images in the range the network expects."""
+    view = (1, -1, *[1] * (x.dim() - 2))
+    mean, std = (torch.tensor(v, device=x.device).expand(x.shape[1]).view(view) for v in (chosen.mean, chosen.std))
+    return x * std + mean

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from datafree.recipe import AdaRound, Gptq, Nearest, SQuant, StraightThrough
+from datafree.recipe import RoundingRecipe
 from datafree.records import Moments, WeightSpec
 
 
@@ -22,7 +22,7 @@ class LayerJob:
     bias: Float[Tensor, " c"]
     moments: Moments
     spec: WeightSpec
-    method: Nearest | Gptq | StraightThrough | SQuant | AdaRound
+    method: RoundingRecipe
     seed: int
     rows: Float[Tensor, "r g n"] | None = None  # inputs drawn ahead, for solvers that train; or
     draws: Callable[[int, torch.Generator], Float[Tensor, "r g n"]] | None = None  # how to draw others at every step

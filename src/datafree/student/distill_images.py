@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.execution import ON_CPU, Execution, OnStep
-from datafree.recipe import Adversarial, Inverted, Matched, Recipe
+from datafree.recipe import Adversarial, Recipe, SignalRecipe
 from datafree.records import InputRange
 from datafree.signals import Adversary, Competitor, Signal, make_signal, new_adversary
 
@@ -118,8 +118,7 @@ def images_for(
         return Generated(adversary, work.on_step)
     images = source.inputs[0]
     if source.kind != method.images or method.compete:
-        signal = Inverted() if method.images == "inverted" else Matched()
-        signal = recipe.signal if recipe.signal.kind == method.images else signal
+        signal = recipe.signal if recipe.signal.kind == method.images else SignalRecipe.chosen({"kind": method.images})
         competitor = Competitor(student, method.compete) if method.compete else None
         work = replace(work, device="cpu") if competitor else work
         made, _ = make_signal(

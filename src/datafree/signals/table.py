@@ -1,0 +1,56 @@
+"""All kinds of signal: the recipe's class, and what others must know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datafree.recipe import Adversarial, Gaussian, Inverted, Loader, Matched, Propagated, RecipeError, SignalRecipe
+from datafree.signals.adversarial import generated_images
+from datafree.signals.gaussian_signal import gaussian_signal, noise
+from datafree.signals.job import SignalJob
+from datafree.signals.loader import given_images
+from datafree.signals.matching import matched_images
+from datafree.signals.propagated import probe_images, propagated
+from datafree.signals.source import Signal
+
+
+@dataclass(frozen=True)
+class SignalKind:
+    """How one kind of signal is made.
+
+    start: function(shape (N, ...), recipe, generator) -> inputs of zero mean and unit deviation, which the network's
+        input range is found with; None = the user gives the images.
+    make: function(job) -> the signal, from the inputs that `start` gave.
+    keeps_images: making them takes long: fewer are made, and the run keeps them for other recipes.
+    """
+
+    start: Callable[[tuple[int, ...], Any, torch.Generator], Tensor] | None = probe_images
+    make: Callable[[SignalJob], Signal] = propagated
+    keeps_images: bool = False
+
+
+SIGNALS: dict[type[SignalRecipe], SignalKind] = {
+    Gaussian: SignalKind(start=noise, make=gaussian_signal),
+    Propagated: SignalKind(),
+    Inverted: SignalKind(make=matched_images, keeps_images=True),
+    Matched: SignalKind(make=matched_images, keeps_images=True),
+    Adversarial: SignalKind(make=generated_images, keeps_images=True),
+    Loader: SignalKind(start=None, make=given_images),
+}
+
+
+def signal_kind(recipe: SignalRecipe) -> SignalKind:
+    """The row of a recipe's signal.
+
+    Raises:
+        RecipeError: it has none.
+    """
+    if type(recipe) not in SIGNALS:
+        name = type(recipe).__name__
+        raise RecipeError(f"signal.kind {recipe.kind!r} has no row; add SIGNALS[{name}] = SignalKind(...)")
+    return SIGNALS[type(recipe)]
