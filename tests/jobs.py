@@ -9,7 +9,7 @@ import torch
 from datafree.recipe.schema import AdaRound, Gptq, Nearest, SQuant, StraightThrough
 from datafree.records import Layer, Moments, QParams, WeightSpec
 from datafree.solve.jobs import LayerJob
-from datafree.solve.rounding import NEEDS
+from datafree.solve.rounding import rounding_method
 
 SGD = StraightThrough(steps=60, rows=64, lr=3e-3)
 ADAROUND = AdaRound(steps=60)
@@ -46,8 +46,8 @@ def make_job(method, *, seed=0, spec=SPECS["channel"], groups=1, rows=6, taps=20
     student = u + 0.05 * torch.randn(u.shape, generator=generator)
     centred = (student - student.mean(0)).permute(1, 0, 2)
     cov = centred.transpose(1, 2) @ centred / len(u)
-    need = NEEDS[type(method)]
-    diagonal = diagonal or need != "covariance"
+    row = rounding_method(method)
+    diagonal = diagonal or row.moments == "diagonal"
     return LayerJob(
         name="block.conv",
         weight=torch.randn(groups, rows, taps, generator=generator),
@@ -56,7 +56,7 @@ def make_job(method, *, seed=0, spec=SPECS["channel"], groups=1, rows=6, taps=20
         spec=spec,
         method=method,
         seed=seed,
-        rows=student if need == "rows" else None,
+        rows=student if row.num_rows else None,
     )
 
 

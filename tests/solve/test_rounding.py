@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from datafree import Recipe, inspect
 from datafree.execution.pools import processes, serial
 from datafree.quantization.affine import choose_qparams, dequantize
-from datafree.recipe.schema import AdaRound, Gptq, Nearest, RoundingRecipe, SQuant, StraightThrough
+from datafree.recipe.schema import AdaRound, Gptq, Nearest, RecipeError, RoundingRecipe, SQuant, StraightThrough
 from datafree.records import QParams, WeightSpec
 from datafree.solve.compensation import compensated
-from datafree.solve.rounding import NEEDS, SOLVERS
+from datafree.solve.rounding import ROUNDING
 from datafree.solve.rounding.adaround import adaround
 from datafree.solve.rounding.gptq import gptq, polished
 from datafree.solve.rounding.nearest import nearest
@@ -32,6 +33,7 @@ from jobs import (
     make_job,
     with_covariance,
 )
+from nets import NETS
 
 
 def equicorrelated(taps, rho, groups=1):
@@ -94,8 +96,13 @@ def plain_squant(weight, scale, zero_point, qmin, qmax, kernel_size):
 
 
 def test_every_method_of_the_recipe_has_a_solver():
-    methods = set(RoundingRecipe.kinds.values())
-    assert methods == set(SOLVERS) == set(NEEDS)
+    assert set(RoundingRecipe.kinds.values()) == set(ROUNDING)
+
+
+def test_a_method_without_a_row_is_refused_before_any_work():
+    recipe = Recipe().model_copy(update={"solve": RoundingRecipe(method="x")})
+    with pytest.raises(RecipeError, match=r"solve.method 'x' has no row; add ROUNDING\[RoundingRecipe\] = RoundingM"):
+        inspect(*NETS["chain"](), recipe=recipe)
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
@@ -285,7 +292,7 @@ def test_weights_on_the_grid_stay_where_they_are(method):
     job = make_job(method, spec=WeightSpec(4, True, True))
     job = replace(job, weight=torch.randint(-7, 8, job.weight.shape).float() / 8)
     qparams = QParams(torch.full((6,), 1 / 8), torch.zeros(6, dtype=torch.int32), -7, 7)
-    assert torch.equal(SOLVERS[type(method)](job, qparams), job.weight * 8)
+    assert torch.equal(ROUNDING[type(method)].round(job, qparams), job.weight * 8)
 
 
 def test_sgd_without_rows_is_our_own_mistake():
@@ -450,11 +457,11 @@ def test_polish_never_raises_a_row_s_error_and_lowers_some(groups, spec):
         job = make_job(Gptq(polish=0), seed=seed, groups=groups, spec=spec)
         qparams = weight_grid(job)
         before = gptq(job, qparams)
-        after = polished(before, job, qparams, passes=2)
+        after = polished(before, replace(job, method=Gptq(polish=2)), qparams)
         errors = [row_errors(job, q, qparams) for q in (before, after)]
         assert bool((errors[1] <= errors[0] * (1 + 1e-9) + 1e-12).all())
         assert after.min() >= qparams.qmin and after.max() <= qparams.qmax and torch.equal(after, after.round())
-        assert torch.equal(polished(before, job, qparams, passes=0), before)
+        assert torch.equal(polished(before, job, qparams), before)
         moved |= not torch.equal(before, after)
     assert moved or spec.bits == 8
 
@@ -468,7 +475,7 @@ def row_errors(job, q, qparams):
 @pytest.mark.parametrize("groups", [1, 3])
 def test_best_grid_is_the_best_of_those_tried_one_by_one(groups, spec):
     job = make_job(Gptq(polish=0), groups=groups, spec=spec)
-    q, qparams = solve_on_best_grid(job, gptq)
+    q, qparams = solve_on_best_grid(job)
     first = weight_grid(job)
     errors = []
     for factor in FACTORS:
@@ -485,7 +492,7 @@ def test_best_grid_is_the_best_of_those_tried_one_by_one(groups, spec):
 
 def test_methods_that_train_are_solved_on_one_grid():
     job = make_job(SGD)
-    assert torch.equal(solve_on_best_grid(job, nearest)[1].scale, weight_grid(job).scale)
+    assert torch.equal(solve_on_best_grid(job)[1].scale, weight_grid(job).scale)
 
 
 def with_upstream(job):
@@ -498,7 +505,7 @@ def with_upstream(job):
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_blocks_of_a_block_diagonal_h_change_nothing(spec, groups):
     full = block_diagonal(make_job(Gptq(damping=1e-6), spec=spec, groups=groups, taps=24), 8)
-    one, other = (solve_on_best_grid(job, gptq) for job in (full, in_blocks(full, 8)))
+    one, other = (solve_on_best_grid(job) for job in (full, in_blocks(full, 8)))
     assert torch.equal(one[0], other[0]) and torch.equal(one[1].scale, other[1].scale)
     assert output_power(full.weight, full.moments) == pytest.approx(
         output_power(full.weight, in_blocks(full, 8).moments)

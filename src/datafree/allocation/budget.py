@@ -19,7 +19,7 @@ from datafree.quantization import dequantize, stored_size
 from datafree.recipe import LayerRule, Prune, Recipe
 from datafree.records import WeightSpec
 from datafree.signals import Signal
-from datafree.solve import SOLVERS, LayerJob, Plan, layer_jobs, solve_on_best_grid
+from datafree.solve import LayerJob, Plan, layer_jobs, solve_on_best_grid
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 SPARSITIES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # to choose from, where the recipe prunes
@@ -191,7 +191,7 @@ def trial_of_widths(job: LayerJob) -> ErrorCurve:
 def _rounded(job: LayerJob) -> Iterator[tuple[int, Tensor]]:
     for bits in WIDTHS:
         spec = WeightSpec(bits, job.spec.per_channel, job.spec.symmetric or bits == 8)
-        q, qparams = solve_on_best_grid(replace(job, spec=spec), SOLVERS[type(job.method)])
+        q, qparams = solve_on_best_grid(replace(job, spec=spec))
         yield bits, dequantize(q.flatten(0, 1), qparams).view_as(job.weight)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.allocation.sensitivity import NetworkProbe, Probe, nearest_probes
-from datafree.recipe import Gptq, Nearest, Recipe
+from datafree.recipe import Nearest, Recipe
 from datafree.records import PruneSpec
 from datafree.signals import Signal
 from datafree.solve import (
@@ -23,6 +23,7 @@ from datafree.solve import (
     inverse,
     layer_jobs,
     output_power,
+    rounding_method,
     shrunk,
     solver_context,
     thinned,
@@ -83,7 +84,7 @@ def _curves(
     teacher: fx.GraphModule, plan: Plan, source: Signal, recipe: Recipe, pool: Callable, free: dict[str, PruneSpec]
 ) -> dict[str, Curve]:
     """Error at the network's output against zeros, of every layer."""
-    solve = recipe.solve if isinstance(recipe.solve, Gptq) else Nearest()
+    solve = recipe.solve if rounding_method(recipe.solve).refit_damping else Nearest()
     independent = recipe.model_copy(update={"solve": solve.model_copy(update={"sequential": False})})
     jobs = (job for job in layer_jobs(teacher, plan, source, independent, {}, split_halves=True) if job.name in free)
     reference = NetworkProbe(teacher, source)
@@ -128,8 +129,9 @@ def measure_curve(job: LayerJob, attempts: Callable[[LayerJob], Iterable[tuple[i
 
 
 def _pruned_more_and_more(job: LayerJob, counts: list[int]) -> Iterator[Tensor]:
-    if isinstance(job.method, Gptq):
-        h = damped(job.moments.cov, job.method.damping)
+    damping = rounding_method(job.method).refit_damping
+    if damping:
+        h = damped(job.moments.cov, damping(job.method))
         yield from (w for w, _ in thinned(job.weight, h.float(), inverse(h).float(), counts, None))
         return
     order = (job.weight.square() * job.moments.variance[:, None]).flatten().argsort()

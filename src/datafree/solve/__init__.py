@@ -4,14 +4,14 @@ from datafree.solve.jobs import LayerJob
 from datafree.solve.moments import shrunk
 from datafree.solve.plan import WIDE, LayerPlan, Plan, plan_layers, quantized_at, wide_operands
 from datafree.solve.pruning import count_schedule, inverse, thinned
-from datafree.solve.rounding import SOLVERS
+from datafree.solve.rounding import ROUNDING, RoundingMethod, rounding_method
 from datafree.solve.rounding.gptq import damped
 from datafree.solve.schedule import Pool, solve_layers
 from datafree.solve.solve_layer import Grids, LayerError, layer_jobs, solver_context
 from datafree.solve.weight_grids import output_power, solve_on_best_grid
 
 __all__ = [
-    "SOLVERS",
+    "ROUNDING",
     "WIDE",
     "Grids",
     "LayerError",
@@ -19,6 +19,7 @@ __all__ = [
     "LayerPlan",
     "Plan",
     "Pool",
+    "RoundingMethod",
     "count_schedule",
     "damped",
     "inverse",
@@ -26,6 +27,7 @@ __all__ = [
     "output_power",
     "plan_layers",
     "quantized_at",
+    "rounding_method",
     "shrunk",
     "solve_layers",
     "solve_on_best_grid",

@@ -12,6 +12,7 @@ from datafree import graph as g
 from datafree.graph import argument, operator_of
 from datafree.recipe import Activations, LayerRule, Prune, Recipe, RecipeError, Weights
 from datafree.records import Layer, PruneSpec, Skipped, WeightSpec
+from datafree.solve.rounding import rounding_method
 
 WIDE = 8  # bits of sums, concatenations, pooling and the network's input, at least
 
@@ -43,8 +44,9 @@ def plan_layers(teacher: fx.GraphModule, recipe: Recipe) -> Plan:
     and operands of sums, concatenations and pooling are quantized at 8 bits, or `activations.bits` where that is wider.
 
     Raises:
-        RecipeError: a layer pattern matches nothing; lists the layers.
+        RecipeError: a layer pattern matches nothing; lists the layers. There is no such rounding method.
     """
+    rounding_method(recipe.solve)  # there is one
     layers = g.layers(teacher)
     rules = _rules(recipe, list(layers))
     skipped = [Skipped(name, "kept in float: the recipe says so") for name, rule in rules.items() if rule == "keep"]

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from datafree.execution import add_macs
 from datafree.quantization import Pattern, in_cells, without_least
-from datafree.recipe import Gptq, StraightThrough
 from datafree.records import PruneSpec
 from datafree.solve.jobs import LayerJob
+from datafree.solve.rounding import rounding_method
 from datafree.solve.rounding.gptq import damped
 
 ROUGH, EXACT = 1e-2, 1e-6  # residual at which conjugate gradients stop, as a share of the first: on the way, at the end
@@ -23,24 +23,24 @@ SWAPPED = 0.05  # share of the weights kept that may change places in one round,
 
 
 def pruned(job: LayerJob) -> LayerJob:
-    """The job with the weights that stay, refit by least squares where the method is `gptq`; `keep` marks them."""
-    spec = job.spec.prune
+    """The job with the weights that stay, refit by least squares where the method refits; `keep` marks them."""
+    spec, method = job.spec.prune, rounding_method(job.method)
     if spec is None or not (spec.count or spec.columns):
         return job
     if spec.columns:
         keep = _without_columns(job, spec.columns)
     elif spec.score == "magnitude":
         keep = without_least(job.weight.abs(), spec.count, spec.pattern)
-    elif isinstance(job.method, Gptq):
-        weight, keep = _refit_gradually(job, spec)
+    elif method.refit_damping:
+        weight, keep = _refit_gradually(job, spec, method.refit_damping(job.method))
         return replace(job, weight=weight.float(), keep=keep)
     else:
         keep = without_least(job.weight.square() * job.moments.variance[:, None], spec.count, spec.pattern)
     weight = job.weight * keep
-    if isinstance(job.method, Gptq):
-        h = damped(job.moments.cov, job.method.damping)
+    if method.refit_damping:
+        h = damped(job.moments.cov, method.refit_damping(job.method))
         weight = refit(job.weight.double(), h, inverse(h), keep, weight.double(), EXACT)
-    target = job.weight if isinstance(job.method, StraightThrough) else None  # the others round what stays
+    target = job.weight if method.train_float else None  # the others round what stays
     return replace(job, weight=weight.float(), keep=keep, target=target)
 
 
@@ -51,9 +51,8 @@ def _without_columns(job: LayerJob, columns: tuple[int, ...]) -> Bool[Tensor, "g
     return stays[:, None].expand(-1, job.kernel_size).reshape(groups, 1, taps).expand_as(job.weight)
 
 
-def _refit_gradually(job: LayerJob, spec: PruneSpec) -> tuple[Tensor, Tensor]:
-    assert isinstance(job.method, Gptq), "only this method refits"
-    h = damped(job.moments.cov, job.method.damping)
+def _refit_gradually(job: LayerJob, spec: PruneSpec, damping: float) -> tuple[Tensor, Tensor]:
+    h = damped(job.moments.cov, damping)
     rough, inverted = h.float(), inverse(h)
     counts = count_schedule(spec, job.weight.numel())
     *_, last = thinned(job.weight, rough, inverted.float(), counts, spec.pattern)

@@ -16,7 +16,7 @@ from datafree import graph as g
 from datafree.execution import one_thread
 from datafree.graph import chunks, positions, row_size
 from datafree.quantization import dequantize, fake_quantize
-from datafree.recipe import Nearest, Recipe, StraightThrough
+from datafree.recipe import Recipe
 from datafree.records import Layer, LayerResult, Moments, MomentsError, QParams, decibel
 from datafree.signals import LayerDraws, Signal, closed_form, layer_draws, walk_teacher
 from datafree.solve.activation_grids import tensor_grid
@@ -25,11 +25,10 @@ from datafree.solve.jobs import LayerJob
 from datafree.solve.moments import gather_moments, merged, shrunk
 from datafree.solve.plan import LayerPlan, Plan, quantized_at
 from datafree.solve.pruning import pruned
-from datafree.solve.rounding import NEEDS, SOLVERS
-from datafree.solve.rounding.straight_through import trained
+from datafree.solve.rounding import rounding_method
 from datafree.solve.weight_grids import output_power, solve_on_best_grid
 
-NUM_ROWS = {"diagonal": 4096, "covariance": 16384, "rows": 4096}
+NUM_ROWS = {"diagonal": 4096, "covariance": 16384}
 ROWS_BYTES = 2**28  # of inputs drawn ahead for one layer
 
 Grids = dict[tuple[str, int], QParams]
@@ -75,15 +74,16 @@ def make_job(
     """One layer's problem, from the value `x` of its input node, and the student's where that is another."""
     assert item.weights is not None, "there is something to solve"
     layer, seed = item.layer, source.seed ^ zlib.crc32(item.layer.name.encode())
+    method = rounding_method(recipe.solve)
     qparams = grids[quantized_at(node).name, item.input_bits] if item.input_bits else None
     draws = None
     if source.pooling == "ignored" and student_x is None:
         draws = layer_draws(layer, node, source.drawn, qparams)
     try:
-        moments, halves = _moments(x, item, node, source, qparams, NEEDS[type(recipe.solve)], seed, student_x, draws)
+        moments, halves = _moments(x, item, node, source, qparams, method.moments, seed, student_x, draws)
     except MomentsError as error:
         raise LayerError(f"{layer.name}: {error}") from None
-    trains = NEEDS[type(recipe.solve)] == "rows"
+    wanted = method.num_rows(recipe.solve) if method.num_rows else 0
     seen = x if student_x is None else student_x
     return LayerJob(
         name=layer.name,
@@ -93,8 +93,8 @@ def make_job(
         spec=item.weights,
         method=recipe.solve,
         seed=seed,
-        rows=_drawn_rows(seen, layer, recipe, qparams, seed) if trains and draws is None else None,
-        draws=draws if trains else None,
+        rows=_drawn_rows(seen, layer, wanted, qparams, seed) if wanted and draws is None else None,
+        draws=draws if wanted else None,
         input_scale=float(qparams.scale) if qparams else None,
         kernel_size=layer.kernel_size,
         moment_halves=halves,
@@ -137,10 +137,8 @@ def _with_rounding(moments: Moments, qparams: QParams | None) -> Moments:
     return replace(moments, cov=moments.cov + noise * torch.eye(moments.cov.shape[-1]))
 
 
-def _drawn_rows(x: Tensor, layer: Layer, recipe: Recipe, qparams: QParams | None, seed: int) -> Tensor:
-    """Inputs (r, g, n) for a solver that trains, enough to use each row once where memory allows."""
-    assert isinstance(recipe.solve, StraightThrough), "the only method that trains"
-    wanted = recipe.solve.steps * recipe.solve.rows
+def _drawn_rows(x: Tensor, layer: Layer, wanted: int, qparams: QParams | None, seed: int) -> Tensor:
+    """Inputs (r, g, n) for a method that trains, as many as it wants where memory allows."""
     at = positions(x.shape, layer, min(wanted, ROWS_BYTES // (4 * row_size(x.shape, layer))), seed + 1)
     at = at[torch.randperm(len(at), generator=torch.Generator().manual_seed(seed))]
     rows = torch.cat(list(chunks(x, layer, at)))
@@ -170,7 +168,7 @@ def compress_layer(job: LayerJob) -> LayerResult:
         shift = torch.einsum("gon,gn->go", wanted, job.moments.mean)
         shift = shift - torch.einsum("gon,gn->go", new, job.moments.student_mean)
         error = output_power(target - new, job.moments)
-        asked = not isinstance(job.method, Nearest) or job.method.bias_correction
+        asked = rounding_method(job.method).corrects_bias(job.method)
         known = float(shift.square().sum()) > error / job.moments.num_rows  # else it is the mean's own noise
         dropped = ("compensation",) * (job.moment_halves is not None and not share and bool(job.method.compensation))
         return LayerResult(
@@ -203,7 +201,8 @@ def solver_context(job: LayerJob) -> Iterator[None]:
 def solved(job: LayerJob) -> tuple[Tensor, QParams | None, Tensor]:
     """What is stored, (C_out, n) integers or float weights; its grid, None = float; and the weights it stands for."""
     if job.spec.bits is not None:
-        q, qparams = solve_on_best_grid(job, SOLVERS[type(job.method)])
+        q, qparams = solve_on_best_grid(job)
         return q.flatten(0, 1).to(torch.int16), qparams, dequantize(q.flatten(0, 1), qparams).view_as(job.weight)
-    new = trained(job) if isinstance(job.method, StraightThrough) else job.weight
+    train = rounding_method(job.method).train_float
+    new = job.weight if train is None else train(job)
     return new.flatten(0, 1).contiguous(), None, new

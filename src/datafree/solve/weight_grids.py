@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -11,27 +10,28 @@ from torch import Tensor
 
 from datafree.execution import add_macs
 from datafree.quantization import CLIP_RATIOS, dequantize, search_grid
-from datafree.recipe import Gptq, Nearest
 from datafree.records import Moments, QParams
 from datafree.solve.jobs import LayerJob
-from datafree.solve.rounding.gptq import polished
+from datafree.solve.rounding import rounding_method
 
 FACTORS = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2)  # of the scale that is best for rounding to nearest
 MANY_TAPS = 1024  # above, one scale is tried: solving costs the square of the taps
 
 
-def solve_on_best_grid(
-    job: LayerJob, solve: Callable[[LayerJob, QParams], Float[Tensor, "g o n"]]
-) -> tuple[Float[Tensor, "g o n"], QParams]:
-    """Solve on several grids and keep, for every row or for the tensor, the one whose output errs least (ours).
+def solve_on_best_grid(job: LayerJob) -> tuple[Float[Tensor, "g o n"], QParams]:
+    """Round a layer's weights, where the method tries grids on the one whose output errs least (ours)."""
+    method, qparams = rounding_method(job.method), weight_grid(job)
+    if method.tries_grids and job.weight.shape[2] <= MANY_TAPS:
+        q, qparams = _best_of_grids(job, qparams)
+    else:
+        q = method.round(job, qparams)
+    q = q if method.finish is None else method.finish(q, job, qparams)
+    return zeros_kept(q, job, qparams), qparams
 
-    The grids are solved at once, as rows of one job, and polished once one is chosen. Methods other than `gptq` are
-    solved on one grid: their cost would be paid for each.
-    """
-    qparams = weight_grid(job)
+
+def _best_of_grids(job: LayerJob, qparams: QParams) -> tuple[Float[Tensor, "g o n"], QParams]:
+    """Solve on several grids, at once, as rows of one job; keep one for every row or for the tensor."""
     groups, rows, taps = job.weight.shape
-    if not isinstance(job.method, Gptq) or taps > MANY_TAPS:
-        return zeros_kept(solve(job, qparams), job, qparams), qparams
     num = len(FACTORS)
     factors = torch.tensor(FACTORS).view(1, num, 1)
     scale = (_each_row(qparams.scale, groups, rows) * factors).flatten()
@@ -40,10 +40,9 @@ def solve_on_best_grid(
         qparams, scale=torch.maximum(scale, _smallest_scale(job, (groups, num, rows))), zero_point=zero_point
     )
     copies = lambda x: x[:, None].expand(groups, num, rows, taps).reshape(groups, -1, taps)  # noqa: E731
-    rough = job.method.model_copy(update={"polish": 0})
     keep = None if job.keep is None else copies(job.keep)
-    stacked = replace(job, weight=copies(job.weight), keep=keep, method=rough)
-    q = solve(stacked, trial)
+    stacked = replace(job, weight=copies(job.weight), keep=keep)
+    q = rounding_method(job.method).round(stacked, trial)
     off = stacked.weight - dequantize(q.flatten(0, 1), trial).view_as(q)
     error = _row_power(off, job.moments).view(groups, num, rows)
     if not job.spec.per_channel:
@@ -53,7 +52,7 @@ def solve_on_best_grid(
     scale, zero_point = pick(trial.scale).flatten(), pick(trial.zero_point).flatten()
     one = slice(None) if job.spec.per_channel else slice(1)
     chosen = replace(qparams, scale=scale[one], zero_point=zero_point[one])
-    return polished(pick(q).view_as(job.weight), job, chosen, passes=job.method.polish), chosen
+    return pick(q).view_as(job.weight), chosen
 
 
 def zeros_kept(q: Float[Tensor, "g o n"], job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
@@ -73,7 +72,7 @@ def weight_grid(job: LayerJob) -> QParams:
     importance = job.moments.variance[:, None].expand_as(job.weight)
     shape = (-1, job.weight.shape[2]) if job.spec.per_channel else (1, -1)
     assert job.spec.bits is not None, "there is something to round"
-    ratios = (1.0,) if isinstance(job.method, Nearest) and not job.method.clip else CLIP_RATIOS
+    ratios = CLIP_RATIOS if rounding_method(job.method).clips(job.method) else (1.0,)
     qparams = search_grid(
         job.weight.reshape(shape),
         bits=job.spec.bits,

@@ -26,13 +26,11 @@ def gptq(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
     This is GPTQ (arXiv 2210.17323) without its matrix inverse: U = R^-1 is the Cholesky factor of H^-1 used there.
     Columns go in decreasing order of H_kk; H is damped by a share of its mean diagonal.
     """
-    assert isinstance(job.method, Gptq), "the table calls this for its own method"
-    q = torch.cat([_gptq(block, qparams) for block in job.blocks()], 2)
-    return polished(q, job, qparams, passes=job.method.polish)
+    return torch.cat([_gptq(block, qparams) for block in job.blocks()], 2)
 
 
 def _gptq(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
-    assert isinstance(job.method, Gptq), "a block has the method of its job"
+    assert isinstance(job.method, Gptq), "the table calls this for its own method"
     h = damped(job.moments.cov, job.method.damping)
     order = torch.argsort(h.diagonal(dim1=1, dim2=2), dim=1, descending=True)  # (g, n)
     columns = order[:, None].expand_as(job.weight)
@@ -43,16 +41,19 @@ def _gptq(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
     return torch.gather(q, 2, torch.argsort(order, 1)[:, None].expand_as(job.weight))
 
 
-def polished(q: Float[Tensor, "g o n"], job: LayerJob, qparams: QParams, *, passes: int) -> Float[Tensor, "g o n"]:
-    """Coordinate descent: move one integer a row at a time to where the output error is least (ours).
+def polished(q: Float[Tensor, "g o n"], job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
+    """Coordinate descent, in the recipe's number of passes: move one integer a row at a time to least output error.
 
-    The error e H e^T of a row, e = w - w', falls or stays: element k moves by (e H)_k / H_kk, rounded to whole steps.
+    The error e H e^T of a row, e = w - w', falls or stays: element k moves by (e H)_k / H_kk, rounded to whole steps
+    (ours).
     """
+    assert isinstance(job.method, Gptq), "the table calls this for its own method"
+    passes = job.method.polish
     if not passes:
         return q
     if job.moments.cov.shape[-1] != q.shape[2]:
         parts = zip(q.split(job.moments.cov.shape[-1], 2), job.blocks(), strict=True)
-        return torch.cat([polished(part, block, qparams, passes=passes) for part, block in parts], 2)
+        return torch.cat([polished(part, block, qparams) for part, block in parts], 2)
     groups, rows, taps = q.shape
     add_macs((1 + passes) * q.numel() * taps)
     scale = qparams.scale.double().expand(groups * rows).view(groups, rows)
