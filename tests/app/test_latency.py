@@ -67,7 +67,7 @@ def test_export_writes_both_kinds_and_says_how_near(files, capsys, tmp_path):
 
 
 def test_a_file_that_cannot_be_timed_is_named(files, tmp_path):
-    with pytest.raises(BenchError, match=r"nosuch.onnx is not a file; give .onnx or packed .safetensors"):
+    with pytest.raises(BenchError, match=r"nosuch.onnx is not a file; give .onnx or .safetensors files"):
         bench([tmp_path / "nosuch.onnx"])
     (tmp_path / "net.pt").write_bytes(b"x")
     with pytest.raises(BenchError, match=r"net.pt is not run here; give .onnx or .safetensors files"):

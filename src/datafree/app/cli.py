@@ -10,8 +10,9 @@ import shutil
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib import metadata
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,10 +32,11 @@ from torch import Tensor, nn
 from datafree import graph as g
 from datafree import pipeline, run
 from datafree.app import tables
+from datafree.app.export_options import options_for, with_exporter_options
 from datafree.app.inspect import inspect as inspect_model
 from datafree.app.labelled_images import BATCH_SIZE, load_images
 from datafree.execution import processes, serial
-from datafree.export import export_onnx, save
+from datafree.export import EXPORTERS, exporter_for
 from datafree.models import Normalization, load_model, normalization, provenance
 from datafree.recipe import Recipe, presets
 from datafree.records import LayerResult
@@ -44,6 +46,7 @@ from datafree.solve import LayerError
 WIDTH = 100  # columns, where there is no terminal to ask
 DEMO_PRESETS = ("w8a8-tensor", "w8a8", "w4a8", "w4a4")
 PLAIN_ROUNDING = {"equalize": "off", "solve": {"method": "nearest", "clip": False, "bias_correction": False}}
+EXPORTED = ", ".join(f"NAME{row.suffix} ({name})" for name, row in EXPORTERS.items())
 PIXELS = "pixels.json"  # in a run directory: how the network's pixels are normalised, where that is published
 UsageError: Any = typer.BadParameter.__base__  # click's own, which older typer imports and newer typer contains
 
@@ -86,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an ASCII locale shows "?" instead of failing
+    vars(export)["__signature__"] = with_exporter_options(EXPORT)  # of the exporters there are now
     try:
         return app(arguments or ["--help"], prog_name="datafree", standalone_mode=False) or 0
     except typer.Abort:
@@ -264,53 +268,27 @@ def evaluate(
 @app.command()
 def export(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory, --out of compress.")],
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="NAME.onnx, or NAME.safetensors for a packed checkpoint.")
-    ],
-    opset: Annotated[int, typer.Option(metavar="13|21", help="Of ONNX.")] = 21,
-    int4: Annotated[bool, typer.Option("--int4", help="ONNX: 4-bit weights in 4 bits; smaller, slower.")] = False,
-    space_to_depth: Annotated[
-        bool,
-        typer.Option(
-            "--space-to-depth/--no-space-to-depth", help="ONNX: first layer on 2x2 pixels; OpenVINO is faster without."
-        ),
-    ] = True,
-    squeeze: Annotated[bool, typer.Option("--compress", help="Packed: squeeze the file with zlib, too.")] = False,
-    float32: Annotated[
-        bool, typer.Option("--float", help="ONNX: write the float network instead, to compare with.")
-    ] = False,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=f"{EXPORTED}.")],
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
     threads: Threads = None,
     debug: Debug = False,
+    **given: Any,
 ) -> None:
     """Write the student as one file, run what was written, and say how near it is."""
     _set_threads(threads)
-    done, packed = Run.load(directory), file.suffix == ".safetensors"
-    for name, given in {
-        "--opset": opset != 21,
-        "--int4": int4,
-        "--no-space-to-depth": not space_to_depth,
-        "--float": float32,
-    }.items():
-        if packed and given:
-            raise ValueError(f"{name} is of ONNX files, {file} is a packed one; leave it out, or write a .onnx file")
-    if squeeze and not packed:
-        raise ValueError(f"--compress is of packed files; leave it out, or write a .safetensors file instead of {file}")
-    if file.suffix == ".onnx":
-        shown = replace(done, student=done.teacher) if float32 else done
-        check = export_onnx(shown, file, opset=opset, int4=int4, space_to_depth=space_to_depth, force=force)
-        facts, said = tables.export_facts(check), check.notes
-    elif packed:
-        save(done, file, compress=squeeze, force=force)
-        facts, said = tables.packed_facts(done, file), ()
-    else:
-        raise ValueError(f"{file} ends in {file.suffix or 'nothing'}; write a .onnx or a .safetensors file")
-    _show(tables.facts_table(f"{done.summary.model} of {directory}, written to {file}", facts), *tables.notes(said, ()))
+    done = Run.load(directory)
+    written = exporter_for(file).write(done, file, options_for(file, given), force=force)
+    facts = tables.file_facts(done, file, written)
+    title = f"{done.summary.model} of {directory}, written to {file}"
+    _show(tables.facts_table(title, facts), *tables.notes(written.notes, ()))
+
+
+EXPORT = signature(export, eval_str=True)
 
 
 @app.command()
 def bench(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=".onnx or packed .safetensors files.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=f"Of `datafree export`: {EXPORTED}.")],
     threads: Annotated[int, typer.Option(min=1, metavar="N", help="Of each runtime.")] = 1,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images in a run.")] = 1,
     turns: Annotated[int, typer.Option(min=1, metavar="N", help="Rounds in which every file runs.")] = 20,

@@ -12,15 +12,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median, quantiles
 
-import torch
-
-from datafree import graph as g
 from datafree.execution import peak_memory
-from datafree.export import load, session
+from datafree.export import Runtime, exporters_by_suffix
 
 TURN = 0.1  # seconds of one file's turn, at least
 WARM_UP = 3  # runs before the first turn
-RUNTIMES = {".onnx": "ONNX Runtime", ".safetensors": "PyTorch, simulated"}
 
 
 class BenchError(ValueError):
@@ -54,8 +50,8 @@ def bench(files: Sequence[str | Path], *, threads: int = 1, batch: int = 1, turn
     """Time files side by side on random images.
 
     Args:
-        files: .onnx, run by ONNX Runtime; or packed .safetensors, whose student PyTorch simulates in float. The first
-            is what the others are compared with.
+        files: of exporters that have a runtime: .onnx, run by ONNX Runtime; packed .safetensors, whose student PyTorch
+            simulates in float. The first is what the others are compared with.
         threads: of each runtime.
         batch: images in a run.
         turns: rounds; in each, every file runs for a tenth of a second or once.
@@ -64,36 +60,38 @@ def bench(files: Sequence[str | Path], *, threads: int = 1, batch: int = 1, turn
         BenchError: no such file, not one that is run here, or one that its runtime refuses.
     """
     paths = [Path(file) for file in files]
-    for path in paths:
-        _check(path)
+    runtimes = [_runtime(path) for path in paths]
     with ExitStack() as stack:
-        workers = [stack.enter_context(_Worker(path, threads, batch)) for path in paths]
+        opened = [_Worker(path, r, threads, batch) for path, r in zip(paths, runtimes, strict=True)]
+        workers = [stack.enter_context(worker) for worker in opened]
         times = [[worker.turn() for worker in workers] for _ in range(turns)]
         peaks = [worker.peak() for worker in workers]
     columns = list(zip(*times, strict=True))
     return [
-        _latency(path, own, columns[0], peak, threads, batch)
-        for path, own, peak in zip(paths, columns, peaks, strict=True)
+        _latency(path, runtime, own, columns[0], peak, threads, batch)
+        for path, runtime, own, peak in zip(paths, runtimes, columns, peaks, strict=True)
     ]
 
 
-def _check(path: Path) -> None:
+def _runtime(path: Path) -> Runtime:
+    """What runs a file."""
+    known = {suffix: row.runtime for suffix, row in exporters_by_suffix().items() if row.runtime}
+    allowed = f"give {' or '.join(known)} files, as datafree export writes them"
     if not path.is_file():
-        raise BenchError(
-            f"{path} is not a file; give .onnx or packed .safetensors files, as datafree export writes them"
-        )
-    if path.suffix not in RUNTIMES:
-        raise BenchError(f"{path} is not run here; give {' or '.join(RUNTIMES)} files, as datafree export writes them")
+        raise BenchError(f"{path} is not a file; {allowed}")
+    if path.suffix not in known:
+        raise BenchError(f"{path} is not run here; {allowed}")
+    return known[path.suffix]
 
 
 def _latency(
-    path: Path, seconds: Sequence[float], first: Sequence[float], peak: int, threads: int, batch: int
+    path: Path, runtime: Runtime, seconds: Sequence[float], first: Sequence[float], peak: int, threads: int, batch: int
 ) -> Latency:
     low, _, high = quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
     content = path.read_bytes()
     return Latency(
         file=str(path),
-        runtime=RUNTIMES[path.suffix],
+        runtime=runtime.name,
         threads=threads,
         batch=batch,
         turns=len(seconds),
@@ -111,10 +109,10 @@ def _latency(
 class _Worker:
     """A process that holds one opened file and runs it when asked."""
 
-    def __init__(self, path: Path, threads: int, batch: int) -> None:
+    def __init__(self, path: Path, runtime: Runtime, threads: int, batch: int) -> None:
         context, self._path = multiprocessing.get_context("spawn"), path
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, path, threads, batch), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, path, runtime, threads, batch), daemon=True)
 
     def __enter__(self) -> _Worker:
         self._process.start()
@@ -151,10 +149,10 @@ class _Worker:
         return answer
 
 
-def _serve(pipe: Connection, path: Path, threads: int, batch: int) -> None:
+def _serve(pipe: Connection, path: Path, runtime: Runtime, threads: int, batch: int) -> None:
     """Answer turns until the process is ended."""
     try:
-        run = _open(path, threads, batch)
+        run = runtime.open(path, threads, batch)
         for _ in range(WARM_UP):
             run()
     except Exception as error:  # any runtime's; told on the other side
@@ -171,23 +169,3 @@ def _timed(run: Callable[[], object]) -> float:
         run()
         count += 1
     return spent / count
-
-
-def _open(path: Path, threads: int, batch: int) -> Callable[[], object]:
-    generator = torch.Generator().manual_seed(0)
-    if path.suffix == ".onnx":
-        opened = session(path, threads=threads)
-        shapes = {item.name: (batch, *item.shape[1:]) for item in opened.get_inputs()}
-        if any(not isinstance(side, int) for shape in shapes.values() for side in shape):
-            raise BenchError(f"its inputs have open sizes besides the batch: {shapes}")
-        feed = {name: torch.randn(shape, generator=generator).numpy() for name, shape in shapes.items()}
-        return lambda: opened.run(None, feed)
-    torch.set_num_threads(threads)
-    student = load(path)
-    inputs = [torch.randn(batch, *g.shape(node)[1:], generator=generator) for node in g.placeholders(student)]
-    return lambda: _without_grad(student, inputs)
-
-
-def _without_grad(student: torch.nn.Module, inputs: list[torch.Tensor]) -> object:
-    with torch.no_grad():
-        return student(*inputs)

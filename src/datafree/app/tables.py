@@ -17,7 +17,7 @@ from rich.text import Text
 from datafree.app.inspect import Inspection
 from datafree.app.labelled_images import BATCH_SIZE
 from datafree.app.latency import Latency
-from datafree.export import ExportCheck
+from datafree.export import Written
 from datafree.models import Normalization
 from datafree.recipe import Recipe
 from datafree.records import Estimate, LayerResult, Skipped, Summary
@@ -144,24 +144,11 @@ def facts_table(title: str, facts: dict[str, str]) -> Group:
     return Group(Text(), Text(title, "bold"), Text(), table, Text())
 
 
-def export_facts(check: ExportCheck) -> dict[str, str]:
-    """An ONNX file, as it ran."""
-    same = "no logits to compare" if check.agreement is None else f"{check.agreement:.1f} % equal classes"
-    names = [name.split(" ")[0] for name in check.float_nodes]
-    kinds = ", ".join(f"{n} {name}" for name, n in Counter(names).items())
-    return {
-        "size": f"{num_bytes(check.bytes)}, {share(check.bytes, check.float_bytes)} of the float network's weights",
-        "file against student": f"{check.sqnr_db:.1f} dB, {same}, largest difference {check.largest_difference:.3g}",
-        "student against float": f"{check.quantization_db:.1f} dB",
-        "compared on": f"{check.num_probes} probe images, in ONNX Runtime",
-        "in float there": kinds or "nothing",
-    }
-
-
-def packed_facts(done: Run, file: Path) -> dict[str, str]:
-    """A packed checkpoint beside the float network's weights."""
+def file_facts(done: Run, file: Path, written: Written) -> dict[str, str]:
+    """A file beside the float network's weights, and what checking it found."""
     size = file.stat().st_size
-    return {"size": f"{num_bytes(size)}, {share(size, done.summary.float_bytes)} of the float network's weights"}
+    of_float = share(size, done.summary.float_bytes)
+    return {"size": f"{num_bytes(size)}, {of_float} of the float network's weights", **written.findings}
 
 
 def latency_table(found: Sequence[Latency]) -> Group:

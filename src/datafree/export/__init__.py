@@ -1,13 +1,21 @@
-"""Files that run elsewhere: ONNX, and packed weights."""
+"""Files that run elsewhere: ONNX, packed weights, and the table of both."""
 
 from datafree.export.onnx.export import ExportCheck, export_onnx
-from datafree.export.onnx.onnxruntime import session
 from datafree.export.packed.packed import load, save
+from datafree.export.table import EXPORTERS, Exporter, Runtime, exporter_for, exporters_by_suffix
+from datafree.export.written import NoOptions, Option, Written
 
 __all__ = [
+    "EXPORTERS",
     "ExportCheck",
+    "Exporter",
+    "NoOptions",
+    "Option",
+    "Runtime",
+    "Written",
     "export_onnx",
+    "exporter_for",
+    "exporters_by_suffix",
     "load",
     "save",
-    "session",
 ]

@@ -1,0 +1,81 @@
+"""The table of exporters: every row writes what its runtime runs; the command line offers whatever is in it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+
+from datafree import Recipe, compress
+from datafree.app.cli import main
+from datafree.export import EXPORTERS, Exporter, Option, Written, exporter_for, exporters_by_suffix
+from nets import NETS
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def run():
+    model, inputs = NETS["residual"]()
+    return compress(model, Recipe.preset("w8a8").updated(["signal.images=2"]), inputs)
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    head: Annotated[str, Option("first line.")] = "student"
+    bits: Annotated[bool, Option("list the bits.")] = True
+
+
+def write_text(run, path, options, *, force):
+    lines = [options.head, *(f"{layer.name} {layer.bits}" for layer in run.layers if options.bits)]
+    Path(path).write_text("\n".join(lines))
+    return Written({"lines": str(len(lines))}, ("nothing runs it",))
+
+
+TEXT = Exporter(".txt", write_text, TextOptions)
+
+
+@pytest.mark.parametrize("name", EXPORTERS)
+def test_what_is_written_runs(run, name, tmp_path):
+    exporter = EXPORTERS[name]
+    path = tmp_path / f"net{exporter.suffix}"
+    assert exporter_for(path) is exporter
+    exporter.write(run, path, exporter.options(), force=False)
+    with pytest.raises(ValueError, match="exists; choose another name"):
+        exporter.write(run, path, exporter.options(), force=False)
+    exporter.write(run, path, exporter.options(), force=True)
+    run_once = exporter.runtime.open(path, 1, 2)
+    answer = run_once()
+    assert len(answer[0] if isinstance(answer, list) else answer) == 2  # images
+
+
+def test_a_row_put_in_from_outside_is_offered_and_asked(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(EXPORTERS, "text", TEXT)
+    run.save(tmp_path / "run")
+    main(["export", "--help"])
+    out = capsys.readouterr().out
+    assert "text: first line. [default: student]" in " ".join(out.split())
+    assert "--bits / --no-bits" in out
+    file = tmp_path / "net.txt"
+    assert main(["export", str(tmp_path / "run"), str(file), "--head", "hello", "--no-bits"]) == 0
+    shown = capsys.readouterr().out
+    assert file.read_text() == "hello" and "nothing runs it" in shown and "lines" in shown
+    assert main(["export", str(tmp_path / "run"), str(file), "--int4"]) == 2
+    assert "--int4 is of ONNX files; leave it out, or write a .onnx file instead of" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "net.onnx"), "--no-bits"]) == 2
+    assert "--no-bits is of text files; leave it out, or write a .txt file instead of" in capsys.readouterr().err
+    assert main(["bench", str(file)]) == 2
+    assert "net.txt is not run here; give .onnx or .safetensors files" in capsys.readouterr().err
+
+
+def test_two_exporters_of_one_suffix_are_refused(monkeypatch):
+    monkeypatch.setitem(EXPORTERS, "mine", Exporter(".onnx", write_text))
+    with pytest.raises(
+        ValueError, match=r"exporter 'mine' writes \.onnx files, as another one does; give it another suffix"
+    ):
+        exporters_by_suffix()
+
+
+def test_a_file_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match=r"net ends in nothing; write a \.onnx or a \.safetensors file"):
+        exporter_for(Path("net"))
