@@ -2,7 +2,8 @@
 
     .venv/bin/python tests/readme.py [FILE.md]
 
-Works in a temporary directory, which both kinds of blocks share. Exit code 1 if any block failed.
+Works in a temporary directory, which both kinds of blocks share. A python block that begins with "# file: NAME.py" is
+written there under this name, for those after it to import. Exit code 1 if any block failed.
 """
 # ruff: noqa: T201  this file is a script
 
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 README = Path(__file__).parent.parent / "README.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"# file: (\w+\.py)\n")
 SET_UP = re.compile(r"^\s*(git clone|make)\b", re.MULTILINE)
 
 
@@ -41,8 +43,11 @@ def runnable(block: Block) -> bool:
 
 
 def run_python(block: Block, namespace: dict[str, Any]) -> str | None:
-    """What it printed and the traceback if it fails, None if not."""
+    """What it printed and the traceback if it fails, None if not; of a file, nothing yet."""
     said = io.StringIO()
+    if file := FILE.match(block.text):
+        Path(file[1]).write_text(block.text)
+        return None
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             code = compile("\n" * (block.line - 1) + block.text, "README.md", "exec")
@@ -72,6 +77,7 @@ def main(arguments: list[str]) -> int:
     here = Path.cwd()
     with tempfile.TemporaryDirectory() as place:
         os.chdir(place)
+        sys.path.insert(0, place)
         try:
             for block in filter(runnable, blocks(file.read_text())):
                 trouble = run_python(block, namespace) if block.language == "python" else run_shell(block)
@@ -80,6 +86,7 @@ def main(arguments: list[str]) -> int:
                 print(trouble or "", end="", flush=True)
                 counts[trouble is None] += 1
         finally:
+            sys.path.remove(place)
             os.chdir(here)
     print(f"{counts[True]} passed, {counts[False]} failed")
     return 1 if counts[False] or not counts[True] else 0

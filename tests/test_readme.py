@@ -1,12 +1,16 @@
 """The text for users says what is there: code that compiles, presets, fields and files that exist."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from pydantic import BaseModel
 
+import datafree
 import readme
 from datafree.recipe import schema as recipes
 from datafree.recipe.schema import Recipe, presets
@@ -130,6 +134,23 @@ def test_a_block_that_fails_is_shown(block, said, tmp_path, capsys):
     code, out = run(tmp_path, capsys, f"```{block}\n```\n```sh\ntrue\n```\n")
     assert code == 1
     assert said in out and out.endswith("1 passed, 1 failed\n")
+
+
+def test_a_block_that_is_a_file_is_there_for_those_after_it(tmp_path, capsys):
+    blocks = ("python\n# file: kept.py\nx = 1", "python\nfrom kept import x\nassert x == 1", "sh\ntest -f kept.py")
+    text = "".join(f"```{block}\n```\n" for block in blocks)
+    code, out = run(tmp_path, capsys, text)
+    assert (code, out.splitlines()[-1]) == (0, "3 passed, 0 failed")
+    assert not any(Path(place, "kept.py").exists() for place in sys.path)
+
+
+def test_the_examples_of_own_kinds_run():
+    """In a process of their own, for they add rows to the tables."""
+    command = [sys.executable, str(ROOT / "tests" / "readme.py"), str(ROOT / "docs" / "extending.md")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(datafree.__file__).parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("7 passed, 0 failed\n")
 
 
 def test_setting_up_is_not_run(tmp_path, capsys):
