@@ -14,7 +14,7 @@ from datafree.quantization.affine import choose_qparams, dequantize
 from datafree.recipe.schema import AdaRound, Gptq, Nearest, RecipeError, RoundingRecipe, SQuant, StraightThrough
 from datafree.records import QParams, WeightSpec
 from datafree.solve.compensation import compensated
-from datafree.solve.rounding import ROUNDING
+from datafree.solve.rounding import ROUNDING, RoundingMethod
 from datafree.solve.rounding.adaround import adaround
 from datafree.solve.rounding.gptq import gptq, polished
 from datafree.solve.rounding.nearest import nearest
@@ -97,6 +97,11 @@ def plain_squant(weight, scale, zero_point, qmin, qmax, kernel_size):
 
 def test_every_method_of_the_recipe_has_a_solver():
     assert set(RoundingRecipe.kinds.values()) == set(ROUNDING)
+
+
+def test_a_row_that_refits_without_h_is_refused():
+    with pytest.raises(ValueError, match="refit_damping is of least squares, which need H; say moments='covariance'"):
+        RoundingMethod(nearest, refit_damping=lambda recipe: 0.01)
 
 
 def test_a_method_without_a_row_is_refused_before_any_work():

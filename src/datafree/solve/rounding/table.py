@@ -47,6 +47,10 @@ class RoundingMethod:
     clips: Callable[[Any], bool] = _always
     corrects_bias: Callable[[Any], bool] = _always
 
+    def __post_init__(self) -> None:
+        if self.refit_damping and self.moments != "covariance":
+            raise ValueError("refit_damping is of least squares, which need H; say moments='covariance' beside it")
+
 
 ROUNDING: dict[type[RoundingRecipe], RoundingMethod] = {
     Nearest: RoundingMethod(nearest, clips=lambda r: r.clip, corrects_bias=lambda r: r.bias_correction),
