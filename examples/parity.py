@@ -28,7 +28,7 @@ def open_run(arguments: list[str]) -> tuple[Run, tuple[Tensor, ...]]:
         model, example = load_model("demo")
         return compress(model, Recipe.preset("w8a8"), example), (digits("test")[0][:64],)
     run, signal = Run.load(arguments[0]), Propagated(images=32)
-    return run, make_signal(run.teacher, run.stats, signal, seed=0, input_range=run.input_range)[0].inputs
+    return run, make_signal(run.teacher, run.stats, signal, seed=0, input_range=run.input_range).inputs
 
 
 def compare(answer: Callable[..., object], run: Run, images: tuple[Tensor, ...]) -> int:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from datafree.recipe.schema import AdaRound, Gptq, Nearest, SQuant, StraightThrough
-from datafree.records import Layer, Moments, QParams, WeightSpec
+from datafree.records import InputRange, Layer, Moments, QParams, WeightSpec
+from datafree.signals import SignalJob
 from datafree.solve.jobs import LayerJob
 from datafree.solve.rounding import rounding_method
 
@@ -28,6 +29,12 @@ def convolution(kernel, kind="conv2d", **options):
     ones, zeros = (1,) * len(kernel), (0,) * len(kernel)
     settings = {"stride": ones, "padding": zeros, "dilation": ones} | options
     return Layer("conv", "conv", kind, kernel, **settings)
+
+
+def signal_job(graph, stats, recipe, *, seed=0, competitor=None):
+    """What images are moved with, in the range mean 0, deviation 1."""
+    rng, unit = torch.Generator().manual_seed(seed), InputRange((0.0,), (1.0,), "a test")
+    return SignalJob(graph, stats, recipe, seed, rng, (), (unit,), competitor=competitor)
 
 
 def drawn_inputs(generator, groups, taps, num_rows, rank):

@@ -61,7 +61,7 @@ def _make_images(model: nn.Module, recipe: Recipe, example: Tensor, seed: int, o
         teacher = trace(model, example)
         stats, _ = fold_batchnorm_(teacher)
         known, work = input_range(model), Execution(on_step=on_step)
-        source, _ = make_signal(teacher, stats, recipe.signal, seed=seed, input_range=known, work=work)
-    print(f"  images: {source.num_images}{source.note}", flush=True)
+        source = make_signal(teacher, stats, recipe.signal, seed=seed, input_range=known, work=work)
+    print(f"  images: {source.num_images}, distance from BatchNorm {source.distance}", flush=True)
     seconds = time.perf_counter() - start
     return Images(source.inputs, spent.macs, seconds, torch.get_num_threads(), STARTED_AT)

@@ -22,6 +22,7 @@ from bench.published import dfq, zeroq
 from datafree import Recipe, compress
 from datafree import graph as g
 from datafree.allocation.sparsity import share_zeros
+from datafree.app.sentences import distilled_text
 from datafree.execution.pools import serial
 from datafree.graph.capture import trace
 from datafree.models.load import input_range
@@ -31,8 +32,9 @@ from datafree.records import LayerResult, Moments
 from datafree.signals import make_signal
 from datafree.solve.jobs import LayerJob
 from datafree.solve.plan import LayerPlan, plan_layers, quantized_at
+from datafree.solve.problem import Grids, Problem, Solution
 from datafree.solve.schedule import solve_layers
-from datafree.solve.solve_layer import Grids, compress_layer
+from datafree.solve.solve_layer import compress_layer
 from datafree.student.assemble import assemble
 from datafree.student.distill import distill
 from datafree.student.tie_free_scales import snap_scales
@@ -113,12 +115,14 @@ def by_distilling(
     stats, _ = fold_batchnorm_(teacher)
     stats, _ = equalize_(teacher, stats, mode=start.equalize, rows=start.weights.per == "tensor")
     known = input_range(model)
-    source, chosen = make_signal(teacher, stats, start.signal, seed=seed, input_range=known, images=start_images)
-    plan = share_zeros(teacher, plan_layers(teacher, start), source, start, serial)
-    results, grids = solve_layers(teacher, plan, source, start, serial, ignore)
-    seen = replace(source, kind=training.signal.kind, inputs=images)
-    results, said = distill(teacher, teacher, plan, results, grids, seen, chosen, training)
-    return snap_scales(teacher, plan, results, grids)[0], said
+    signal = make_signal(teacher, stats, start.signal, seed=seed, input_range=known, images=start_images)
+    problem = Problem(teacher, plan_layers(teacher, start), signal, start.solve)
+    problem = replace(problem, plan=share_zeros(problem, start.prune, serial) if start.prune else problem.plan)
+    solution = solve_layers(problem, serial, ignore)
+    seen = replace(problem, signal=replace(signal, kind=training.signal.kind, inputs=images))
+    assert training.distill is not None, "there is something to train"
+    solution, done = distill(seen, solution, training.distill, training.signal)
+    return snap_scales(solution)[0], distilled_text(done)
 
 
 BASELINES: dict[str, Callable[..., nn.Module]] = {
@@ -154,7 +158,7 @@ def rounded(
         low, high = (torch.tensor([end]) for end in ranges[name])
         grids |= {(name, bits): choose_qparams(low, high, bits=bits, symmetric=False) for bits in widths}
     results = {name: _rounded_layer(teacher, item, recipe, grids, means) for name, item in plan.layers.items()}
-    return assemble(teacher, plan, results, grids)
+    return assemble(Solution(teacher, plan, results, grids))
 
 
 def _rounded_layer(

@@ -52,9 +52,9 @@ def prepare(model: nn.Module, example: Tensor, *, replace_relu6: bool, seed: int
         _replace_relu6(teacher)
     pairs = in_a_row(teacher)
     stats = absorbed(teacher, equalized(teacher, stats, pairs), pairs)
-    source, chosen = make_signal(teacher, stats, Propagated(), seed=seed, input_range=input_range(model))
-    assert source.input_limits is not None, "inputs were made here"
-    return Prepared(teacher, *propagated(teacher, stats, chosen, source.input_limits))
+    signal = make_signal(teacher, stats, Propagated(), seed=seed, input_range=input_range(model))
+    assert signal.input_limits is not None, "inputs were made here"
+    return Prepared(teacher, *propagated(teacher, stats, signal.input_range, signal.input_limits))
 
 
 def _replace_relu6(teacher: fx.GraphModule) -> None:

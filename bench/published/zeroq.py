@@ -51,7 +51,7 @@ def distill_images(model: nn.Module, example: Tensor, *, seed: int, steps: int =
 def _input_range(model: nn.Module, teacher: fx.GraphModule, seed: int) -> InputRange:
     folded = g.duplicate(teacher)
     stats, _ = fold_batchnorm_(folded)
-    return make_signal(folded, stats, Propagated(), seed=seed, input_range=input_range(model))[1]
+    return make_signal(folded, stats, Propagated(), seed=seed, input_range=input_range(model)).input_range
 
 
 def _distance(x: Float[Tensor, "n c ..."], mean: Float[Tensor, " d"], std: Float[Tensor, " d"]) -> Float[Tensor, ""]:

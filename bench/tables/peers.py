@@ -109,7 +109,7 @@ def _case(zoo, network: str, most: int) -> Case:
         logits = torch.cat([model(part) for part in x[:count].split(100)])
     teacher = trace(model, x[:1])
     stats, _ = fold_batchnorm_(teacher)
-    source, _ = make_signal(teacher, stats, Propagated(), seed=0, input_range=input_range(model))
+    source = make_signal(teacher, stats, Propagated(), seed=0, input_range=input_range(model))
     return Case(network, model, x[:count], y[:count], logits, {"probes": source.inputs[0], "real": x[-128:]})
 
 

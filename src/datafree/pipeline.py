@@ -27,7 +27,7 @@ from datafree.recipe import Recipe
 from datafree.records import InputRange, LayerResult
 from datafree.run import Run, Steps, images_of, summarize, with_estimate
 from datafree.signals import make_signal, signal_kind
-from datafree.solve import Pool, plan_layers, solve_layers
+from datafree.solve import Pool, Problem, plan_layers, solve_layers
 from datafree.student import check_distillation, distill, remove_channels, snap_scales
 from datafree.teacher import equalize_, fold_batchnorm_
 
@@ -95,23 +95,23 @@ def compress(
         stats, kept = fold_batchnorm_(teacher)
         stats, equalization = equalize_(teacher, stats, mode=recipe.equalize, rows=recipe.weights.per == "tensor")
         plan = plan_layers(teacher, recipe)  # refuses a wrong recipe before anything takes long
-        check_distillation(teacher, recipe)
-        source, chosen = make_signal(
-            teacher, stats, recipe.signal, seed=seed, input_range=known, images=given, work=work
-        )
-        allocation = allocate(teacher, plan, source, recipe, pool)
-        recipe, plan = allocation.recipe, allocation.plan
-        results, grids = solve_layers(teacher, plan, source, recipe, pool, on_done, work.checkpoints)
-        smaller, results = remove_channels(teacher, results, allocation.channels)
-        results, distilled = distill(teacher, smaller, plan, results, grids, source, chosen, recipe, work)
-        student, results = snap_scales(smaller, plan, results, grids)
+        if recipe.distill is not None:
+            check_distillation(teacher, recipe.distill, recipe.signal)
+        signal = make_signal(teacher, stats, recipe.signal, seed=seed, input_range=known, images=given, work=work)
+        allocation = allocate(Problem(teacher, plan, signal, recipe.solve), recipe, pool)
+        problem, distilled = allocation.problem, None
+        solution = solve_layers(problem, pool, on_done, work.checkpoints)
+        solution = remove_channels(solution, allocation.channels)
+        if recipe.distill is not None:
+            solution, distilled = distill(problem, solution, recipe.distill, recipe.signal, work)
+        student, layers = snap_scales(solution)
     add_macs(spent.macs)  # for whoever counts around this
-    steps = Steps(teacher, kept, stats, equalization, source, chosen, allocation, smaller, distilled, results)
-    seconds = time.perf_counter() - start
+    steps, seconds = Steps(kept, equalization, allocation, distilled, solution), time.perf_counter() - start
     summary = summarize(steps, model, fingerprint=fingerprint, seconds=seconds, spent=spent.macs)
-    made = source.inputs if signal_kind(recipe.signal).keeps_images else ()
-    made_in = chosen if chosen.mean else None
-    run = Run(student, teacher, recipe, tuple(results.values()), summary, stats, made, made_in, source.generator)
+    made = signal.inputs if signal_kind(recipe.signal).keeps_images else ()
+    made_in = signal.input_range if signal.input_range.mean else None
+    done = tuple(layers.values())
+    run = Run(student, teacher, allocation.recipe, done, summary, stats, made, made_in, signal.generator)
     return with_estimate(run) if predict else run
 
 

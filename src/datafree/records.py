@@ -198,6 +198,64 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Equalization:
+    """What equalization did, by layer name."""
+
+    mode: str
+    cancelled: tuple[str, ...] = ()  # ranges changed, nothing left over: free
+    output_vectors: tuple[str, ...] = ()  # v_o folds into the requantization: one multiplier a channel
+    input_vectors: tuple[str, ...] = ()  # v_i stays as a multiply before the input is quantized
+    num_layers: int = 0
+    depthwise: tuple[str, ...] = ()  # v_i folds into the requantization of the layer before
+    dropped: tuple[str, ...] = ()  # producers whose scales would not have lowered the predicted error
+
+    @property
+    def coverage(self) -> float:
+        """Share of layers whose ranges were changed, percent."""
+        changed = {*self.cancelled, *self.output_vectors, *self.input_vectors, *self.depthwise}
+        return 100 * len(changed) / max(1, self.num_layers)
+
+
+@dataclass(frozen=True)
+class SignalSummary:
+    """What layers were solved on.
+
+    draws_input: the network's input is drawn too, independent Gaussians in the range of the summary.
+    pooling: "executed", or "ignored" as in the paper.
+    distance: from BatchNorm's statistics, before and after images were moved to them; None = none were.
+    asked: percent of the images that show the class they were asked for; None = none was.
+    unmoved: why images of a kind that is moved are as they were.
+    """
+
+    kind: str
+    num_images: int
+    draws_input: bool = False
+    pooling: str = "executed"
+    distance: tuple[float, float] | None = None
+    asked: float | None = None
+    unmoved: str = ""
+
+
+@dataclass(frozen=True)
+class ActivationBits:
+    """Widths of tensors between layers; None = float."""
+
+    layer_inputs: int | None
+    others: int | None  # sums, concatenations, pooling, the network's input
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """The student trained as a whole: its loss on images held out, and the step it is of; 0 = nothing was gained."""
+
+    loss: str  # "kl" | "mse"
+    before: float
+    after: float
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
 class Summary:
     """What a run did and what it cost.
 
@@ -206,8 +264,8 @@ class Summary:
 
     model: str
     seed: int
-    signal: str
-    input_range: str
+    signal: SignalSummary
+    input_range: InputRange
     bytes: int
     float_bytes: int
     macs: int
@@ -217,8 +275,8 @@ class Summary:
     peak_memory_bytes: int
     num_layers: int
     num_quantized: int
-    equalization: str
-    activations: str
+    equalization: Equalization
+    activations: ActivationBits
     skipped: tuple[Skipped, ...]
     warnings: tuple[str, ...]
     fingerprint: str = ""  # of the model's weights
@@ -229,7 +287,7 @@ class Summary:
     pareto: tuple[tuple[float, float], ...] = ()  # budgets and the errors at the network's output predicted for them
     spent_macs: int = 0  # multiply-adds of the compression itself, all images
     forward_equivalents: float = 0.0  # the same in forward passes of one image through the float network
-    distilled: str = ""  # what distillation did, where it was asked for
+    distilled: Distilled | None = None  # where it was asked for
 
 
 def decibel(signal: float, noise: float) -> float:

@@ -20,6 +20,7 @@ from datafree.quantization.sparsity import in_cells
 from datafree.recipe.schema import Gptq, Nearest
 from datafree.signals import make_signal
 from datafree.solve.plan import plan_layers
+from datafree.solve.problem import Problem
 from datafree.solve.weight_grids import output_power
 from datafree.teacher.batchnorm import fold_batchnorm_
 from jobs import make_job
@@ -188,9 +189,8 @@ def folded(name):
 def planned(name, chosen):
     """The plan of a net before and after zeros are moved."""
     teacher, stats = folded(name)
-    source, _ = make_signal(teacher, stats, chosen.signal, seed=0)
-    plan = plan_layers(teacher, chosen)
-    return plan, share_zeros(teacher, plan, source, chosen, serial)
+    plan, signal = plan_layers(teacher, chosen), make_signal(teacher, stats, chosen.signal, seed=0)
+    return plan, share_zeros(Problem(teacher, plan, signal, chosen.solve), chosen.prune, serial)
 
 
 def counts(plan):

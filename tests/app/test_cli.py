@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from datafree.app import cli, tables
+from datafree.app.sentences import activations_text, equalization_text, signal_text
 from datafree.models.load import Normalization
 from datafree.run.record import Run, evaluate
 from datafree.solve.solve_layer import LayerError
@@ -189,12 +190,12 @@ def test_table_holds_the_figures_of_the_summary(finished):
     errors = sorted(layer.error_db for layer in done.layers)
     assert shown["recipe"] == f"w8a8 {FEW}"
     assert shown["seed"] == "0"
-    assert shown["signal"] == s.signal
-    assert shown["input range"] == s.input_range
+    assert shown["signal"] == signal_text(s.signal, s.input_range)
+    assert shown["input range"] == str(s.input_range)
     assert shown["layers"] == f"{s.num_quantized} of {s.num_layers} solved" == "3 of 3 solved"
     assert shown["weights"] == "8 bits in 3 layers"
-    assert shown["activations"] == s.activations
-    assert shown["equalization"] == s.equalization
+    assert shown["activations"] == activations_text(s.activations)
+    assert shown["equalization"] == equalization_text(s.equalization)
     assert shown["size"].startswith(f"{s.bytes} B, {100 * s.bytes / s.float_bytes:.1f} % of ")
     macs = f"{s.macs / 1000:.2f} k"
     assert s.macs == s.float_macs and shown["multiply-adds"] == f"{macs} for one image, 100.0 % of {macs}"

@@ -16,6 +16,7 @@ from datafree.signals import make_signal
 from datafree.signals.draws import layer_draws
 from datafree.signals.source import walk_teacher
 from datafree.solve.plan import plan_layers
+from datafree.solve.problem import Problem
 from datafree.solve.rounding.straight_through import straight_through
 from datafree.solve.solve_layer import layer_jobs
 from datafree.solve.weight_grids import weight_grid
@@ -40,7 +41,7 @@ def signal_of(model, inputs, *, pooling="ignored", images=64):
     graph = trace(model, inputs)
     stats, _ = fold_batchnorm_(graph)
     recipe = Recipe(signal={"kind": "gaussian", "pooling": pooling, "images": images})
-    return graph, make_signal(graph, stats, recipe.signal, seed=0)[0]
+    return graph, make_signal(graph, stats, recipe.signal, seed=0)
 
 
 def pooled(pooling="ignored"):
@@ -152,7 +153,7 @@ def test_a_map_larger_than_what_it_was_made_from_is_filled():
 def jobs_of(model, inputs, **signal):
     graph, source = signal_of(model, inputs, images=4)
     recipe = Recipe(solve={"method": "straight_through", "steps": 40, "rows": 64}, weights={"bits": 4, "per": "tensor"})
-    return {job.name: job for job in layer_jobs(graph, plan_layers(graph, recipe), source, recipe, {})}
+    return {job.name: job for job in layer_jobs(Problem(graph, plan_layers(graph, recipe), source, recipe.solve), {})}
 
 
 def test_every_step_of_training_draws_others():

@@ -16,6 +16,7 @@ from datafree.signals.inversion import PUBLISHED, competition, size, statistics_
 from datafree.signals.matching import Competitor, MatchingError, check_loss, match, mismatch, motion_of, steps_of
 from datafree.teacher.batchnorm import fold_batchnorm_
 from datafree.teacher.equalize import equalize_
+from jobs import signal_job
 from nets import NETS, THREE_FAST, small_network
 
 UNIT = InputRange((0.0,), (1.0,), "given")
@@ -102,7 +103,7 @@ def test_the_published_settings_run_and_bring_statistics_closer(setting):
     assert run.images[0].shape == (8, 3, 16, 16)
     if setting == "imagenet":
         return  # there BatchNorm weighs a hundredth
-    before, after = (float(v) for v in run.summary.signal.split("BatchNorm ")[1].split(",")[0].split(" -> "))
+    before, after = run.summary.signal.distance
     assert after < before
 
 
@@ -123,10 +124,9 @@ def test_a_competitor_draws_images_to_where_it_errs():
     wrong = nn.Sequential(nn.Flatten(), nn.Linear(3 * 256, 5)).requires_grad_(False)
 
     def disagreement(weight):
-        made = match(
-            graph, stats, x[:16].clone(), Inverted(steps=40, class_weight=0.0), input_range=UNIT,
-            generator=torch.Generator().manual_seed(0), competitor=Competitor(wrong, weight) if weight else None,
-        ).images  # fmt: skip
+        competitor = Competitor(wrong, weight) if weight else None
+        job = signal_job(graph, stats, Inverted(steps=40, class_weight=0.0), competitor=competitor)
+        made = match(job, x[:16].clone()).images
         with torch.no_grad():
             return 1 - float(competition(graph(made), wrong(made)))
 

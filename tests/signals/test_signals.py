@@ -184,8 +184,8 @@ def test_every_input_has_its_own_scale():
     model.eval()
     graph = trace(model, (torch.zeros(1, 3, SIDE, SIDE), torch.zeros(1, 1, SIDE, SIDE)))
     stats, _ = fold_batchnorm_(graph)
-    source, chosen = make_signal(graph, stats, signal("propagated", images=16), seed=0)
-    assert chosen.std == pytest.approx((60,), rel=0.3)
+    source = make_signal(graph, stats, signal("propagated", images=16), seed=0)
+    assert source.input_range.std == pytest.approx((60,), rel=0.3)
     colour, depth = source.inputs
     assert (colour.shape, depth.shape) == ((16, 3, SIDE, SIDE), (16, 1, SIDE, SIDE))
     assert float(colour.std()) == pytest.approx(60, rel=0.4) and float(depth.std()) == pytest.approx(0.1, rel=0.4)
@@ -198,8 +198,8 @@ def test_every_input_has_its_own_scale():
 def test_images_are_made_in_the_range_given(kind):
     graph, stats, _ = folded("chain")
     given = InputRange((10.0, 20.0, 30.0), (5.0,), "a test")
-    source, chosen = make_signal(graph, stats, signal(kind, images=32), seed=0, input_range=given)
-    assert chosen == given and source.kind == kind and source.num_images == 32
+    source = make_signal(graph, stats, signal(kind, images=32), seed=0, input_range=given)
+    assert source.input_range == given and source.kind == kind and source.num_images == 32
     (x,) = source.inputs
     assert x.shape == (32, 3, 16, 16)
     mean, std = batch_statistics(x)
@@ -208,14 +208,14 @@ def test_images_are_made_in_the_range_given(kind):
 
 def test_a_seed_fixes_the_images_and_another_changes_them():
     graph, stats, _ = folded("chain")
-    first, again, other = (make_signal(graph, stats, signal("propagated"), seed=s)[0].inputs[0] for s in (0, 0, 1))
+    first, again, other = (make_signal(graph, stats, signal("propagated"), seed=s).inputs[0] for s in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_a_loader_gives_the_images_as_they_are():
     graph, stats, (x,) = folded("chain")
-    source, chosen = make_signal(graph, stats, signal("loader"), seed=0, images=(x,))
-    assert torch.equal(source.inputs[0], x) and str(chosen) == "the images given"
+    source = make_signal(graph, stats, signal("loader"), seed=0, images=(x,))
+    assert torch.equal(source.inputs[0], x) and str(source.input_range) == "the images given"
     (_, value), *_ = walk_teacher(graph, source)
     assert torch.equal(value, x)
     with pytest.raises(ValueError, match="'loader' but no images were given"):
@@ -235,18 +235,19 @@ def test_a_kind_without_a_row_is_refused():
 def test_given_images_are_restandardised_on_request():
     graph, stats, (x,) = folded("residual")
     wanted = signal("loader").model_copy(update={"restandardise": True})
-    source, _ = make_signal(graph, stats, wanted, seed=0, images=(x,))
+    source = make_signal(graph, stats, wanted, seed=0, images=(x,))
     assert torch.equal(source.inputs[0], x)
     for node, value in walk_teacher(graph, source):
         if node.name in stats:
             assert torch.allclose(batch_statistics(value)[0], stats[node.name].mean, atol=1e-4)
 
 
-def test_the_papers_signal_says_what_it_draws():
+def test_the_papers_signal_draws_its_inputs():
     graph, stats, _ = folded("chain")
     given = InputRange((0.0,), (1.0,), "a test")
-    source, _ = make_signal(graph, stats, signal("gaussian"), seed=0, input_range=given)
-    assert source.note == "; the network's input is drawn at mean 0, std 1 (a test); pooling is ignored"
+    source = make_signal(graph, stats, signal("gaussian"), seed=0, input_range=given)
+    (drawn,) = source.input_stats.values()
+    assert (drawn.mean.tolist(), drawn.std.tolist(), source.pooling) == ([0.0] * 3, [1.0] * 3, "ignored")
 
 
 # Flow

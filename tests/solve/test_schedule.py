@@ -17,6 +17,7 @@ from datafree.solve.compensation import DAMPINGS, best_share, compensated, least
 from datafree.solve.jobs import LayerJob
 from datafree.solve.solve_layer import compress_layer
 from datafree.teacher.batchnorm import fold_batchnorm_
+from jobs import signal_job
 from nets import NETS, THREE_FAST, calibrate_batchnorm_
 
 UNIT = InputRange((0.0,), (1.0,), "test")
@@ -133,10 +134,7 @@ def test_matching_brings_statistics_closer(method):
     graph = trace(model, x[:1])
     stats, _ = fold_batchnorm_(graph)
     start = torch.randn(16, *x.shape[1:], generator=torch.Generator().manual_seed(1)) * 1.5 + 0.5
-    made = [
-        match(graph, stats, start, method, input_range=UNIT, generator=torch.Generator().manual_seed(5))
-        for _ in range(2)
-    ]
+    made = [match(signal_job(graph, stats, method, seed=5), start) for _ in range(2)]
     before, after = made[0].distance
     assert after < 0.5 * before
     assert torch.equal(made[0].images, made[1].images), "the same seed gives other images"
@@ -150,7 +148,7 @@ def test_classes_asked_for_are_given():
     stats, _ = fold_batchnorm_(graph)
     asked = Inverted(steps=60, class_weight=5.0, smoothness=0.0)
     start = torch.randn(32, *x.shape[1:], generator=torch.Generator().manual_seed(1))
-    found = match(graph, stats, start, asked, input_range=UNIT, generator=torch.Generator().manual_seed(5))
+    found = match(signal_job(graph, stats, asked, seed=5), start)
     made = found.images
     num_classes = g.shape(g.outputs(graph)[0])[1]
     wanted = torch.randint(num_classes, (32,), generator=torch.Generator().manual_seed(5))
@@ -169,7 +167,7 @@ def test_loss_that_is_not_a_number_stops_with_its_step():
     with pytest.raises(
         MatchingError, match=r"the loss is nan at step 0; take signal.setting=short, .* or signal.kind=propag"
     ):
-        match(graph, broken, x[:4], Matched(steps=2), input_range=UNIT, generator=torch.Generator())
+        match(signal_job(graph, broken, Matched(steps=2)), x[:4])
 
 
 def test_matched_and_inverted_signals_run_through_compress():
@@ -177,8 +175,9 @@ def test_matched_and_inverted_signals_run_through_compress():
     for kind in ("matched", "inverted"):
         recipe = Recipe.preset("w8a8").updated([f"signal.kind={kind}", "signal.steps=3", "signal.images=4"])
         run = compress(model, recipe, x[:1])
-        assert run.summary.signal.startswith(f"{kind}, 4 images; distance from BatchNorm ")
-        assert ("show the class asked for" in run.summary.signal) == (kind == "inverted")
+        signal = run.summary.signal
+        assert (signal.kind, signal.num_images) == (kind, 4) and signal.distance is not None
+        assert (signal.asked is not None) == (kind == "inverted")
 
 
 @pytest.mark.parametrize("name", THREE_FAST)
@@ -235,5 +234,5 @@ def test_images_stay_within_what_pixels_reach():
     graph = trace(model, x[:1])
     stats, _ = fold_batchnorm_(graph)
     start = 3 * torch.randn(8, *x.shape[1:], generator=torch.Generator().manual_seed(1))
-    made = match(graph, stats, start, Matched(steps=2), input_range=UNIT, generator=torch.Generator()).images
+    made = match(signal_job(graph, stats, Matched(steps=2)), start).images
     assert float(start.abs().max()) > SHORT.pixel_limit + 1e-6 >= float(made.abs().max())

@@ -214,7 +214,7 @@ def test_nothing_asked_is_nothing_done():
     run, inputs, _ = made("residual", "weights.bits=null", "activations.bits=null")
     assert not calls(run.student, QUANTIZE, DEQUANTIZE, DEQUANTIZE_ROWS)
     assert torch.equal(outputs(run.student, inputs), outputs(run.teacher, inputs))
-    assert run.summary.activations == "float" and run.summary.bytes == run.summary.float_bytes
+    assert run.summary.activations.layer_inputs is None and run.summary.bytes == run.summary.float_bytes
 
 
 # Widths

@@ -15,6 +15,7 @@ from datafree.graph.capture import trace
 from datafree.records import LayerResult, QParams
 from datafree.signals import make_signal
 from datafree.solve.plan import plan_layers
+from datafree.solve.problem import Problem, Solution
 from datafree.solve.schedule import solve_layers
 from datafree.student.assemble import QUANTIZE, assemble
 from datafree.student.tie_free_scales import LARGEST, TOLERANCE, near_fractions, snap_scales
@@ -83,11 +84,10 @@ def students(name, preset):
     teacher = trace(model, inputs)
     stats, _ = fold_batchnorm_(teacher)
     stats, _ = equalize_(teacher, stats, mode=recipe.equalize, rows=recipe.weights.per == "tensor")
-    plan = plan_layers(teacher, recipe)
-    source, _ = make_signal(teacher, stats, recipe.signal, seed=0)
-    results, grids = solve_layers(teacher, plan, source, recipe, serial, lambda result: None)
+    plan, signal = plan_layers(teacher, recipe), make_signal(teacher, stats, recipe.signal, seed=0)
+    solution = solve_layers(Problem(teacher, plan, signal, recipe.solve), serial, lambda result: None)
     noise = tuple(torch.randn(64, *x.shape[1:], generator=torch.Generator().manual_seed(3)) for x in inputs)
-    return (assemble(teacher, plan, results, grids), results), snap_scales(teacher, plan, results, grids), noise
+    return (assemble(solution), solution.layers), snap_scales(solution), noise
 
 
 def grids_of(student):
@@ -152,7 +152,8 @@ def test_without_moved_scales_some_integers_are_others():
     grids = {(name, 8): QParams(torch.tensor([scale]), zero, 0, 255) for name, scale in scales}
     w, bias = QParams(torch.tensor([1 - e]), zero, -127, 127), torch.zeros(1)
     results = {name: LayerResult(name, torch.ones(1, 1), w, bias, 0.0, 8, "by hand", 0.0) for name in plan.layers}
-    before, (student, _) = assemble(teacher, plan, results, grids), snap_scales(teacher, plan, results, grids)
+    solution = Solution(teacher, plan, results, grids)
+    before, (student, _) = assemble(solution), snap_scales(solution)
     assert other_integers(before, (inputs,)) == 64, "k = 3, 7, ... 255"
     assert other_integers(student, (inputs,)) == 0
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-
-from torch import fx
+from dataclasses import dataclass, replace
 
 from datafree.allocation.budget import Pareto, apply_budget
 from datafree.allocation.channels import choose_channels
 from datafree.allocation.sparsity import share_zeros
 from datafree.graph import Group
 from datafree.recipe import Recipe
-from datafree.signals import Signal
-from datafree.solve import Plan, plan_layers
+from datafree.solve import Problem, plan_layers
 
 
 @dataclass(frozen=True)
@@ -21,28 +18,32 @@ class Allocation:
     """What was decided for all layers together.
 
     recipe: with a rule for each layer in place of a budget.
+    problem: with the plan that came of it.
     channels: groups of channels to remove.
     pareto: the errors predicted for other budgets.
     """
 
     recipe: Recipe
-    plan: Plan
+    problem: Problem
     channels: tuple[Group, ...]
     pareto: Pareto
 
 
-def allocate(teacher: fx.GraphModule, plan: Plan, source: Signal, recipe: Recipe, pool: Callable) -> Allocation:
+def allocate(problem: Problem, recipe: Recipe, pool: Callable) -> Allocation:
     """Turn a budget into bits and sparsity, move zeros between layers, and choose the channels that go.
 
     Args:
-        plan: of the recipe as it was asked for; a budget makes another.
+        problem: its plan is that of the recipe as it was asked for; a budget makes another.
 
     Raises:
         BudgetError, PruneError: nothing is so small.
     """
     asked = recipe
-    recipe, pareto = apply_budget(teacher, plan, source, recipe, pool)
-    plan = plan if recipe is asked else plan_layers(teacher, recipe)
-    plan = share_zeros(teacher, plan, source, recipe, pool)
-    plan, channels = choose_channels(teacher, plan, source, recipe)
-    return Allocation(recipe, plan, channels, pareto)
+    recipe, pareto = apply_budget(problem, recipe, pool)
+    if recipe is not asked:
+        problem = replace(problem, plan=plan_layers(problem.teacher, recipe))
+    if recipe.prune is None:
+        return Allocation(recipe, problem, (), pareto)
+    problem = replace(problem, plan=share_zeros(problem, recipe.prune, pool))
+    plan, channels = choose_channels(problem, recipe.prune)
+    return Allocation(recipe, replace(problem, plan=plan), channels, pareto)

@@ -18,8 +18,7 @@ from datafree.allocation.sparsity import ErrorCurve, at_output, measure_curve, t
 from datafree.quantization import dequantize, stored_size
 from datafree.recipe import LayerRule, Prune, Recipe
 from datafree.records import WeightSpec
-from datafree.signals import Signal
-from datafree.solve import LayerJob, Plan, layer_jobs, solve_on_best_grid
+from datafree.solve import LayerJob, Plan, Problem, layer_jobs, solve_on_best_grid
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 SPARSITIES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # to choose from, where the recipe prunes
@@ -48,9 +47,7 @@ Pareto = tuple[tuple[float, float], ...]
 """(budget, predicted error of the network's output) from the smallest budget to the largest."""
 
 
-def apply_budget(
-    teacher: fx.GraphModule, plan: Plan, source: Signal, recipe: Recipe, pool: Callable
-) -> tuple[Recipe, Pareto]:
+def apply_budget(problem: Problem, recipe: Recipe, pool: Callable) -> tuple[Recipe, Pareto]:
     """Turn the recipe's budget into bits and sparsity of every layer (ours).
 
     Each layer is rounded at every width, and pruned further and further where the recipe prunes; a few of the results
@@ -74,19 +71,17 @@ def apply_budget(
     if budget.macs is not None:
         if prune is not None and prune.pattern != "channels":
             raise BudgetError(f"budget.macs removes channels, prune.pattern is {prune.pattern!r}; leave prune out")
-        return _with(recipe, prune=_channels_for(teacher, budget.macs)), ()
-    return _bits_and_zeros(teacher, plan, source, recipe, pool)
+        return _with(recipe, prune=_channels_for(problem.teacher, budget.macs)), ()
+    return _bits_and_zeros(problem, recipe, pool)
 
 
-def _bits_and_zeros(
-    teacher: fx.GraphModule, plan: Plan, source: Signal, recipe: Recipe, pool: Callable
-) -> tuple[Recipe, Pareto]:
+def _bits_and_zeros(problem: Problem, recipe: Recipe, pool: Callable) -> tuple[Recipe, Pareto]:
     """Solve a budget of bytes, or of bits."""
     if find_spec("scipy") is None:
         raise BudgetError("a budget of bytes or bits needs scipy; install it: pip install 'datafree[budget]'")
-    budget = recipe.budget
+    teacher, plan, budget = problem.teacher, problem.plan, recipe.budget
     assert budget is not None, "there is one to solve"
-    options = layer_options(teacher, plan, source, recipe, pool)
+    options = layer_options(problem, recipe, pool)
     if not options:
         raise BudgetError("budget: no layer's weights are quantized, so there is nothing to choose; set weights.bits")
     fixed = _fixed_bytes(teacher, plan, set(options))
@@ -146,17 +141,16 @@ def _fixed_bytes(teacher: fx.GraphModule, plan: Plan, chosen: set[str]) -> int:
     return total
 
 
-def layer_options(
-    teacher: fx.GraphModule, plan: Plan, source: Signal, recipe: Recipe, pool: Callable
-) -> dict[str, list[Option]]:
+def layer_options(problem: Problem, recipe: Recipe, pool: Callable) -> dict[str, list[Option]]:
     """What may become of each layer whose weights are quantized, and what that costs."""
+    teacher, plan = problem.teacher, problem.plan
     fixed, unit = _ruled(recipe, plan), 8 if recipe.budget and recipe.budget.bytes else 1
-    alone = recipe.model_copy(update={"solve": recipe.solve.model_copy(update={"sequential": False})})
+    independent = replace(problem, method=problem.method.model_copy(update={"sequential": False}))
     found: dict[str, list[Option]] = {}
-    jobs = list(layer_jobs(teacher, plan, source, alone, {}, split_halves=True))
+    jobs = list(layer_jobs(independent, {}, split_halves=True))
     rounded = pool(trial_of_widths, (job for job in jobs if job.spec.bits))
     pruned = pool(trial, jobs) if recipe.prune is not None and recipe.prune.pattern != "channels" else iter(())
-    reference = NetworkProbe(teacher, source)
+    reference = NetworkProbe(teacher, problem.signal)
     zeros = {t.name: dict(at_output(t, reference.output_change(t.probes))) for t in pruned}
     for widths in rounded:
         errors = dict(at_output(widths, reference.output_change(widths.probes)))

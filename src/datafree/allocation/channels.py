@@ -15,10 +15,9 @@ from datafree import graph as g
 from datafree.allocation.sensitivity import NetworkProbe
 from datafree.allocation.sparsity import trial
 from datafree.graph import Group, channel_groups, unremovable
-from datafree.recipe import Recipe
+from datafree.recipe import Prune
 from datafree.records import PruneSpec, Skipped, WeightSpec
-from datafree.signals import Signal
-from datafree.solve import LayerJob, LayerPlan, Plan, damped, inverse, layer_jobs, output_power
+from datafree.solve import LayerJob, LayerPlan, Plan, Problem, damped, inverse, layer_jobs, output_power
 
 ROUNDS = 10  # of choosing, each for its share of the multiply-adds
 DAMPING = 0.01  # of H, as a share of its mean diagonal
@@ -28,10 +27,8 @@ class PruneError(ValueError):
     """A share of the multiply-adds that whole channels cannot give."""
 
 
-def choose_channels(
-    teacher: fx.GraphModule, plan: Plan, source: Signal, recipe: Recipe
-) -> tuple[Plan, tuple[Group, ...]]:
-    """Choose channels until the recipe's share of the multiply-adds is gone (ours).
+def choose_channels(problem: Problem, prune: Prune) -> tuple[Plan, tuple[Group, ...]]:
+    """Choose channels until the asked share of the multiply-adds is gone (ours).
 
     Losing input channel c, taps T, costs a layer that reads it, once its other weights are at their best,
 
@@ -48,13 +45,14 @@ def choose_channels(
     Raises:
         PruneError: no choice of channels saves so much; says what the most is.
     """
-    if recipe.prune is None or recipe.prune.pattern != "channels" or not recipe.prune.sparsity:
+    teacher, plan = problem.teacher, problem.plan
+    if prune.pattern != "channels" or not prune.sparsity:
         return plan, ()
     kept = {item.name for item in plan.skipped}
     groups = [u for u in channel_groups(teacher) if not kept & {name for name, _ in u.producers + u.consumers}]
-    readers = _readers(teacher, plan, source, recipe, {name for u in groups for name, _ in u.consumers})
+    readers = _readers(problem, {name for u in groups for name, _ in u.consumers})
     sizes = sizes_of(teacher)
-    removed = _choose(groups, readers, sizes, recipe.prune.sparsity, alike=recipe.prune.scope == "layer")
+    removed = _choose(groups, readers, sizes, prune.sparsity, alike=prune.scope == "layer")
     lost: dict[str, list[int]] = {}
     for group in removed:
         for name, columns in group.consumers:
@@ -106,12 +104,10 @@ def _own_taps(h: Float[Tensor, "g m m"], taps: int) -> Float[Tensor, "g c k k"]:
     return h.view(len(h), channels, taps, channels, taps).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
 
 
-def _readers(
-    teacher: fx.GraphModule, plan: Plan, source: Signal, recipe: Recipe, names: set[str]
-) -> dict[str, _Reader]:
-    items = {n: replace(i, weights=WeightSpec(None) if n in names else None) for n, i in plan.layers.items()}
-    readers, reference = {}, NetworkProbe(teacher, source)
-    for job in layer_jobs(teacher, replace(plan, layers=items), source, recipe, {}, split_halves=True):
+def _readers(problem: Problem, names: set[str]) -> dict[str, _Reader]:
+    items = {n: replace(i, weights=WeightSpec(None) if n in names else None) for n, i in problem.plan.layers.items()}
+    readers, reference = {}, NetworkProbe(problem.teacher, problem.signal)
+    for job in layer_jobs(replace(problem, plan=replace(problem.plan, layers=items)), {}, split_halves=True):
         probe = trial(job).probes[0]
         [move] = reference.output_change([probe])
         readers[job.name] = _reader(job, move / max(probe.error, 1e-12))

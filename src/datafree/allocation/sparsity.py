@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from datafree import graph as g
 from datafree.allocation.sensitivity import NetworkProbe, Probe, nearest_probes
-from datafree.recipe import Nearest, Recipe
+from datafree.recipe import Nearest, Prune
 from datafree.records import PruneSpec
-from datafree.signals import Signal
 from datafree.solve import (
     LayerJob,
     LayerPlan,
     Plan,
+    Problem,
     count_schedule,
     damped,
     inverse,
@@ -45,7 +45,7 @@ class ErrorCurve:
     probes: tuple[Probe, ...]
 
 
-def share_zeros(teacher: fx.GraphModule, plan: Plan, source: Signal, recipe: Recipe, pool: Callable) -> Plan:
+def share_zeros(problem: Problem, prune: Prune, pool: Callable) -> Plan:
     """Move the recipe's count of zeros between the layers; their sum stays (ours).
 
     Every layer is pruned by itself, once, further and further. What an error of its output does to the network's is
@@ -53,16 +53,17 @@ def share_zeros(teacher: fx.GraphModule, plan: Plan, source: Signal, recipe: Rec
     output as a function of its zeros. Errors of layers add up nearly, so the best counts have one slope. By magnitude,
     all layers share one threshold (the paper's way).
     """
+    plan = problem.plan
     free = {
         n: i.weights.prune for n, i in plan.layers.items() if i.weights and i.weights.prune and i.weights.prune.free
     }
-    if recipe.prune is None or not free:
+    if not free:
         return plan
     total = sum(spec.count for spec in free.values())
-    if recipe.prune.score == "magnitude":
-        counts = _below_one_threshold({n: g.weight(teacher, plan.layers[n].layer) for n in free}, total)
+    if prune.score == "magnitude":
+        counts = _below_one_threshold({n: g.weight(problem.teacher, plan.layers[n].layer) for n in free}, total)
     else:
-        counts = allocate_by_slope(_curves(teacher, plan, source, recipe, pool, free), total)
+        counts = allocate_by_slope(_curves(problem, pool, free), total)
     return replace(plan, layers={n: _with_count(i, counts.get(n)) for n, i in plan.layers.items()})
 
 
@@ -80,14 +81,12 @@ def _below_one_threshold(weights: dict[str, Tensor], total: int) -> dict[str, in
     return {name: int(part.sum()) for name, part in zip(weights, parts, strict=True)}
 
 
-def _curves(
-    teacher: fx.GraphModule, plan: Plan, source: Signal, recipe: Recipe, pool: Callable, free: dict[str, PruneSpec]
-) -> dict[str, Curve]:
+def _curves(problem: Problem, pool: Callable, free: dict[str, PruneSpec]) -> dict[str, Curve]:
     """Error at the network's output against zeros, of every layer."""
-    solve = recipe.solve if rounding_method(recipe.solve).refit_damping else Nearest()
-    independent = recipe.model_copy(update={"solve": solve.model_copy(update={"sequential": False})})
-    jobs = (job for job in layer_jobs(teacher, plan, source, independent, {}, split_halves=True) if job.name in free)
-    reference = NetworkProbe(teacher, source)
+    method = problem.method if rounding_method(problem.method).refit_damping else Nearest()
+    independent = replace(problem, method=method.model_copy(update={"sequential": False}))
+    jobs = (job for job in layer_jobs(independent, {}, split_halves=True) if job.name in free)
+    reference = NetworkProbe(problem.teacher, problem.signal)
     return {t.name: convex(list(at_output(t, reference.output_change(t.probes)))) for t in pool(trial, jobs)}
 
 

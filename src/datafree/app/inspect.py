@@ -11,11 +11,11 @@ from datafree import graph as g
 from datafree.graph import batch_norms, trace
 from datafree.models import check_weights, input_range
 from datafree.recipe import Recipe
-from datafree.records import Skipped, Stats
+from datafree.records import Equalization, Skipped, Stats
 from datafree.run import warnings_of
 from datafree.signals import input_range_of
 from datafree.solve import LayerPlan, plan_layers
-from datafree.teacher import Equalization, equalize_, fold_batchnorm_
+from datafree.teacher import equalize_, fold_batchnorm_
 
 
 @dataclass(frozen=True)

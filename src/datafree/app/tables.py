@@ -17,6 +17,7 @@ from rich.text import Text
 from datafree.app.inspect import Inspection
 from datafree.app.labelled_images import BATCH_SIZE
 from datafree.app.latency import Latency
+from datafree.app.sentences import activations_text, distilled_text, equalization_text, signal_text
 from datafree.export import Written
 from datafree.models import Normalization
 from datafree.recipe import Recipe
@@ -42,20 +43,20 @@ def run_facts(done: Run) -> dict[str, str]:
     errors = {layer.name: layer.error_db for layer in done.layers}
     return {
         "seed": str(s.seed),
-        "signal": s.signal,
-        "input range": s.input_range,
+        "signal": signal_text(s.signal, s.input_range),
+        "input range": str(s.input_range),
         "layers": f"{s.num_quantized} of {s.num_layers} solved",
         "weights": _widths(widths),
         "pruned": _pruned(s),
-        "activations": s.activations,
-        "equalization": s.equalization,
+        "activations": activations_text(s.activations),
+        "equalization": equalization_text(s.equalization),
         "steps dropped": _dropped(done.layers),
         "size": f"{size}, {share(s.bytes, s.float_bytes)} of {float_size} in float32",
         "multiply-adds": f"{count(s.macs)} for one image, {share(s.macs, s.float_macs)} of {count(s.float_macs)}",
         "bit operations": f"{work} of {count(s.float_bit_operations)} in float32",
         "predicted SQNR": f"{_worst(errors)}; its weights alone, on the signal",
         "agreement": _estimate_text(s.estimate),
-        "distillation": s.distilled or "none",
+        "distillation": distilled_text(s.distilled),
         "time": f"{s.seconds:.1f} s",
         "spent": f"{count(s.spent_macs)} multiply-adds, as {s.forward_equivalents:.0f} forward passes of one image",
         "peak memory": f"{num_bytes(s.peak_memory_bytes)}, whole process",
@@ -89,7 +90,7 @@ def inspection_facts(found: Inspection, recipe: Recipe) -> dict[str, str]:
     num_quantized = sum(layer.weight_bits is not None for layer in layers)
     outputs = sum(layer.knows_output for layer in layers)
     inputs = sum(layer.knows_input for layer in layers)
-    coverage = {f"if {e.mode}": str(e).removeprefix(f"{e.mode}: ") for e in found.equalizations}
+    coverage = {f"if {e.mode}": equalization_text(e).removeprefix(f"{e.mode}: ") for e in found.equalizations}
     return {
         "input": ", ".join(f"(N, {', '.join(map(str, shape))})" for shape in found.input_shapes),
         "input range": found.input_range,
@@ -254,9 +255,9 @@ def _demo_notes(reference: Evaluation, rows: Sequence[DemoRow]) -> list[str]:
         "of weight ranges, no error feedback, no bias correction. Activation ranges are found as by datafree.",
     ]
     found += [
-        f"{preset}: all weights of a layer share a scale. Equalization, {done.summary.equalization}; a layer equalized "
-        "in the requantization has one multiplier a channel there (4 bytes each): it costs what "
-        "one scale a channel costs."
+        f"{preset}: all weights of a layer share a scale. Equalization, "
+        f"{equalization_text(done.summary.equalization)}; a layer equalized in the requantization has one multiplier a "
+        "channel there (4 bytes each): it costs what one scale a channel costs."
         for preset, done, _, _ in rows
         if done.recipe.weights.per == "tensor" and done.recipe.equalize != "off"
     ]

@@ -9,7 +9,7 @@ from torch import fx
 from datafree import graph as g
 from datafree.quantization import stored_size
 from datafree.records import LayerResult
-from datafree.solve import Plan
+from datafree.solve import Plan, Solution
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,14 @@ class Cost:
     sparsity: float
 
 
-def costs(
-    plan: Plan, teacher: fx.GraphModule, smaller: fx.GraphModule, results: dict[str, LayerResult], *, spent: int
-) -> Cost:
+def costs(teacher: fx.GraphModule, solution: Solution, *, spent: int) -> Cost:
     """Count bytes, multiply-adds and bit operations.
 
     Args:
-        smaller: the teacher without the channels that were removed.
+        teacher: with all its channels.
         spent: multiply-adds of the compression itself.
     """
+    plan, smaller, results = solution.plan, solution.teacher, solution.layers
     macs, float_macs = layer_macs(smaller), sum(layer_macs(teacher).values())
     weights = {n: r.weight.numel() for n, r in results.items()}
     return Cost(

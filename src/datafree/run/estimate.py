@@ -70,7 +70,7 @@ def calibrate(run: Run) -> FlipCurve:
         raise EstimateError(f"an estimate needs logits (N, classes); this network returns {shapes}; nothing to compare")
     signal = Matched(images=NUM_IMAGES)
     seed = run.summary.seed + HELD_OUT
-    source, _ = make_signal(run.teacher, run.stats, signal, seed=seed, input_range=run.input_range)
+    source = make_signal(run.teacher, run.stats, signal, seed=seed, input_range=run.input_range)
     with torch.no_grad():
         logits = run.teacher(*source.inputs)
         moves, turned = zip(*(_damage(logits, net(*source.inputs)) for net in damaged(run.teacher)), strict=True)

@@ -6,14 +6,16 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx
 
 from datafree.execution import atomic_write, layer_from_tensors, layer_to_tensors
 from datafree.recipe import Recipe
-from datafree.records import ChannelStats, Estimate, InputRange, LayerResult, Skipped, Stats, Summary
+from datafree.records import ChannelStats, InputRange, LayerResult, Stats, Summary
 from datafree.run.contact_sheet import contact_sheet
 from datafree.run.evaluate import Evaluation, evaluate_models
 from datafree.run.graph_json import FormatError, graph_from_json, graph_to_json, tensors_of
@@ -101,12 +103,7 @@ class Run:
         if not (path / "summary.json").is_file():
             raise RunError(f"{path} is not a run directory (no summary.json); give the --out of a `datafree compress`")
         try:
-            fields = json.loads((path / "summary.json").read_text())
-            fields["skipped"] = tuple(Skipped(**s) for s in fields["skipped"])
-            fields["warnings"] = tuple(fields["warnings"])
-            fields["removed"] = tuple(fields.get("removed", ()))
-            fields["pareto"] = tuple(map(tuple, fields.get("pareto", ())))
-            fields["estimate"] = fields["estimate"] and Estimate(**fields["estimate"])
+            summary = _summary(json.loads((path / "summary.json").read_text()))
             teacher, student = (
                 graph_from_json(json.loads((path / f"{n}.json").read_text()), load_file(path / f"{n}.safetensors"))
                 for n in GRAPHS
@@ -115,7 +112,6 @@ class Run:
             layers = tuple(layer_from_tensors(load_file(p), json.loads(_metadata(p)["layer"])) for p in files)
             if not (path / "recipe.yaml").read_text().strip():
                 raise FormatError("recipe.yaml is empty")
-            summary = Summary(**fields)
             if len(layers) != summary.num_quantized:
                 raise FormatError(f"{len(layers)} of {summary.num_quantized} layers are in layers/")
             signal = _signal_from_file(path / "signal.safetensors")
@@ -165,6 +161,13 @@ def check_free(path: Path, *, force: bool) -> None:
             raise RunError(f"{path} holds another run; choose another --out, or --force to replace it")
         return
     raise RunError(f"{path} exists and is not a run directory; choose another --out (nothing is replaced there)")
+
+
+def _summary(fields: Any) -> Summary:
+    summary = TypeAdapter(Summary).validate_python(fields)
+    if json.loads(json.dumps(asdict(summary))) != fields:
+        raise FormatError("summary.json has fields that this version does not know, or lacks some")
+    return summary
 
 
 def _signal_to_file(stats: Stats, images: tuple[Tensor, ...]) -> dict[str, Tensor]:

@@ -4,32 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import fx, nn
+from torch import nn
 
 from datafree.allocation import Allocation
 from datafree.execution import peak_memory
 from datafree.graph import described
-from datafree.recipe import Recipe
-from datafree.records import InputRange, LayerResult, Skipped, Stats, Summary
+from datafree.records import (
+    ActivationBits,
+    Distilled,
+    Equalization,
+    InputRange,
+    SignalSummary,
+    Skipped,
+    Stats,
+    Summary,
+)
 from datafree.run.cost import costs
 from datafree.signals import Signal
-from datafree.teacher import Equalization
+from datafree.solve import Solution
 
 
 @dataclass(frozen=True)
 class Steps:
-    """What the steps of `compress` came to, in their order; `smaller` is the teacher without the channels that went."""
+    """What the steps of `compress` came to, in their order."""
 
-    teacher: fx.GraphModule
     kept: tuple[Skipped, ...]
-    stats: Stats
     equalization: Equalization
-    source: Signal
-    input_range: InputRange
     allocation: Allocation
-    smaller: fx.GraphModule
-    distilled: str
-    layers: dict[str, LayerResult]
+    distilled: Distilled | None
+    solution: Solution
 
 
 def summarize(steps: Steps, model: nn.Module, *, fingerprint: str, seconds: float, spent: int) -> Summary:
@@ -38,34 +41,38 @@ def summarize(steps: Steps, model: nn.Module, *, fingerprint: str, seconds: floa
     Args:
         spent: multiply-adds of the compression itself.
     """
-    source, recipe, plan = steps.source, steps.allocation.recipe, steps.allocation.plan
+    recipe, problem = steps.allocation.recipe, steps.allocation.problem
+    signal, plan = problem.signal, problem.plan
+    widths = (max(bits) for bits in plan.activation_bits.values())
+    bits = recipe.activations.bits
     return Summary(
         model=type(model).__name__,
-        seed=source.seed,
-        signal=f"{source.kind}, {source.num_images} images{source.note}",
-        input_range=str(steps.input_range),
+        seed=signal.seed,
+        signal=_signal_summary(signal),
+        input_range=signal.input_range,
         seconds=seconds,
         peak_memory_bytes=peak_memory(),
-        equalization=str(steps.equalization),
-        activations=_activations(recipe, plan.activation_bits),
+        equalization=steps.equalization,
+        activations=ActivationBits(bits, bits and max(widths, default=8)),
         skipped=plan.skipped + steps.kept,
-        warnings=warnings_of(model, steps.stats, steps.input_range),
+        warnings=warnings_of(model, signal.stats, signal.input_range),
         fingerprint=fingerprint,
         removed=tuple(described(steps.allocation.channels)),
         pareto=steps.allocation.pareto,
         distilled=steps.distilled,
-        **vars(costs(plan, steps.teacher, steps.smaller, steps.layers, spent=spent)),
+        **vars(costs(problem.teacher, steps.solution, spent=spent)),
     )
 
 
-def _activations(recipe: Recipe, activation_bits: dict[str, tuple[int, ...]]) -> str:
-    if recipe.activations.bits is None:
-        return "float"
-    wide = max((max(w) for w in activation_bits.values()), default=8)
-    return f"{recipe.activations.bits} bits at layer inputs; {wide} at sums, concatenations, pooling, network input"
+def _signal_summary(signal: Signal) -> SignalSummary:
+    drawn = bool(signal.input_stats)
+    return SignalSummary(
+        signal.kind, signal.num_images, drawn, signal.pooling, signal.distance, signal.asked, signal.unmoved
+    )
 
 
-def warnings_of(model: nn.Module, stats: dict, chosen: InputRange) -> tuple[str, ...]:
+def warnings_of(model: nn.Module, stats: Stats, chosen: InputRange) -> tuple[str, ...]:
+    """What may make the result worse than it could be."""
     found = []
     if model.training:
         found.append("the model was in train mode; a copy in eval mode was compressed")

@@ -4,7 +4,7 @@ from datafree.signals.adversarial import Adversary, Generator, new_adversary
 from datafree.signals.draws import LayerDraws, layer_draws
 from datafree.signals.gaussian import closed_form
 from datafree.signals.job import Competitor, SignalJob
-from datafree.signals.make import input_range_of, make_signal, num_images
+from datafree.signals.make import input_range_of, made, make_signal, num_images, signal_job
 from datafree.signals.probes import dead_leaves
 from datafree.signals.propagated import propagated
 from datafree.signals.scale import in_range
@@ -25,10 +25,12 @@ __all__ = [
     "in_range",
     "input_range_of",
     "layer_draws",
+    "made",
     "make_signal",
     "new_adversary",
     "num_images",
     "propagated",
+    "signal_job",
     "signal_kind",
     "walk_both",
     "walk_teacher",

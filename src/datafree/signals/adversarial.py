@@ -197,8 +197,9 @@ def generated_images(job: SignalJob) -> Signal:
     """Images of a generator trained for this network; procedural ones where there is nothing to train it on."""
     assert isinstance(job.recipe, Adversarial), "the table calls this for its own kind"
     plain = propagated(job)
-    if not job.can_optimize:
-        return plain
+    hindrance = job.hindrance or ("the network's input is no image" if job.unit[0].dim() != 4 else "")
+    if hindrance:
+        return replace(plain, unmoved=hindrance)
     known = job.ranges[0]
     network = train(job.teacher, job.stats, job.recipe, input_range=known, generator=job.rng, work=job.work)
     with torch.no_grad():

@@ -23,12 +23,10 @@ def noise(shape: tuple[int, ...], recipe: SignalRecipe, rng: torch.Generator) ->
 def gaussian_signal(job: SignalJob) -> Signal:
     """Draws behind every BatchNorm, and for the network's inputs where none are given."""
     assert isinstance(job.recipe, Gaussian), "the table calls this for its own kind"
-    drawn, pooling, note = (), job.recipe.pooling, ""
-    if job.given is None:
-        drawn, note = job.ranges, f"; the network's input is drawn at {job.ranges[0]}; pooling is {pooling}"
+    drawn = job.ranges if job.given is None else ()
     inputs = zip(g.placeholders(job.teacher), drawn, strict=False)
     stats = {node.name: _drawn(known, g.shape(node)) for node, known in inputs}
-    return replace(propagated(job), at_batchnorm="draw", pooling=pooling, note=note, input_stats=stats)
+    return replace(propagated(job), at_batchnorm="draw", pooling=job.recipe.pooling, input_stats=stats)
 
 
 def _drawn(known: InputRange, shape: tuple[int, ...]) -> ChannelStats:

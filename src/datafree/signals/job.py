@@ -52,6 +52,12 @@ class SignalJob:
         return self.given or tuple(in_range(x, r) for x, r in zip(self.unit, self.ranges, strict=True))
 
     @property
-    def can_optimize(self) -> bool:
-        """Whether there is something to move, and to move it to: one image to make, and what BatchNorm remembers."""
-        return bool(self.stats) and self.given is None and len(self.unit) == 1 and self.unit[0].dim() >= 3
+    def hindrance(self) -> str:
+        """Why there is nothing to move, or nothing to move it to; "" = there is no hindrance."""
+        if self.given is not None:
+            return "they were given"
+        if not self.stats:
+            return "there is no BatchNorm"
+        if len(self.unit) != 1:
+            return f"the network has {len(self.unit)} inputs"
+        return "" if self.unit[0].dim() > 2 else "the network's input is no image"

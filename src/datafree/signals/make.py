@@ -11,12 +11,10 @@ from datafree import graph as g
 from datafree.execution import ON_CPU, Execution
 from datafree.recipe import SignalRecipe
 from datafree.records import InputRange, Stats
-from datafree.signals.job import Competitor, SignalJob
+from datafree.signals.job import SignalJob
 from datafree.signals.scale import infer_input_range
-from datafree.signals.source import Signal
+from datafree.signals.source import GIVEN, Signal
 from datafree.signals.table import signal_kind
-
-GIVEN = InputRange((), (), "the images given")
 
 
 def make_signal(
@@ -27,9 +25,8 @@ def make_signal(
     seed: int,
     input_range: InputRange | None = None,
     images: tuple[Tensor, ...] | None = None,
-    competitor: Competitor | None = None,
     work: Execution = ON_CPU,
-) -> tuple[Signal, InputRange]:
+) -> Signal:
     """Make the inputs every layer will be solved on.
 
     Args:
@@ -38,11 +35,7 @@ def make_signal(
         signal: the recipe's part.
         input_range: mean and standard deviation of the network's first input; None = inferred from the first BatchNorm.
         images: inputs made before or real ones, as the network sees them; kind "loader" needs them.
-        competitor: a student whose answers the images shall not share.
         work: where images are moved by `matched` and `inverted`, and the generator of `adversarial` is trained.
-
-    Returns:
-        The signal, and the range the images of the first input were made in.
 
     Raises:
         ValueError: kind "loader" without images.
@@ -50,11 +43,15 @@ def make_signal(
     kind = signal_kind(signal)
     if kind.start is None and images is None:
         raise ValueError(f"signal.kind is {signal.kind!r} but no images were given; pass images= to compress()")
-    job = replace(signal_job(teacher, stats, signal, seed, input_range), competitor=competitor, work=work)
-    source = kind.make(replace(job, given=images and tuple(x.detach() for x in images)))
-    if kind.keeps_images:
-        source = replace(source, inputs=tuple(x.half().float() for x in source.inputs))  # as a run directory has them
-    return source, job.ranges[0]
+    given = images and tuple(x.detach() for x in images)
+    return made(replace(signal_job(teacher, stats, signal, seed, input_range), given=given, work=work))
+
+
+def made(job: SignalJob) -> Signal:
+    """The signal of a job, with images as a run directory has them where they are kept."""
+    kind = signal_kind(job.recipe)
+    signal = kind.make(job)
+    return replace(signal, inputs=tuple(x.half().float() for x in signal.inputs)) if kind.keeps_images else signal
 
 
 def input_range_of(teacher: fx.GraphModule, stats: Stats, signal: SignalRecipe, known: InputRange | None) -> InputRange:

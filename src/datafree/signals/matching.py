@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.execution import EVERY, ON_CPU, Checkpoints, Execution, adam_state, restore_adam
+from datafree.execution import EVERY, Checkpoints, adam_state, restore_adam
 from datafree.recipe import Inverted, MatchedImages
 from datafree.records import ChannelStats, InputRange, Stats
 from datafree.signals.inversion import PUBLISHED, AdamSchedule, competition, size, statistics_distance, total_variation
@@ -32,37 +32,27 @@ class MatchingError(ValueError):
     """The loss is no longer a number, or rises; the device is not there."""
 
 
+def matched_images(job: SignalJob) -> Signal:
+    """Images moved until the network remembers them; as they were where there is nothing to move them to."""
+    assert isinstance(job.recipe, MatchedImages), "the table calls this for its own kinds"
+    plain = propagated(job)
+    if job.hindrance:
+        return replace(plain, unmoved=job.hindrance)
+    (unit,), moves_short = job.unit, motion_of(job.recipe) is SHORT
+    found = match(job, unit if moves_short else torch.randn(unit.shape, generator=job.rng))
+    return replace(plain, inputs=(in_range(found.images, job.ranges[0]),), distance=found.distance, asked=found.asked)
+
+
 @dataclass(frozen=True)
 class Matched:
-    """Images, and how well the network remembers them.
+    """Images at unit variance, and how near BatchNorm's statistics they came: the distance before and after.
 
-    distance: of BatchNorm outputs from what it remembers, before and after; the mean over batches.
     asked: percent of the images that get the class they were asked to show; None = no class was asked for.
     """
 
     images: Float[Tensor, "n c ..."]
     distance: tuple[float, float]
     asked: float | None = None
-
-    def __str__(self) -> str:
-        before, after = self.distance
-        asked = "" if self.asked is None else f", {self.asked:.0f} % show the class asked for"
-        return f"distance from BatchNorm {before:.3g} -> {after:.3g}{asked}"
-
-
-def matched_images(job: SignalJob) -> Signal:
-    """Images moved until the network remembers them; as they were where there is nothing to move them to."""
-    assert isinstance(job.recipe, MatchedImages), "the table calls this for its own kinds"
-    plain = propagated(job)
-    if not job.can_optimize:
-        return plain
-    (unit,), (known,), moves_short = job.unit, job.ranges, motion_of(job.recipe) is SHORT
-    start = unit if moves_short else torch.randn(unit.shape, generator=job.rng)
-    made = match(
-        job.teacher, job.stats, start, job.recipe, input_range=known, generator=job.rng, competitor=job.competitor,
-        work=job.work,
-    )  # fmt: skip
-    return replace(plain, inputs=(in_range(made.images, known),), note=f"; {made}")
 
 
 def motion_of(method: MatchedImages) -> AdamSchedule:
@@ -80,17 +70,7 @@ def steps_of(method: MatchedImages) -> int:
     return SHORT_STEPS if method.setting == "short" else PUBLISHED[method.setting].steps
 
 
-def match(
-    teacher: fx.GraphModule,
-    stats: Stats,
-    unit: Float[Tensor, "n c ..."],
-    method: MatchedImages,
-    *,
-    input_range: InputRange,
-    generator: torch.Generator,
-    competitor: Competitor | None = None,
-    work: Execution = ON_CPU,
-) -> Matched:
+def match(job: SignalJob, unit: Float[Tensor, "n c ..."]) -> Matched:
     """Move images by Adam until the outputs of BatchNorm have the mean and standard deviation it remembers.
 
     Minimise, over images x seen through a random shift and flip at every step,
@@ -101,24 +81,26 @@ def match(
     normalised per channel (ours); classes are asked for by `inverted` alone; the start from dead leaves and the step
     counts are ours. With another `setting` losses, start and steps are Deep Inversion's own, see `inversion.py`.
 
+    Steps are taken on the job's device, and the images come back to the CPU; batches, and states of the one under way,
+    are kept, and where they are found, work goes on from them.
+
     Args:
-        unit: starting images, zero mean and unit variance; the network sees `unit * std + mean` of `input_range`.
-        competitor: a student to compete with.
-        work: where the steps are taken, the images come back to the CPU; batches, and states of the one under way, are
-            kept, and where they are found, work goes on from them.
+        unit: starting images, zero mean and unit variance; the network sees `unit * std + mean` of the job's range.
 
     Raises:
         MatchingError: the loss is not finite, or has not fallen below its start; names the step and what to change.
             The device is not there.
     """
-    teacher, stats = on_device(teacher, stats, work.device)
+    method, work, generator = job.recipe, job.work, job.rng
+    assert isinstance(method, MatchedImages), "images are moved for these kinds"
+    teacher, stats = on_device(job.teacher, job.stats, work.device)
     motion, total = motion_of(method), steps_of(method)
     parts = unit.split(motion.batch)
     made = []
     for number, part in enumerate(parts):
         targets = _targets(teacher, len(part), generator) if isinstance(method, Inverted) else None
         targets = None if targets is None else targets.to(work.device)
-        objective = _Objective(teacher, stats, method, input_range, targets, competitor)
+        objective = _Objective(teacher, stats, method, job.ranges[0], targets, job.competitor)
         done, all_steps = number * total, len(parts) * total
         watch = lambda step, done=done: work.on_step("making images", done + step, all_steps)  # noqa: E731, B023
         kept = work.checkpoints.part(f"images.{number}")

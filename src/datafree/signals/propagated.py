@@ -26,4 +26,6 @@ def propagated(job: SignalJob) -> Signal:
     """The job's inputs as they are; every BatchNorm output is brought to what it remembers (ours)."""
     reach = [(min(r.mean) - INPUT_REACH * max(r.std), max(r.mean) + INPUT_REACH * max(r.std)) for r in job.ranges]
     kind, inputs = job.recipe.kind, job.inputs
-    return Signal(kind, inputs, job.stats, "restandardise", seed=job.seed, input_limits=tuple(reach))
+    return Signal(
+        kind, inputs, job.stats, "restandardise", seed=job.seed, input_limits=tuple(reach), input_range=job.ranges[0]
+    )

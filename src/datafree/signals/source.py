@@ -11,10 +11,13 @@ from jaxtyping import Float
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.records import ChannelStats, Stats
+from datafree.records import ChannelStats, InputRange, Stats
 from datafree.signals.gaussian import draw, is_passed_over, passed_over
 
 DROWNED = 1e3  # mean^2 / variance above which float32 sums of squares are not enough
+
+
+GIVEN = InputRange((), (), "the images given")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,10 @@ class Signal:
     input_stats: of inputs that are drawn, too, by node name.
     pooling: "executed" as everything else, or "ignored": passed over, for draws keep the statistics before it (paper).
     input_limits: for each input made here, the smallest and largest value a real one may have; None = as in `inputs`.
+    input_range: mean and deviation that images of the first input were made in.
+    distance: from BatchNorm's statistics, before and after images were moved to them; None = none were.
+    asked: percent of the images that show the class they were asked for; None = none was.
+    unmoved: why images of a kind that is moved are as they were.
     """
 
     kind: str
@@ -37,7 +44,10 @@ class Signal:
     pooling: str = "executed"
     seed: int = 0
     input_limits: tuple[tuple[float, float], ...] | None = None
-    note: str = ""  # how well the images came out
+    input_range: InputRange = GIVEN
+    distance: tuple[float, float] | None = None
+    asked: float | None = None
+    unmoved: str = ""
     generator: Any = None  # the network that made them
     input_stats: Stats = field(default_factory=dict)
 

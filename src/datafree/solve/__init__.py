@@ -3,11 +3,12 @@
 from datafree.solve.jobs import LayerJob
 from datafree.solve.moments import shrunk
 from datafree.solve.plan import WIDE, LayerPlan, Plan, plan_layers, quantized_at, wide_operands
+from datafree.solve.problem import Grids, Problem, Solution
 from datafree.solve.pruning import count_schedule, inverse, thinned
 from datafree.solve.rounding import ROUNDING, RoundingMethod, rounding_method
 from datafree.solve.rounding.gptq import damped
 from datafree.solve.schedule import Pool, solve_layers
-from datafree.solve.solve_layer import Grids, LayerError, layer_jobs, solver_context
+from datafree.solve.solve_layer import LayerError, layer_jobs, solver_context
 from datafree.solve.weight_grids import output_power, solve_on_best_grid
 
 __all__ = [
@@ -19,7 +20,9 @@ __all__ = [
     "LayerPlan",
     "Plan",
     "Pool",
+    "Problem",
     "RoundingMethod",
+    "Solution",
     "count_schedule",
     "damped",
     "inverse",

@@ -10,62 +10,46 @@ from torch import Tensor, fx
 from datafree import graph as g
 from datafree.execution import NO_CHECKPOINTS, Checkpoints
 from datafree.quantization import dequantize, fake_quantize
-from datafree.recipe import Recipe
 from datafree.records import LayerResult
-from datafree.signals import Signal, walk_both
+from datafree.signals import walk_both
 from datafree.solve.activation_grids import tensor_grid
 from datafree.solve.jobs import LayerJob
-from datafree.solve.plan import WIDE, LayerPlan, Plan, quantized_at
-from datafree.solve.solve_layer import Grids, compress_layer, layer_jobs, make_job
+from datafree.solve.plan import WIDE, LayerPlan, quantized_at
+from datafree.solve.problem import Grids, Problem, Solution
+from datafree.solve.solve_layer import compress_layer, layer_jobs, make_job
 
 Pool = Callable[[Callable[[LayerJob], LayerResult], Iterable[LayerJob]], Iterator[LayerResult]]
 
 
 def solve_layers(
-    teacher: fx.GraphModule,
-    plan: Plan,
-    source: Signal,
-    recipe: Recipe,
-    pool: Pool,
-    on_done: Callable[[LayerResult], None],
-    checkpoints: Checkpoints = NO_CHECKPOINTS,
-) -> tuple[dict[str, LayerResult], Grids]:
+    problem: Problem, pool: Pool, on_done: Callable[[LayerResult], None], checkpoints: Checkpoints = NO_CHECKPOINTS
+) -> Solution:
     """Solve every planned layer: one walk of the signal, one job a layer, anywhere the pool puts it.
 
     Each result goes to `checkpoints` as it comes; layers found there are not solved again.
-
-    Returns:
-        Results by layer name, and the grids of all quantized tensors.
     """
-    grids: Grids = {}
-    results = {}
+    plan, grids, results = problem.plan, {}, {}
     known = {name: result for name in plan.layers if (result := checkpoints.read_layer(name)) is not None}
-    if recipe.solve.sequential:
-        solved = in_sequence(teacher, plan, source, recipe, grids, known)
+    if problem.method.sequential:
+        solved = in_sequence(problem, grids, known)
     else:
-        jobs = layer_jobs(teacher, plan, source, recipe, grids)
-        solved = chain(pool(compress_layer, (job for job in jobs if job.name not in known)), known.values())
+        jobs = (job for job in layer_jobs(problem, grids) if job.name not in known)
+        solved = chain(pool(compress_layer, jobs), known.values())
     for result in solved:
         results[result.name] = result
         if result.name not in known:
             checkpoints.write_layer(result)
         on_done(result)
-    return {name: results[name] for name in plan.layers if name in results}, grids
+    return Solution(problem.teacher, plan, {name: results[name] for name in plan.layers if name in results}, grids)
 
 
-def in_sequence(
-    teacher: fx.GraphModule,
-    plan: Plan,
-    source: Signal,
-    recipe: Recipe,
-    grids: Grids,
-    known: Mapping[str, LayerResult],
-) -> Iterator[LayerResult]:
+def in_sequence(problem: Problem, grids: Grids, known: Mapping[str, LayerResult]) -> Iterator[LayerResult]:
     """Solve layer after layer on what reaches it in the student so far; its target stays the teacher's output.
 
     Gives up the independence of layers (the paper's) so that each layer makes up for the errors before it. Layers
     are solved one at a time, in this process; those `known` are taken as they are.
     """
+    teacher, plan, source = problem.teacher, problem.plan, problem.signal
     grid_names = {node: quantized_at(node).name for node in teacher.graph.nodes}
     by_name = g.nodes_by_name(teacher)
     items = {by_name[item.layer.node]: item for item in plan.layers.values()}
@@ -95,7 +79,7 @@ def in_sequence(
             if item.weights is not None:
                 result = known.get(item.layer.name)
                 if result is None:
-                    job = make_job(teacher, item, node, value, source, recipe, grids, student_x=own[node])
+                    job = make_job(problem, item, node, value, grids, student_x=own[node])
                     result = compress_layer(job)
                 solved[reader] = result
                 yield result

@@ -6,7 +6,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -16,14 +16,14 @@ from datafree import graph as g
 from datafree.execution import one_thread
 from datafree.graph import chunks, positions, row_size
 from datafree.quantization import dequantize, fake_quantize
-from datafree.recipe import Recipe
 from datafree.records import Layer, LayerResult, Moments, MomentsError, QParams, decibel
 from datafree.signals import LayerDraws, Signal, closed_form, layer_draws, walk_teacher
 from datafree.solve.activation_grids import tensor_grid
 from datafree.solve.compensation import compensated
 from datafree.solve.jobs import LayerJob
 from datafree.solve.moments import gather_moments, merged, shrunk
-from datafree.solve.plan import LayerPlan, Plan, quantized_at
+from datafree.solve.plan import LayerPlan, quantized_at
+from datafree.solve.problem import Grids, Problem
 from datafree.solve.pruning import pruned
 from datafree.solve.rounding import rounding_method
 from datafree.solve.weight_grids import output_power, solve_on_best_grid
@@ -31,69 +31,54 @@ from datafree.solve.weight_grids import output_power, solve_on_best_grid
 NUM_ROWS = {"diagonal": 4096, "covariance": 16384}
 ROWS_BYTES = 2**28  # of inputs drawn ahead for one layer
 
-Grids = dict[tuple[str, int], QParams]
-"""The integer grid of a tensor by (node name, bits)."""
-
 
 class LayerError(ValueError):
     """A layer that cannot be solved; names the layer, the method and the shapes."""
 
 
-def layer_jobs(
-    teacher: fx.GraphModule, plan: Plan, source: Signal, recipe: Recipe, grids: Grids, *, split_halves: bool = False
-) -> Iterator[LayerJob]:
+def layer_jobs(problem: Problem, grids: Grids, *, split_halves: bool = False) -> Iterator[LayerJob]:
     """One job for each layer whose weights are solved, as its input comes by; fills `grids` on the way.
 
     With `split_halves`, moments of both halves of the images come with it.
     """
+    teacher, plan, signal = problem.teacher, problem.plan, problem.signal
     by_name = g.nodes_by_name(teacher)
     readers: dict[fx.Node, list[LayerPlan]] = {}
     for item in plan.layers.values():
         readers.setdefault(g.operand(by_name[item.layer.node]), []).append(item)
-    for node, value in walk_teacher(teacher, source):
+    for node, value in walk_teacher(teacher, signal):
         for bits in plan.activation_bits.get(node.name, ()):
             at_width = tuple(item.layer for item in readers.get(node, ()) if item.input_bits == bits)
-            grids[node.name, bits] = tensor_grid(teacher, node, value, bits, source, readers=at_width)
+            grids[node.name, bits] = tensor_grid(teacher, node, value, bits, signal, readers=at_width)
         for item in readers.get(node, ()):
             if item.weights is not None:
                 student_x = value if split_halves else None
-                yield make_job(teacher, item, node, value, source, recipe, grids, student_x=student_x)
+                yield make_job(problem, item, node, value, grids, student_x=student_x)
 
 
 def make_job(
-    teacher: fx.GraphModule,
-    item: LayerPlan,
-    node: fx.Node,
-    x: Tensor,
-    source: Signal,
-    recipe: Recipe,
-    grids: Grids,
-    *,
-    student_x: Tensor | None = None,
+    problem: Problem, item: LayerPlan, node: fx.Node, x: Tensor, grids: Grids, *, student_x: Tensor | None = None
 ) -> LayerJob:
     """One layer's problem, from the value `x` of its input node, and the student's where that is another."""
     assert item.weights is not None, "there is something to solve"
-    layer, seed = item.layer, source.seed ^ zlib.crc32(item.layer.name.encode())
-    method = rounding_method(recipe.solve)
+    layer, row, signal = item.layer, rounding_method(problem.method), problem.signal
     qparams = grids[quantized_at(node).name, item.input_bits] if item.input_bits else None
-    draws = None
-    if source.pooling == "ignored" and student_x is None:
-        draws = layer_draws(layer, node, source.drawn, qparams)
+    seen = _LayerInput(node, x, student_x, qparams, signal, signal.seed ^ zlib.crc32(layer.name.encode()))
+    draws = seen.draws(layer)
     try:
-        moments, halves = _moments(x, item, node, source, qparams, method.moments, seed, student_x, draws)
+        moments, halves = _moments(layer, seen, draws, row.moments)
     except MomentsError as error:
         raise LayerError(f"{layer.name}: {error}") from None
-    wanted = method.num_rows(recipe.solve) if method.num_rows else 0
-    seen = x if student_x is None else student_x
+    wanted = row.num_rows(problem.method) if row.num_rows else 0
     return LayerJob(
         name=layer.name,
-        weight=g.grouped(g.weight(teacher, layer), layer.groups),
-        bias=g.bias(teacher, layer),
+        weight=g.grouped(g.weight(problem.teacher, layer), layer.groups),
+        bias=g.bias(problem.teacher, layer),
         moments=moments,
         spec=item.weights,
-        method=recipe.solve,
-        seed=seed,
-        rows=_drawn_rows(seen, layer, wanted, qparams, seed) if wanted and draws is None else None,
+        method=problem.method,
+        seed=seen.seed,
+        rows=_drawn_rows(layer, seen, wanted) if wanted and draws is None else None,
         draws=draws if wanted else None,
         input_scale=float(qparams.scale) if qparams else None,
         kernel_size=layer.kernel_size,
@@ -101,29 +86,39 @@ def make_job(
     )
 
 
+@dataclass(frozen=True)
+class _LayerInput:
+    """What reaches one layer: of the teacher, and in the student so far; None = the same."""
+
+    node: fx.Node
+    x: Tensor
+    student_x: Tensor | None
+    qparams: QParams | None  # grid of the layer's input; None = float
+    signal: Signal
+    seed: int
+
+    def draws(self, layer: Layer) -> LayerDraws | None:
+        """How to draw it anew, where pooling is ignored and nothing lies between that hinders."""
+        if self.signal.pooling != "ignored" or self.student_x is not None:
+            return None
+        return layer_draws(layer, self.node, self.signal.drawn, self.qparams)
+
+
 def _moments(
-    x: Tensor,
-    item: LayerPlan,
-    node: fx.Node,
-    source: Signal,
-    qparams: QParams | None,
-    need: str,
-    seed: int,
-    student_x: Tensor | None,
-    draws: LayerDraws | None,
+    layer: Layer, seen: _LayerInput, draws: LayerDraws | None, need: str
 ) -> tuple[Moments, tuple[Moments, Moments] | None]:
     """Moments of the layer's input; and, where the student's inputs are its own, of both halves of the images."""
-    layer, moments = item.layer, None
-    if source.draws and student_x is None:
-        moments = closed_form(layer, node, source.drawn, x.shape[2:])
+    x, moments = seen.x, None
+    if seen.signal.draws and seen.student_x is None:
+        moments = closed_form(layer, seen.node, seen.signal.drawn, x.shape[2:])
     if moments is not None:
-        return _with_rounding(moments, qparams), None
+        return _with_rounding(moments, seen.qparams), None
     if draws is not None:
-        x, layer = draws.patches(NUM_ROWS[need], torch.Generator().manual_seed(seed)), draws.on_patches
-    at = positions(x.shape, layer, NUM_ROWS[need], seed)
-    full = need == "covariance" or student_x is not None
-    gather = partial(gather_moments, x, layer, qparams=qparams, full=full, student_x=student_x)
-    if student_x is None or len(at) < 2:
+        x, layer = draws.patches(NUM_ROWS[need], torch.Generator().manual_seed(seen.seed)), draws.on_patches
+    at = positions(x.shape, layer, NUM_ROWS[need], seen.seed)
+    full = need == "covariance" or seen.student_x is not None
+    gather = partial(gather_moments, x, layer, qparams=seen.qparams, full=full, student_x=seen.student_x)
+    if seen.student_x is None or len(at) < 2:
         return shrunk(gather(at)), None
     first, second = (gather(half) for half in at[torch.argsort(at[:, 0], stable=True)].tensor_split(2))
     return shrunk(merged(first, second)), (first, second)
@@ -137,12 +132,13 @@ def _with_rounding(moments: Moments, qparams: QParams | None) -> Moments:
     return replace(moments, cov=moments.cov + noise * torch.eye(moments.cov.shape[-1]))
 
 
-def _drawn_rows(x: Tensor, layer: Layer, wanted: int, qparams: QParams | None, seed: int) -> Tensor:
+def _drawn_rows(layer: Layer, seen: _LayerInput, wanted: int) -> Tensor:
     """Inputs (r, g, n) for a method that trains, as many as it wants where memory allows."""
-    at = positions(x.shape, layer, min(wanted, ROWS_BYTES // (4 * row_size(x.shape, layer))), seed + 1)
-    at = at[torch.randperm(len(at), generator=torch.Generator().manual_seed(seed))]
+    x = seen.x if seen.student_x is None else seen.student_x
+    at = positions(x.shape, layer, min(wanted, ROWS_BYTES // (4 * row_size(x.shape, layer))), seen.seed + 1)
+    at = at[torch.randperm(len(at), generator=torch.Generator().manual_seed(seen.seed))]
     rows = torch.cat(list(chunks(x, layer, at)))
-    return rows if qparams is None else fake_quantize(rows, qparams)
+    return rows if seen.qparams is None else fake_quantize(rows, seen.qparams)
 
 
 def compress_layer(job: LayerJob) -> LayerResult:

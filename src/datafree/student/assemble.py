@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.records import LayerResult, QParams
-from datafree.solve import WIDE, Grids, Plan, quantized_at, wide_operands
+from datafree.solve import WIDE, Plan, Solution, quantized_at, wide_operands
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -21,13 +21,14 @@ DEQUANTIZE_ROWS = qd.dequantize_per_channel.default
 INT32 = (-(2**31), 2**31 - 1, torch.int32)
 
 
-def assemble(teacher: fx.GraphModule, plan: Plan, results: dict[str, LayerResult], grids: Grids) -> fx.GraphModule:
+def assemble(solution: Solution) -> fx.GraphModule:
     """Build the student from solved layers; the teacher is not touched.
 
     Weights are stored as int8 with zero_point 0 (q - zero_point of a grid below 8 bits always fits), biases as int32
     in units of input scale * weight scale. A vector v_o behind a layer folds into both scales.
     """
-    student = g.duplicate(teacher)
+    plan, grids, results = solution.plan, solution.grids, solution.layers
+    student = g.duplicate(solution.teacher)
     by_name = g.nodes_by_name(student)
     quantized: dict[tuple[fx.Node, int], fx.Node] = {}
     inputs = {name: g.operand(by_name[item.layer.node]) for name, item in plan.layers.items()}

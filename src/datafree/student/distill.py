@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +11,10 @@ from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.execution import EVERY, ON_CPU, Execution, adam_state, restore_adam, under
-from datafree.recipe import Distill, Recipe
-from datafree.records import InputRange, LayerResult
-from datafree.signals import Signal, dead_leaves, in_range
-from datafree.solve import Grids, Plan
+from datafree.recipe import Distill, SignalRecipe
+from datafree.records import Distilled
+from datafree.signals import dead_leaves, in_range
+from datafree.solve import Problem, Solution
 from datafree.student.assemble import assemble
 from datafree.student.distill_images import DistillError, Images, images_for
 from datafree.student.trainable import Trainable
@@ -25,16 +26,8 @@ SMALL = 0.1  # a start below this share of the answers' variance, or nats, count
 
 
 def distill(
-    teacher: fx.GraphModule,
-    smaller: fx.GraphModule,
-    plan: Plan,
-    results: dict[str, LayerResult],
-    grids: Grids,
-    source: Signal,
-    known_range: InputRange,
-    recipe: Recipe,
-    work: Execution = ON_CPU,
-) -> tuple[dict[str, LayerResult], str]:
+    problem: Problem, solution: Solution, method: Distill, signal: SignalRecipe, work: Execution = ON_CPU
+) -> tuple[Solution, Distilled]:
     """Train all layers together so that the student's answer is the teacher's.
 
         minimise  KL(teacher || student) of their classes, or the mean square of the logits' difference
@@ -45,33 +38,25 @@ def distill(
     step, however the loss went, as in the papers of those images.
 
     Args:
-        teacher: whose answers are wanted.
-        smaller: the same without the channels that were removed, which the student is assembled from.
-        results: solved layers; those not in it stay as they are.
-        source: the signal layers were solved on; its images are used again where they are of the kind asked for.
-        known_range: mean and std of the network's input.
+        problem: the teacher whose answers are wanted, and the signal that layers were solved on, whose images are used
+            again where they are of the kind asked for.
+        signal: how others are made.
 
     Returns:
-        The layers, and one line that says what happened; empty where the recipe asks for no distillation.
+        The solution with the layers as they are then, and what happened.
 
     Raises:
         DistillError: the loss is not finite or, with `guard`, has grown threefold; names the step, the loss and what to
             change.
     """
-    method = recipe.distill
-    if method is None:
-        return results, ""
-    model = Trainable(assemble(smaller, plan, results, grids), results)
-    images = images_for(teacher, source, known_range, recipe, model, work)
-    best = _Best(model, _guards(teacher, images.held_out, known_range, source.seed), method)
-    _train(model, teacher, images, best, method, work)
+    model = Trainable(assemble(solution), solution.layers)
+    images = images_for(problem, method, signal, model, work)
+    best = _Best(model, _guards(problem, images.held_out), method)
+    _train(model, problem.teacher, images, best, method, work)
     _put(model.parameters(), best.values)
-    said = (
-        f"{method.loss} on images held out {best.start[0]:.3g} -> {best.loss:.3g} after {best.step} of {method.steps}"
-    )
-    if not best.step:
-        return results, f"{said} steps: nothing gained, the start is kept"
-    return model.results(results), f"{said} steps"
+    layers = model.results(solution.layers) if best.step else solution.layers
+    done = Distilled(method.loss, best.start[0], best.loss, best.step, method.steps)
+    return replace(solution, layers=layers), done
 
 
 class _Best:
@@ -174,12 +159,11 @@ def _loss(student: Tensor, teacher: Tensor, method: Distill) -> Tensor:
     return (student - teacher).square().mean()
 
 
-def _guards(
-    teacher: fx.GraphModule, held_out: Tensor, known_range: InputRange, seed: int
-) -> list[tuple[Tensor, Tensor]]:
+def _guards(problem: Problem, held_out: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Images held out, and procedural ones nothing was made from; each with the teacher's answers."""
+    known_range, teacher = problem.signal.input_range, problem.teacher
     _, channels, height, width = held_out.shape
-    generator = torch.Generator().manual_seed(seed + 2)
+    generator = torch.Generator().manual_seed(problem.signal.seed + 2)
     probes = dead_leaves(NUM_PROBES, height=height, width=width, channels=channels, generator=generator)
     kinds = [held_out, *([in_range(probes, known_range)] if known_range.mean else [])]
     with torch.no_grad():

@@ -11,9 +11,9 @@ from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.execution import ON_CPU, Execution, OnStep
-from datafree.recipe import Adversarial, Recipe, SignalRecipe
-from datafree.records import InputRange
-from datafree.signals import Adversary, Competitor, Signal, make_signal, new_adversary
+from datafree.recipe import Adversarial, Distill, SignalRecipe
+from datafree.signals import Adversary, Competitor, made, new_adversary, signal_job
+from datafree.solve import Problem
 
 HELD_OUT = 4  # one image in so many is never trained on
 JITTER = 8  # the side over this is the reach of the random shift
@@ -77,19 +77,16 @@ Images = Given | Generated
 """`held_out` (m, C, H, W); `batch(student, step)`; `state()` and `restore(tensors)`, for checkpoints."""
 
 
-def check_distillation(teacher: fx.GraphModule, recipe: Recipe) -> None:
+def check_distillation(teacher: fx.GraphModule, method: Distill, signal: SignalRecipe) -> None:
     """Refuse what cannot be distilled before anything takes long.
 
     Raises:
         DistillError: a network of several inputs, or of one that is no image; images nobody gave; classes it has not.
     """
-    method = recipe.distill
-    if method is None:
-        return
     shapes = [g.shape(node)[1:] for node in g.placeholders(teacher)]
     if len(shapes) != 1 or len(shapes[0]) != 3:
         raise DistillError(f"distillation needs one image input (C, H, W), this network takes {shapes}; leave it out")
-    if method.images == "loader" and recipe.signal.kind != "loader":
+    if method.images == "loader" and signal.kind != "loader":
         raise DistillError("distill.images is 'loader' but no images were given; set signal.kind=loader too")
     returned = g.shape(g.outputs(teacher)[0])
     if method.loss == "kl" and len(returned) != 2:
@@ -97,38 +94,25 @@ def check_distillation(teacher: fx.GraphModule, recipe: Recipe) -> None:
 
 
 def images_for(
-    teacher: fx.GraphModule,
-    source: Signal,
-    known_range: InputRange,
-    recipe: Recipe,
-    student: Student,
-    work: Execution = ON_CPU,
+    problem: Problem, method: Distill, recipe: SignalRecipe, student: Student, work: Execution = ON_CPU
 ) -> Images:
-    """The images that `recipe.distill` asks for; those of the signal where it is of that kind.
+    """The images that `distill.images` asks for; those of the signal where it is of that kind.
 
     A student takes part in making them only on the CPU, where it is; `work.device` counts for the others.
     """
-    method = recipe.distill
-    assert method is not None, "there is something to distill"
-    rng = torch.Generator().manual_seed(source.seed + 1)
+    signal, seed = problem.signal, problem.signal.seed + 1
+    rng = torch.Generator().manual_seed(seed)
     if method.images == "adversarial":
-        signal = recipe.signal if isinstance(recipe.signal, Adversarial) else Adversarial()
-        signal = signal.model_copy(update={"batch": method.batch})
-        adversary = new_adversary(teacher, source.stats, signal, input_range=known_range, rng=rng)
+        asked = recipe if isinstance(recipe, Adversarial) else Adversarial()
+        asked = asked.model_copy(update={"batch": method.batch})
+        adversary = new_adversary(problem.teacher, signal.stats, asked, input_range=signal.input_range, rng=rng)
         return Generated(adversary, work.on_step)
-    images = source.inputs[0]
-    if source.kind != method.images or method.compete:
-        signal = recipe.signal if recipe.signal.kind == method.images else SignalRecipe.chosen({"kind": method.images})
+    images = signal.inputs[0]
+    if signal.kind != method.images or method.compete:
+        asked = recipe if recipe.kind == method.images else SignalRecipe.chosen({"kind": method.images})
         competitor = Competitor(student, method.compete) if method.compete else None
         work = replace(work, device="cpu") if competitor else work
-        made, _ = make_signal(
-            teacher,
-            source.stats,
-            signal,
-            seed=source.seed + 1,
-            input_range=known_range,
-            competitor=competitor,
-            work=work.part("distill"),
-        )
-        images = made.inputs[0] if source.kind != method.images else torch.cat([images, made.inputs[0]])
+        job = signal_job(problem.teacher, signal.stats, asked, seed, signal.input_range)
+        more = made(replace(job, competitor=competitor, work=work.part("distill"))).inputs[0]
+        images = more if signal.kind != method.images else torch.cat([images, more])
     return Given(images, size=method.batch, rng=rng)

@@ -10,15 +10,15 @@ from torch import fx
 from datafree import graph as g
 from datafree.graph import Group, remove_
 from datafree.records import LayerResult
+from datafree.solve import Solution
 
 
-def remove_channels(
-    teacher: fx.GraphModule, results: dict[str, LayerResult], groups: tuple[Group, ...]
-) -> tuple[fx.GraphModule, dict[str, LayerResult]]:
-    """The graph and the solved layers without these channels, for `assemble`; the teacher is not touched."""
+def remove_channels(solution: Solution, groups: tuple[Group, ...]) -> Solution:
+    """The solution without these channels; nothing of it is touched."""
     if not groups:
-        return teacher, results
-    smaller = g.with_weights(teacher, {n: r.weight.float() for n, r in results.items()})
+        return solution
+    results = solution.layers
+    smaller = g.with_weights(solution.teacher, {n: r.weight.float() for n, r in results.items()})
     for name, result in results.items():
         g.set_tensor(smaller, f"{name}.bias", result.bias)
     remove_(smaller, groups)
@@ -26,7 +26,8 @@ def remove_channels(
     for group in groups:
         for name, channels in group.producers:
             rows.setdefault(name, []).extend(channels)
-    return smaller, {n: _smaller(r, smaller, rows.get(n, [])) for n, r in results.items()}
+    layers = {n: _smaller(r, smaller, rows.get(n, [])) for n, r in results.items()}
+    return replace(solution, teacher=smaller, layers=layers)
 
 
 def _smaller(result: LayerResult, smaller: fx.GraphModule, gone: list[int]) -> LayerResult:

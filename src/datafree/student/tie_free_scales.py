@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from datafree import graph as g
 from datafree.graph import operator_of
 from datafree.records import LayerResult
-from datafree.solve import Grids, Plan
+from datafree.solve import Grids, Solution
 from datafree.student.assemble import DEQUANTIZE, QUANTIZE, assemble, stored_scale
 
 TOLERANCE = 5e-4  # of a scale; 66 dB below what it scales
@@ -22,9 +22,7 @@ Key = tuple[str, int]
 Reading = tuple[fx.Node, fx.Node, str | None]  # a quantize node, what computes its values, a vector between them
 
 
-def snap_scales(
-    teacher: fx.GraphModule, plan: Plan, results: dict[str, LayerResult], grids: Grids
-) -> tuple[fx.GraphModule, dict[str, LayerResult]]:
+def snap_scales(solution: Solution) -> tuple[fx.GraphModule, dict[str, LayerResult]]:
     """The student as `assemble` makes it, with scales moved so that it computes the same integers wherever it runs.
 
     A layer sums up an integer k and stores round(k m), m = input scale * weight scale / output scale. Where k m is a
@@ -37,16 +35,13 @@ def snap_scales(
     What has been moved once stays: an operand of several sums fits the last one, a layer that is rounded to two grids
     the first. So does what no fraction is near to.
 
-    Args:
-        teacher: the float graph of these layers; stays as it is.
-
     Returns:
         The student, and the layers with the scales it has.
     """
-    student, grids, moved = assemble(teacher, plan, results, grids), dict(grids), set()
+    student, grids, moved = assemble(solution), dict(solution.grids), set()
     readings = [(n, *_source(student, n)) for n in student.graph.nodes if n.target is QUANTIZE]
     if not readings:
-        return student, results
+        return student, solution.layers
     for node, source, vector in reversed(readings):
         for keys, count in _operands(source) if vector is None else ():
             if moved.isdisjoint(keys):
@@ -57,8 +52,8 @@ def snap_scales(
         if wide and wide != key and vector is None and key not in moved:
             _move(grids, key, _scale(grids, wide) / float(near_fractions(_ratios(grids, [wide], _scale(grids, key)))))
             moved.add(key)
-    teacher, results = _layers_moved(teacher, student, readings, results, grids)
-    return assemble(teacher, plan, results, grids), results
+    teacher, layers = _layers_moved(student, readings, replace(solution, grids=grids))
+    return assemble(replace(solution, teacher=teacher, layers=layers, grids=grids)), layers
 
 
 def _move_operands(grids: Grids, keys: tuple[Key, ...], unit: float) -> None:
@@ -67,14 +62,11 @@ def _move_operands(grids: Grids, keys: tuple[Key, ...], unit: float) -> None:
 
 
 def _layers_moved(
-    teacher: fx.GraphModule,
-    student: fx.GraphModule,
-    readings: list[Reading],
-    results: dict[str, LayerResult],
-    grids: Grids,
+    student: fx.GraphModule, readings: list[Reading], solution: Solution
 ) -> tuple[fx.GraphModule, dict[str, LayerResult]]:
     """Layers with other weight scales, and the graph with other vectors behind those of one scale."""
-    teacher, new = g.duplicate(teacher), dict(results)
+    results, grids = solution.layers, solution.grids
+    teacher, new = g.duplicate(solution.teacher), dict(results)
     for node, source, vector in readings:
         name = g.note(source).layer or ""
         read = _key(source.args[0]) if source.args else None

@@ -1,10 +1,9 @@
 """The float network: BatchNorm read and folded, ranges equalized."""
 
 from datafree.teacher.batchnorm import fold_batchnorm_
-from datafree.teacher.equalize import Equalization, equalize_
+from datafree.teacher.equalize import equalize_
 
 __all__ = [
-    "Equalization",
     "equalize_",
     "fold_batchnorm_",
 ]

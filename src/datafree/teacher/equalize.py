@@ -25,7 +25,7 @@ a scale of its own, nothing is predicted.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -33,42 +33,11 @@ from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.graph import ChannelIds, LayerSide, channel_ids
-from datafree.records import Layer, Stats
+from datafree.records import Equalization, Layer, Stats
 from datafree.teacher.equalize_depthwise import balance_depthwise_
 
 DEAD = 1e-3  # of the layer's largest range: such a channel keeps its scale, or its bias would outgrow all others
 DAMPINGS = (1.0, 0.5)  # s, sqrt(s); where many layers share a class, the largest of their ranges asks for too much
-
-
-@dataclass(frozen=True)
-class Equalization:
-    """What equalization did, by layer name."""
-
-    mode: str
-    cancelled: tuple[str, ...] = ()  # ranges changed, nothing left over: free
-    output_vectors: tuple[str, ...] = ()  # v_o folds into the requantization: one multiplier a channel
-    input_vectors: tuple[str, ...] = ()  # v_i stays as a multiply before the input is quantized
-    num_layers: int = 0
-    depthwise: tuple[str, ...] = ()  # v_i folds into the requantization of the layer before
-    dropped: tuple[str, ...] = ()  # producers whose scales would not have lowered the predicted error
-
-    @property
-    def coverage(self) -> float:
-        """Share of layers whose ranges were changed, percent."""
-        changed = {*self.cancelled, *self.output_vectors, *self.input_vectors, *self.depthwise}
-        return 100 * len(changed) / max(1, self.num_layers)
-
-    def __str__(self) -> str:
-        if self.mode == "off":
-            return "off"
-        if self.mode == "depthwise":
-            return f"depthwise: inputs of {len(self.depthwise)} depthwise layers, in the requantization before them"
-        dropped = f", {len(self.dropped)} dropped: no gain" if self.dropped else ""
-        return (
-            f"{self.mode}: {self.coverage:.0f} % of {self.num_layers} layers ({len(self.cancelled)} between layers "
-            f"at no cost, {len(self.output_vectors)} in the requantization, {len(self.input_vectors)} as a multiply"
-            f"{dropped})"
-        )
 
 
 def equalize_(

@@ -138,7 +138,7 @@ def _add_metadata(model: onnx.ModelProto, run: Run) -> None:
         "seed": str(run.summary.seed),
         "input_mean": json.dumps(known and known.mean),
         "input_std": json.dumps(known and known.std),
-        "input_range": run.summary.input_range,
+        "input_range": str(run.summary.input_range),
     }
     helper.set_model_props(model, entries)
     model.producer_version = entries["datafree_version"]
@@ -151,7 +151,7 @@ def _probes(run: Run, given: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor
     if run.images:
         return tuple(x[:NUM_PROBES] for x in run.images)
     signal = Propagated(images=NUM_PROBES)
-    return make_signal(run.teacher, run.stats, signal, seed=0, input_range=run.input_range)[0].inputs
+    return make_signal(run.teacher, run.stats, signal, seed=0, input_range=run.input_range).inputs
 
 
 def _check(run: Run, path: Path, inputs: tuple[Tensor, ...], notes: tuple[str, ...]) -> ExportCheck:

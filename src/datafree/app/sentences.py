@@ -1,0 +1,48 @@
+"""Records of a run in words."""
+
+from __future__ import annotations
+
+from datafree.records import ActivationBits, Distilled, Equalization, InputRange, SignalSummary
+
+
+def signal_text(signal: SignalSummary, chosen: InputRange) -> str:
+    """What layers were solved on, and how well it came out."""
+    parts = [f"{signal.kind}, {signal.num_images} images"]
+    if signal.draws_input:
+        parts.append(f"the network's input is drawn at {chosen}; pooling is {signal.pooling}")
+    if signal.distance is not None:
+        asked = "" if signal.asked is None else f", {signal.asked:.0f} % show the class asked for"
+        parts.append(f"distance from BatchNorm {signal.distance[0]:.3g} -> {signal.distance[1]:.3g}{asked}")
+    if signal.unmoved:
+        parts.append(f"as they were: {signal.unmoved}")
+    return "; ".join(parts)
+
+
+def equalization_text(done: Equalization) -> str:
+    """Which layers were equalized, and at what cost."""
+    if done.mode == "off":
+        return "off"
+    if done.mode == "depthwise":
+        return f"depthwise: inputs of {len(done.depthwise)} depthwise layers, in the requantization before them"
+    dropped = f", {len(done.dropped)} dropped: no gain" if done.dropped else ""
+    return (
+        f"{done.mode}: {done.coverage:.0f} % of {done.num_layers} layers ({len(done.cancelled)} between layers "
+        f"at no cost, {len(done.output_vectors)} in the requantization, {len(done.input_vectors)} as a multiply"
+        f"{dropped})"
+    )
+
+
+def activations_text(bits: ActivationBits) -> str:
+    """Widths of tensors between layers."""
+    if bits.layer_inputs is None:
+        return "float"
+    return f"{bits.layer_inputs} bits at layer inputs; {bits.others} at sums, concatenations, pooling, network input"
+
+
+def distilled_text(done: Distilled | None) -> str:
+    """What training the student as a whole came to."""
+    if done is None:
+        return "none"
+    gained = "" if done.step else ": nothing gained, the start is kept"
+    losses = f"{done.loss} on images held out {done.before:.3g} -> {done.after:.3g}"
+    return f"{losses} after {done.step} of {done.steps} steps{gained}"
