@@ -7,10 +7,10 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from datafree import graph as g
-from datafree.allocation import allocate
+from datafree.allocation import Allocation, allocate
 from datafree.execution import (
     Execution,
     OnStep,
@@ -24,7 +24,7 @@ from datafree.execution import (
 from datafree.graph import trace
 from datafree.models import check_weights, input_range
 from datafree.recipe import Recipe
-from datafree.records import InputRange, LayerResult
+from datafree.records import InputRange, LayerResult, Summary
 from datafree.run import Run, Steps, images_of, summarize, with_estimate
 from datafree.signals import make_signal, signal_kind
 from datafree.solve import Pool, Problem, plan_layers, solve_layers
@@ -62,26 +62,16 @@ def compress(
         example: input(s) (N, C, H, W) float; only shape and dtype are used.
         seed: of everything random; the same seed gives the same bits on every pool.
         pool: where layers are solved: `serial` or `processes(n)`.
-        device: where `matched` and `inverted` make their images and `adversarial` trains its generator, "cpu" or
-            "cuda"; everything else runs on the CPU.
+        device: where images are moved and a generator is trained, "cpu" or "cuda"; all else runs on the CPU.
         on_done: called with each `LayerResult` as it comes.
-        on_range: mean and std of the network's input; None = from the model's configuration, else from the first
-            BatchNorm.
-        images: inputs to use instead of making them, one tensor for each of the model's inputs: real ones for
-            `signal.kind` "loader"; or another run of the same network, whose images are used again.
-        resume: a folder where unfinished work is kept: images and layers as they are done, and states of what takes
-            long. Found there, work on the same model, recipe, seed and inputs goes on to the same bits. Delete it
-            afterwards.
-        on_step: called while images are made and while the student is distilled: what, steps done, steps in all.
-        predict: also estimate the agreement with the float network, see `estimate`; about 120 forward passes of 64
-            images.
-
-    Returns:
-        The student, the teacher it is measured against, every layer's result and a summary.
+        on_range: mean and std of the network's input; None = the model's configuration, else the first BatchNorm's.
+        images: inputs to use instead of making them, one tensor an input; or a run of the same network that made some.
+        predict: also estimate the agreement with the float network, see `estimate`.
+        resume: a folder of unfinished work on the same model, recipe, seed and inputs, which goes on to the same bits.
+        on_step: called while images are made and the student is distilled: what, steps done, steps in all.
 
     Raises:
-        CaptureError, RecipeError, ModelError, LayerError, MatchingError, DistillError, CheckpointError, RunError: all
-            ValueErrors with one clear line.
+        ValueError: one clear line; it is one of the package's own, CaptureError, RecipeError, LayerError and others.
     """
     start, pool = time.perf_counter(), counting_pool(pool)
     check_weights(model)
@@ -90,32 +80,34 @@ def compress(
         fingerprint = g.fingerprint(teacher)
         given = images_of(images, fingerprint) if isinstance(images, Run) else images
         known = on_range or input_range(model)
-        job = _job(fingerprint, recipe, seed, example, known, given) if resume else {}
-        work = Execution(device, on_step, open_checkpoints(resume, job))
+        marks = _marks(fingerprint, recipe, seed, example, known, given) if resume else {}
+        work = Execution(device, on_step, open_checkpoints(resume, marks))
         stats, kept = fold_batchnorm_(teacher)
         stats, equalization = equalize_(teacher, stats, mode=recipe.equalize, rows=recipe.weights.per == "tensor")
         plan = plan_layers(teacher, recipe)  # refuses a wrong recipe before anything takes long
-        if recipe.distill is not None:
-            check_distillation(teacher, recipe.distill, recipe.signal)
+        check_distillation(teacher, recipe.distill, recipe.signal)
         signal = make_signal(teacher, stats, recipe.signal, seed=seed, input_range=known, images=given, work=work)
-        allocation = allocate(Problem(teacher, plan, signal, recipe.solve), recipe, pool)
-        problem, distilled = allocation.problem, None
-        solution = solve_layers(problem, pool, on_done, work.checkpoints)
-        solution = remove_channels(solution, allocation.channels)
-        if recipe.distill is not None:
-            solution, distilled = distill(problem, solution, recipe.distill, recipe.signal, work)
+        allocated = allocate(Problem(teacher, plan, signal, recipe.solve), recipe, pool)
+        solution = remove_channels(solve_layers(allocated.problem, pool, on_done, work.checkpoints), allocated.channels)
+        solution, distilled = distill(allocated.problem, solution, recipe.distill, recipe.signal, work)
         student, layers = snap_scales(solution)
     add_macs(spent.macs)  # for whoever counts around this
-    steps, seconds = Steps(kept, equalization, allocation, distilled, solution), time.perf_counter() - start
+    steps, seconds = Steps(kept, equalization, allocated, distilled, solution), time.perf_counter() - start
     summary = summarize(steps, model, fingerprint=fingerprint, seconds=seconds, spent=spent.macs)
-    made = signal.inputs if signal_kind(recipe.signal).keeps_images else ()
-    made_in = signal.input_range if signal.input_range.mean else None
-    done = tuple(layers.values())
-    run = Run(student, teacher, allocation.recipe, done, summary, stats, made, made_in, signal.generator)
+    run = _run(student, layers, allocated, summary)
     return with_estimate(run) if predict else run
 
 
-def _job(
+def _run(student: fx.GraphModule, layers: dict[str, LayerResult], allocation: Allocation, summary: Summary) -> Run:
+    """What is kept of it all."""
+    recipe, teacher, signal = allocation.recipe, allocation.problem.teacher, allocation.problem.signal
+    made = signal.inputs if signal_kind(recipe.signal).keeps_images else ()
+    made_in = signal.input_range if signal.input_range.mean else None
+    done = tuple(layers.values())
+    return Run(student, teacher, recipe, done, summary, signal.stats, made, made_in, signal.generator)
+
+
+def _marks(
     fingerprint: str, recipe: Recipe, seed: int, example: Tensor | tuple[Tensor, ...], known: InputRange | None,
     images: tuple[Tensor, ...] | None,
 ) -> dict[str, str]:  # fmt: skip

@@ -385,17 +385,14 @@ def _compress(
     recipe: Recipe,
     example: Tensor,
     *,
-    seed: int,
     workers: int = 1,
     label: str = "",
-    images: Run | None = None,
-    device: str = "cpu",
     predict: bool = False,
-    resume: Path | None = None,
+    **asked: Any,
 ) -> Run:
-    """Compress, with a bar on the terminal that is gone afterwards."""
+    """Compress, with a bar on the terminal that is gone afterwards; what is asked goes on to `datafree.compress`."""
     pool = serial if workers == 1 else processes(workers)
-    num_layers = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules())
+    num_layers = sum(isinstance(module, nn.modules.conv._ConvNd | nn.Linear) for module in model.modules())
     with _progress() as progress:
         task = progress.add_task(f"{label}reading the network", total=None)
         solved = itertools.count(1)
@@ -406,10 +403,7 @@ def _compress(
         def on_step(what: str, done: int, total: int) -> None:
             progress.update(task, description=f"{label}{what}", total=total, completed=done)
 
-        done = pipeline.compress(
-            model, recipe, example, seed=seed, pool=pool, on_done=on_done, images=images, device=device,
-            resume=resume, on_step=on_step,
-        )  # fmt: skip
+        done = pipeline.compress(model, recipe, example, pool=pool, on_done=on_done, on_step=on_step, **asked)
         if predict:
             progress.update(task, description=f"{label}estimating what was lost", total=None)
             done = with_estimate(done)

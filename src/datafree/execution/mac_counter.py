@@ -1,4 +1,7 @@
-"""Multiply-adds, counted while they are spent: the same for every method, on every machine."""
+"""Multiply-adds, counted while they are spent: the same for every method, on every machine.
+
+A context variable and no argument, because work is spent deep inside of methods that third parties may write.
+"""
 
 from __future__ import annotations
 

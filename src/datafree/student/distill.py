@@ -26,8 +26,8 @@ SMALL = 0.1  # a start below this share of the answers' variance, or nats, count
 
 
 def distill(
-    problem: Problem, solution: Solution, method: Distill, signal: SignalRecipe, work: Execution = ON_CPU
-) -> tuple[Solution, Distilled]:
+    problem: Problem, solution: Solution, method: Distill | None, signal: SignalRecipe, work: Execution = ON_CPU
+) -> tuple[Solution, Distilled | None]:
     """Train all layers together so that the student's answer is the teacher's.
 
         minimise  KL(teacher || student) of their classes, or the mean square of the logits' difference
@@ -40,6 +40,7 @@ def distill(
     Args:
         problem: the teacher whose answers are wanted, and the signal that layers were solved on, whose images are used
             again where they are of the kind asked for.
+        method: None = nothing is done.
         signal: how others are made.
 
     Returns:
@@ -49,6 +50,8 @@ def distill(
         DistillError: the loss is not finite or, with `guard`, has grown threefold; names the step, the loss and what to
             change.
     """
+    if method is None:
+        return solution, None
     model = Trainable(assemble(solution), solution.layers)
     images = images_for(problem, method, signal, model, work)
     best = _Best(model, _guards(problem, images.held_out), method)

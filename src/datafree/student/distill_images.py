@@ -77,12 +77,14 @@ Images = Given | Generated
 """`held_out` (m, C, H, W); `batch(student, step)`; `state()` and `restore(tensors)`, for checkpoints."""
 
 
-def check_distillation(teacher: fx.GraphModule, method: Distill, signal: SignalRecipe) -> None:
+def check_distillation(teacher: fx.GraphModule, method: Distill | None, signal: SignalRecipe) -> None:
     """Refuse what cannot be distilled before anything takes long.
 
     Raises:
         DistillError: a network of several inputs, or of one that is no image; images nobody gave; classes it has not.
     """
+    if method is None:
+        return
     shapes = [g.shape(node)[1:] for node in g.placeholders(teacher)]
     if len(shapes) != 1 or len(shapes[0]) != 3:
         raise DistillError(f"distillation needs one image input (C, H, W), this network takes {shapes}; leave it out")

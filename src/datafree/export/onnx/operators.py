@@ -91,27 +91,17 @@ def _prelu(call: Call, x: str, slope: str) -> str:
 # ---- layers
 
 
-def _conv(
-    call: Call, x: str, weight: str, bias: str | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> str:
+def _conv(call: Call, x: str, weight: str, bias: str | None, *settings: Any) -> str:
+    stride, padding, dilation, groups = settings
     rank = len(call.shape) - 2
-    pads = _full(padding, rank) * 2
     return call.emit(
-        "Conv", x, weight, bias, strides=_full(stride, rank), pads=pads, dilations=_full(dilation, rank), group=groups
-    )
+        "Conv", x, weight, bias, strides=_full(stride, rank), pads=_full(padding, rank) * 2,
+        dilations=_full(dilation, rank), group=groups,
+    )  # fmt: skip
 
 
-def _conv_transpose(
-    call: Call,
-    x: str,
-    weight: str,
-    bias: str | None,
-    stride: Pair,
-    padding: Pair,
-    output_padding: Pair,
-    groups: int,
-    dilation: Pair,
-) -> str:
+def _conv_transpose(call: Call, x: str, weight: str, bias: str | None, *settings: Any) -> str:
+    stride, padding, output_padding, groups, dilation = settings
     rank = len(call.shape) - 2
     return call.emit(
         "ConvTranspose", x, weight, bias, strides=_full(stride, rank), pads=_full(padding, rank) * 2,
@@ -174,17 +164,9 @@ def _max_pool(
     )  # fmt: skip
 
 
-def _avg_pool(
-    call: Call,
-    x: str,
-    kernel: Pair,
-    stride: Pair,
-    padding: int | Pair,
-    ceil_mode: bool,
-    count_include_pad: bool,
-    divisor: int | None = None,
-) -> str:
-    if divisor is not None:
+def _avg_pool(call: Call, x: str, kernel: Pair, *settings: Any) -> str:
+    stride, padding, ceil_mode, count_include_pad, *divisor = settings
+    if divisor not in ([], [None]):
         call.refuse("divisor_override")
     rank = len(call.shape) - 2
     return call.emit(
@@ -229,20 +211,16 @@ def _group_norm(call: Call, x: str, groups: int, weight: str | None, bias: str |
     return value
 
 
-def _instance_norm(
-    call: Call, x: str, weight: str | None, bias: str | None, mean: object, var: object, batch: bool, momentum: float,
-    eps: float, cudnn: bool,
-) -> str:  # fmt: skip
-    if not batch:
+def _instance_norm(call: Call, x: str, weight: str | None, bias: str | None, *settings: Any) -> str:
+    _, _, uses_batch, _, eps, _ = settings
+    if not uses_batch:
         call.refuse("it uses running statistics")
     return call.emit("InstanceNormalization", x, *_affine(call, weight, bias), epsilon=float(eps))
 
 
-def _batch_norm(
-    call: Call, x: str, weight: str | None, bias: str | None, mean: str | None, var: str | None, training: bool,
-    momentum: float, eps: float, cudnn: bool,
-) -> str:  # fmt: skip
+def _batch_norm(call: Call, x: str, weight: str | None, bias: str | None, *settings: Any) -> str:
     """One whose statistics are no parameters of the network, so that it was not folded."""
+    mean, var, training, _, eps, _ = settings
     if training or mean is None or var is None:
         call.refuse("it normalises by the statistics of the batch")
     return call.emit("BatchNormalization", x, *_affine(call, weight, bias), mean, var, epsilon=float(eps))
