@@ -13,7 +13,15 @@ from torch import nn
 
 from datafree import Recipe, compress
 from datafree import graph as g
-from datafree.allocation.sparsity import ErrorCurve, Probe, allocate_by_slope, at_output, convex, share_zeros, trial
+from datafree.allocation.sparsity import (
+    ErrorCurve,
+    Probe,
+    allocate_by_slope,
+    at_output,
+    convex,
+    curve_of_zeros,
+    share_zeros,
+)
 from datafree.execution.pools import processes, serial
 from datafree.graph.capture import trace
 from datafree.quantization.sparsity import in_cells
@@ -142,7 +150,7 @@ def test_errors_are_read_between_probes_along_straight_lines():
 @pytest.mark.parametrize("method", [Gptq(), Nearest()], ids=lambda m: m.method)
 def test_a_trial_goes_from_nothing_to_nearly_all(method):
     job = make_job(method, groups=2, taps=40)
-    found = trial(job)
+    found = curve_of_zeros(job)
     assert found.name == job.name and found.points[0] == (0, 0.0)
     assert 0.95 * 480 < found.points[-1][0] < 480 and 0.3 < found.points[-1][1] < 1.5  # of the output's variance
     assert len(found.points) > 8 and all(a[0] < b[0] and a[1] < b[1] for a, b in itertools.pairwise(found.points))
@@ -157,15 +165,15 @@ def test_a_trial_goes_from_nothing_to_nearly_all(method):
 
 
 def test_refit_trials_err_less():
-    one, other = (convex(list(trial(make_job(m, taps=40, rows=8)).points)) for m in (Gptq(), Nearest()))
+    one, other = (convex(list(curve_of_zeros(make_job(m, taps=40, rows=8)).points)) for m in (Gptq(), Nearest()))
     assert all(error_at(one, n) < 0.7 * error_at(other, n) for n in (100, 160, 240))
 
 
 def test_a_trial_is_the_same_anywhere():
     jobs = [make_job(Gptq(), rows=24, taps=200), make_job(Nearest(), rows=24, taps=200)]
-    wanted = [trial(job) for job in jobs]
+    wanted = [curve_of_zeros(job) for job in jobs]
     torch.set_num_threads(3)
-    found = [trial(job) for job in jobs]
+    found = [curve_of_zeros(job) for job in jobs]
     assert torch.get_num_threads() == 3
     assert [t.points for t in found] == [t.points for t in wanted]
     assert same([[p.weight for p in t.probes] for t in found], [[p.weight for p in t.probes] for t in wanted])
@@ -173,7 +181,7 @@ def test_a_trial_is_the_same_anywhere():
 
 @pytest.mark.parametrize("taps", [2, 9, 30])
 def test_of_a_small_layer_something_is_left(taps):
-    points = trial(make_job(Gptq(), rows=1, taps=taps)).points
+    points = curve_of_zeros(make_job(Gptq(), rows=1, taps=taps)).points
     assert points[-1][0] < taps and len(set(points)) > min(taps, 4) - 1
 
 

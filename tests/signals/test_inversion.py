@@ -13,7 +13,7 @@ from datafree.graph.capture import trace
 from datafree.recipe.schema import Inverted, Matched
 from datafree.records import ChannelStats, InputRange
 from datafree.signals.inversion import PUBLISHED, competition, size, statistics_distance, total_variation
-from datafree.signals.matching import Competitor, MatchingError, check_loss, match, mismatch, motion_of, steps_of
+from datafree.signals.matching import Competitor, MatchingError, check_loss, match, mismatch, schedule_of, steps_of
 from datafree.teacher.batchnorm import fold_batchnorm_
 from datafree.teacher.equalize import equalize_
 from jobs import signal_job
@@ -91,7 +91,7 @@ def test_settings_bring_their_own_numbers():
     assert steps_of(Inverted(setting="cifar10")) == 2000 and steps_of(Inverted(setting="imagenet")) == 20000
     assert steps_of(Inverted(setting="cifar10", steps=7)) == 7
     assert steps_of(Recipe.preset("w4a8").updated(["signal.setting=cifar10"]).signal) == 2000
-    assert motion_of(Inverted(setting="cifar10")) is PUBLISHED["cifar10"].motion
+    assert schedule_of(Inverted(setting="cifar10")) is PUBLISHED["cifar10"].schedule
     assert Recipe(signal={"kind": "inverted", "setting": "cifar10"}).signal.setting == "cifar10"
 
 

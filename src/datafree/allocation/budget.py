@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from datafree import graph as g
 from datafree.allocation.channels import sizes_of
 from datafree.allocation.sensitivity import NetworkProbe
-from datafree.allocation.sparsity import ErrorCurve, at_output, measure_curve, trial
+from datafree.allocation.sparsity import ErrorCurve, at_output, curve_of_zeros, measure_curve
 from datafree.quantization import dequantize, stored_size
 from datafree.recipe import LayerRule, Prune, Recipe
 from datafree.records import WeightSpec
@@ -129,7 +129,7 @@ def _channels_for(teacher: fx.GraphModule, macs: int) -> Prune:
 
 def _fixed_bytes(teacher: fx.GraphModule, plan: Plan, chosen: set[str]) -> int:
     """Bytes that no choice changes: biases, scales and multipliers; weights of the layers not chosen for."""
-    wide = g.with_output_vectors(teacher)
+    wide = g.layers_with_v_o(teacher)
     total = 0
     for name, item in plan.layers.items():
         channels = len(g.bias(teacher, item.layer))
@@ -148,8 +148,8 @@ def layer_options(problem: Problem, recipe: Recipe, pool: Callable) -> dict[str,
     independent = replace(problem, method=problem.method.model_copy(update={"sequential": False}))
     found: dict[str, list[Option]] = {}
     jobs = list(layer_jobs(independent, {}, split_halves=True))
-    rounded = pool(trial_of_widths, (job for job in jobs if job.spec.bits))
-    pruned = pool(trial, jobs) if recipe.prune is not None and recipe.prune.pattern != "channels" else iter(())
+    rounded = pool(curve_of_widths, (job for job in jobs if job.spec.bits))
+    pruned = pool(curve_of_zeros, jobs) if recipe.prune is not None and recipe.prune.pattern != "channels" else iter(())
     reference = NetworkProbe(teacher, problem.signal)
     zeros = {t.name: dict(at_output(t, reference.output_change(t.probes))) for t in pruned}
     for widths in rounded:
@@ -173,7 +173,7 @@ def _between(curve: dict[int, float], count: float) -> float:
     return float(np.interp(count, list(curve), list(curve.values())))
 
 
-def trial_of_widths(job: LayerJob) -> ErrorCurve:
+def curve_of_widths(job: LayerJob) -> ErrorCurve:
     """Round one layer at every width; a pure function of the job.
 
     Raises:

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.allocation.sensitivity import NetworkProbe
-from datafree.allocation.sparsity import trial
+from datafree.allocation.sparsity import curve_of_zeros
 from datafree.graph import Group, channel_groups, unremovable
 from datafree.recipe import Prune
 from datafree.records import PruneSpec, Skipped, WeightSpec
@@ -108,7 +108,7 @@ def _readers(problem: Problem, names: set[str]) -> dict[str, _Reader]:
     items = {n: replace(i, weights=WeightSpec(None) if n in names else None) for n, i in problem.plan.layers.items()}
     readers, reference = {}, NetworkProbe(problem.teacher, problem.signal)
     for job in layer_jobs(replace(problem, plan=replace(problem.plan, layers=items)), {}, split_halves=True):
-        probe = trial(job).probes[0]
+        probe = curve_of_zeros(job).probes[0]
         [move] = reference.output_change([probe])
         readers[job.name] = _reader(job, move / max(probe.error, 1e-12))
     return readers

@@ -87,11 +87,11 @@ def _curves(problem: Problem, pool: Callable, free: dict[str, PruneSpec]) -> dic
     independent = replace(problem, method=method.model_copy(update={"sequential": False}))
     jobs = (job for job in layer_jobs(independent, {}, split_halves=True) if job.name in free)
     reference = NetworkProbe(problem.teacher, problem.signal)
-    return {t.name: convex(list(at_output(t, reference.output_change(t.probes)))) for t in pool(trial, jobs)}
+    return {t.name: convex(list(at_output(t, reference.output_change(t.probes)))) for t in pool(curve_of_zeros, jobs)}
 
 
 def at_output(found: ErrorCurve, moved: Iterable[float]) -> Iterator[tuple[int, float]]:
-    """The trial's points with errors at the network's output, read between the probes along straight lines."""
+    """A curve's points with errors at the network's output, read between the probes along straight lines."""
     pairs = zip((p.error for p in found.probes), moved, strict=True)
     errors, outputs = zip(*sorted(pairs), strict=True)
     known = [(0.0, 0.0), *zip(errors, itertools.accumulate(outputs, max), strict=True)]  # more error costs no less
@@ -100,7 +100,7 @@ def at_output(found: ErrorCurve, moved: Iterable[float]) -> Iterator[tuple[int, 
         yield count, low + (high - low) * (error - a) / max(b - a, 1e-12)
 
 
-def trial(job: LayerJob) -> ErrorCurve:
+def curve_of_zeros(job: LayerJob) -> ErrorCurve:
     """Prune one layer further and further; a pure function of the job.
 
     Raises:

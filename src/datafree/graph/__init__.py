@@ -30,6 +30,7 @@ from datafree.graph.view import (
     grouped,
     insert_affine,
     layers,
+    layers_with_v_o,
     node_of,
     nodes_by_name,
     num_macs,
@@ -44,7 +45,6 @@ from datafree.graph.view import (
     tidy,
     walk,
     weight,
-    with_output_vectors,
     with_weights,
 )
 
@@ -78,6 +78,7 @@ __all__ = [
     "insert_affine",
     "layer_name",
     "layers",
+    "layers_with_v_o",
     "meets_borders",
     "node_of",
     "nodes_by_name",
@@ -110,6 +111,5 @@ __all__ = [
     "walk",
     "weight",
     "weight_node",
-    "with_output_vectors",
     "with_weights",
 ]

@@ -122,7 +122,7 @@ def remove_(teacher: fx.GraphModule, groups: Iterable[Group]) -> None:
 # ---- which channels go together
 
 
-class _ChannelWalk(ChannelTracer):
+class _GroupTracer(ChannelTracer):
     """Ids of channels, united further where the network would not stay dense if one went without the other."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
@@ -202,18 +202,18 @@ def _is_followed(node: fx.Node, ids: object) -> bool:
 
 
 def _classes(teacher: fx.GraphModule) -> _Classes:
-    walk = _ChannelWalk(teacher)
-    found = walk.result()
+    tracer = _GroupTracer(teacher)
+    found = tracer.result()
     for side in [*found.producers, *found.consumers]:
         if len(set(side.classes.tolist())) == 1:
-            walk.freeze(side.classes, f"all channels of {side.layer} would go together")
-    roots = torch.tensor([walk._find(i) for i in range(len(walk.parent))])
-    nodes = {n: roots[ids] for n, ids in [*walk.ids.items(), *walk.vectors.items()] if isinstance(ids, Tensor)}
-    frozen = {int(roots[i]): reason for i, reason in reversed(walk.reasons.items())}
+            tracer.freeze(side.classes, f"all channels of {side.layer} would go together")
+    roots = torch.tensor([tracer._find(i) for i in range(len(tracer.parent))])
+    nodes = {n: roots[ids] for n, ids in [*tracer.ids.items(), *tracer.vectors.items()] if isinstance(ids, Tensor)}
+    frozen = {int(roots[i]): reason for i, reason in reversed(tracer.reasons.items())}
     sides = (
         [(side.layer, side.classes) for side in found.producers],
         [(side.layer, side.classes) for side in found.consumers],
-        [(str(node.target), nodes[node].flatten()) for node in walk.vectors],
+        [(str(node.target), nodes[node].flatten()) for node in tracer.vectors],
     )
     made, read, between = (_members(side) for side in sides)
     groups = {Group(made[c], read.get(c, ()), between.get(c, ())): c for c in made if c not in frozen}

@@ -23,7 +23,7 @@ def layers(graph: fx.GraphModule) -> dict[str, Layer]:
     return {layer_name(node): read_layer(node) for node in graph.graph.nodes if note(node).layer}
 
 
-def with_output_vectors(graph: fx.GraphModule) -> set[str]:
+def layers_with_v_o(graph: fx.GraphModule) -> set[str]:
     """Names of the layers whose outputs are multiplied by a v_o: they have a multiplier a channel."""
     return {name for node in graph.graph.nodes if (name := note(node).v_o)}
 

@@ -56,7 +56,7 @@ def costs(teacher: fx.GraphModule, solution: Solution, *, spent: int) -> Cost:
 
 def num_bytes(plan: Plan, teacher: fx.GraphModule, results: dict[str, LayerResult]) -> int:
     """Bytes of all layers' parameters: weights at their real width, scales, 32-bit biases; float where not solved."""
-    wide = g.with_output_vectors(teacher)
+    wide = g.layers_with_v_o(teacher)
     total = 0
     for name, item in plan.layers.items():
         weight, bias = g.weight(teacher, item.layer), g.bias(teacher, item.layer)

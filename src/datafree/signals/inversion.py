@@ -37,7 +37,7 @@ class AdamSchedule:
 class Published:
     """One setting of Deep Inversion: loss = class_weight CE + statistics R_BN + tv R_TV + l2 |x|."""
 
-    motion: AdamSchedule
+    schedule: AdamSchedule
     steps: int
     class_weight: float
     statistics: float

@@ -38,7 +38,7 @@ def matched_images(job: SignalJob) -> Signal:
     plain = propagated(job)
     if job.hindrance:
         return replace(plain, unmoved=job.hindrance)
-    (unit,), moves_short = job.unit, motion_of(job.recipe) is SHORT
+    (unit,), moves_short = job.unit, schedule_of(job.recipe) is SHORT
     found = match(job, unit if moves_short else torch.randn(unit.shape, generator=job.rng))
     return replace(plain, inputs=(in_range(found.images, job.ranges[0]),), distance=found.distance, asked=found.asked)
 
@@ -55,10 +55,10 @@ class Matched:
     asked: float | None = None
 
 
-def motion_of(method: MatchedImages) -> AdamSchedule:
+def schedule_of(method: MatchedImages) -> AdamSchedule:
     """How images of this kind and setting move."""
     if isinstance(method, Inverted) and method.setting != "short":
-        return PUBLISHED[method.setting].motion
+        return PUBLISHED[method.setting].schedule
     return SHORT
 
 
@@ -94,8 +94,8 @@ def match(job: SignalJob, unit: Float[Tensor, "n c ..."]) -> Matched:
     method, work, generator = job.recipe, job.work, job.rng
     assert isinstance(method, MatchedImages), "images are moved for these kinds"
     teacher, stats = on_device(job.teacher, job.stats, work.device)
-    motion, total = motion_of(method), steps_of(method)
-    parts = unit.split(motion.batch)
+    schedule, total = schedule_of(method), steps_of(method)
+    parts = unit.split(schedule.batch)
     made = []
     for number, part in enumerate(parts):
         targets = _targets(teacher, len(part), generator) if isinstance(method, Inverted) else None
@@ -104,7 +104,7 @@ def match(job: SignalJob, unit: Float[Tensor, "n c ..."]) -> Matched:
         done, all_steps = number * total, len(parts) * total
         watch = lambda step, done=done: work.on_step("making images", done + step, all_steps)  # noqa: E731, B023
         kept = work.checkpoints.part(f"images.{number}")
-        made.append(_move(part.to(work.device), objective, motion, total, generator, watch, kept))
+        made.append(_move(part.to(work.device), objective, schedule, total, generator, watch, kept))
     weights = torch.tensor([len(part) for part in parts]) / len(unit)
     distance = tuple(float(sum(w * m.distance[i] for w, m in zip(weights, made, strict=True))) for i in (0, 1))
     asked = [m.asked for m in made if m.asked is not None]
@@ -158,7 +158,7 @@ class _Objective:
 def _move(
     unit: Tensor,
     objective: _Objective,
-    motion: AdamSchedule,
+    schedule: AdamSchedule,
     steps: int,
     generator: torch.Generator,
     watch: Callable[[int], None],
@@ -166,9 +166,9 @@ def _move(
 ) -> Matched:
     """One batch, all steps."""
     images = unit.clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([images], lr=motion.lr, betas=motion.betas)
+    optimizer = torch.optim.Adam([images], lr=schedule.lr, betas=schedule.betas)
     sides, shortest = tuple(range(2, unit.dim())), min(unit.shape[2:])
-    jitter = max(1, shortest // 12) if motion.jitter is None else min(motion.jitter, shortest - 1)
+    jitter = max(1, shortest // 12) if schedule.jitter is None else min(schedule.jitter, shortest - 1)
     start, before, losses = 0, math.nan, []
     kept = checkpoints.read("state")
     if kept is not None:
@@ -178,11 +178,11 @@ def _move(
         generator.set_state(kept["generator"])
     for step in range(start, steps):
         for group in optimizer.param_groups:
-            group["lr"] = motion.lr * (_cosine(step / steps) if motion.annealed else 1.0)
+            group["lr"] = schedule.lr * (_cosine(step / steps) if schedule.annealed else 1.0)
         shift = torch.randint(-jitter, jitter + 1, (len(sides),), generator=generator).tolist()
         with torch.enable_grad():
             view = torch.roll(images, shift, sides)
-            view = view.flip(3) if motion.flips and step % 2 and len(sides) == 2 else view
+            view = view.flip(3) if schedule.flips and step % 2 and len(sides) == 2 else view
             loss, distance, _ = objective(view)
             optimizer.zero_grad()
             loss.backward()
@@ -191,7 +191,7 @@ def _move(
         check_loss(losses, step)
         optimizer.step()
         with torch.no_grad():
-            images.clamp_(-motion.pixel_limit, motion.pixel_limit)
+            images.clamp_(-schedule.pixel_limit, schedule.pixel_limit)
         watch(step + 1)
         if (step + 1) % EVERY == 0 or step + 1 == steps:
             state = {"images": images, "generator": generator.get_state(), **adam_state(optimizer)}
