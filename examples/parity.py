@@ -10,7 +10,7 @@ from datafree import Recipe, Run, compress, load_model
 from datafree.demo import digits
 from datafree.export.onnx.export import SAME_DB
 from datafree.export.onnx.onnxruntime import agreement, run_module, sqnr
-from datafree.recipe.schema import Propagated
+from datafree.recipe import Propagated
 from datafree.signals import make_signal
 
 

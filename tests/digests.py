@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, fx
 
 from datafree import Recipe, Run, compress, export_onnx, load_model, save
-from datafree.recipe.schema import presets
+from datafree.recipe import presets
 
 sys.path.insert(0, str(Path(__file__).parent))
 from nets import NETS

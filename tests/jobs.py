@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from datafree.recipe.schema import AdaRound, Gptq, Nearest, SQuant, StraightThrough
+from datafree.recipe import AdaRound, Gptq, Nearest, SQuant, StraightThrough
 from datafree.records import InputRange, Layer, Moments, QParams, WeightSpec
 from datafree.signals import SignalJob
 from datafree.solve.jobs import LayerJob

@@ -13,7 +13,7 @@ import torch
 from datafree import Recipe, compress, evaluate
 from datafree import graph as g
 from datafree.demo import BLOCKS, digits, digits_net
-from datafree.recipe.schema import presets
+from datafree.recipe import presets
 
 PAPERS = [name for name in presets() if name.startswith("paper")]
 NUM_BLOCKS = len(BLOCKS)

@@ -13,7 +13,7 @@ from datafree import graph as g
 from datafree.execution.pools import processes
 from datafree.graph.capture import trace
 from datafree.models.load import ModelError
-from datafree.recipe.schema import presets
+from datafree.recipe import presets
 from datafree.records import ActivationBits, InputRange
 from datafree.solve.solve_layer import LayerError
 from nets import NETS

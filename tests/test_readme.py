@@ -12,8 +12,8 @@ from pydantic import BaseModel
 
 import datafree
 import readme
+from datafree.recipe import Recipe, presets
 from datafree.recipe import schema as recipes
-from datafree.recipe.schema import Recipe, presets
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -13,7 +13,7 @@ from datafree import graph as g
 from datafree.graph import aten
 from datafree.graph.capture import trace
 from datafree.models.load import input_range
-from datafree.recipe.schema import Propagated
+from datafree.recipe import Propagated
 from datafree.records import ChannelStats, InputRange, Layer, Stats
 from datafree.signals import make_signal
 from datafree.signals.gaussian import clipped_moments

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from datafree import graph as g
 from datafree.graph.capture import batch_norms, trace
 from datafree.models.load import input_range
-from datafree.recipe.schema import Propagated
+from datafree.recipe import Propagated
 from datafree.records import InputRange
 from datafree.signals import make_signal
 from datafree.signals.matching import in_range

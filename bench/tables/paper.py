@@ -37,7 +37,7 @@ from datafree import Recipe, compress
 from datafree.execution.atomic import atomic_write
 from datafree.execution.mac_counter import count_macs
 from datafree.graph.capture import trace
-from datafree.recipe.schema import MatchedImages
+from datafree.recipe import MatchedImages
 from datafree.run.cost import layer_macs
 from datafree.run.evaluate import evaluate_models
 from datafree.student.distill_images import DistillError

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from bench.networks.trained import SIDE
 from bench.published.baselines import LAYERWISE, TRIVIAL
 from datafree import Recipe
-from datafree.recipe.schema import presets
+from datafree.recipe import presets
 
 PLAIN = ("signal.kind=propagated", "equalize=off", "solve.method=nearest", "solve.sequential=false")  # bias corrected
 MAGNITUDE = (

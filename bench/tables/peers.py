@@ -30,7 +30,7 @@ from bench.rows import ROOT, append_row, commits_note, mark, rows_on_file
 from datafree import Recipe, compress
 from datafree.graph.capture import trace
 from datafree.models.load import input_range
-from datafree.recipe.schema import Propagated
+from datafree.recipe import Propagated
 from datafree.signals import make_signal
 from datafree.teacher.batchnorm import fold_batchnorm_
 

@@ -15,7 +15,7 @@ from datafree import Recipe, compress
 from datafree import graph as g
 from datafree.allocation.budget import BudgetError, Option, choose
 from datafree.allocation.channels import PruneError
-from datafree.recipe.schema import RecipeError
+from datafree.recipe import RecipeError
 from datafree.solve.plan import plan_layers
 from nets import NETS
 

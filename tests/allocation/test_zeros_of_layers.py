@@ -25,7 +25,7 @@ from datafree.allocation.sparsity import (
 from datafree.execution.pools import processes, serial
 from datafree.graph.capture import trace
 from datafree.quantization.sparsity import in_cells
-from datafree.recipe.schema import Gptq, Nearest
+from datafree.recipe import Gptq, Nearest
 from datafree.signals import make_signal
 from datafree.solve.plan import plan_layers
 from datafree.solve.problem import Problem

@@ -10,7 +10,7 @@ from datafree.app.inspect import inspect
 from datafree.graph.capture import CaptureError
 from datafree.models.load import ModelError
 from datafree.pipeline import compress
-from datafree.recipe.schema import Recipe, RecipeError
+from datafree.recipe import Recipe, RecipeError
 from nets import FEW, NETS
 
 # Those whose hazard lies in what feeds what, or in where a BatchNorm is.

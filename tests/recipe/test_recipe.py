@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from datafree.recipe.schema import (
+from datafree.recipe import (
     Gptq,
     LayerRule,
     Nearest,

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from datafree import Recipe, Run, compress
 from datafree import graph as g
-from datafree.recipe.schema import RecipeError
+from datafree.recipe import RecipeError
 from datafree.run import record
 from datafree.run.graph_json import FormatError, graph_from_json, graph_to_json, tensors_of
 from datafree.run.record import RunError

@@ -8,7 +8,7 @@ import torch
 from datafree import Recipe, Run, compress
 from datafree.execution.mac_counter import count_macs
 from datafree.graph.capture import trace
-from datafree.recipe.schema import Adversarial
+from datafree.recipe import Adversarial
 from datafree.records import ChannelStats, InputRange
 from datafree.signals.adversarial import NOISE, Generator, gaussian_divergence, new_adversary, rounded, train
 from datafree.signals.matching import MatchingError, mismatch

@@ -10,7 +10,7 @@ from torch import nn
 
 from datafree import Recipe, compress
 from datafree.graph.capture import trace
-from datafree.recipe.schema import Inverted, Matched
+from datafree.recipe import Inverted, Matched
 from datafree.records import ChannelStats, InputRange
 from datafree.signals.inversion import PUBLISHED, competition, size, statistics_distance, total_variation
 from datafree.signals.matching import Competitor, MatchingError, check_loss, match, mismatch, schedule_of, steps_of

@@ -12,7 +12,7 @@ from torch import nn
 from datafree import Recipe
 from datafree import graph as g
 from datafree.graph.capture import trace
-from datafree.recipe.schema import RecipeError
+from datafree.recipe import RecipeError
 from datafree.solve.plan import plan_layers, quantized_at
 from datafree.teacher.batchnorm import fold_batchnorm_
 from nets import NETS, conv, head

@@ -10,7 +10,7 @@ import torch
 
 from datafree.quantization.affine import dequantize
 from datafree.quantization.sparsity import in_cells, without_least
-from datafree.recipe.schema import AdaRound, Gptq, Nearest, SQuant, StraightThrough
+from datafree.recipe import AdaRound, Gptq, Nearest, SQuant, StraightThrough
 from datafree.records import PruneSpec, WeightSpec
 from datafree.solve.pruning import (
     count_schedule,

@@ -11,7 +11,7 @@ import torch
 from datafree import Recipe, inspect
 from datafree.execution.pools import processes, serial
 from datafree.quantization.affine import choose_qparams, dequantize
-from datafree.recipe.schema import AdaRound, Gptq, Nearest, RecipeError, RoundingRecipe, SQuant, StraightThrough
+from datafree.recipe import AdaRound, Gptq, Nearest, RecipeError, RoundingRecipe, SQuant, StraightThrough
 from datafree.records import QParams, WeightSpec
 from datafree.solve.compensation import compensated
 from datafree.solve.rounding import ROUNDING, RoundingMethod

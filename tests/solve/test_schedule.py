@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from datafree import Recipe, Run, compress
 from datafree import graph as g
 from datafree.graph.capture import trace
-from datafree.recipe.schema import Gptq, Inverted, Matched
+from datafree.recipe import Gptq, Inverted, Matched
 from datafree.records import ChannelStats, InputRange, Moments, WeightSpec
 from datafree.run.record import RunError
 from datafree.signals.matching import SHORT, MatchingError, match

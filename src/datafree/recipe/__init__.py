@@ -1,28 +1,17 @@
 """All configuration: what a recipe may say, and the presets."""
 
-from datafree.recipe.schema import (
-    Activations,
-    AdaRound,
+from datafree.recipe.parts import RecipeError
+from datafree.recipe.rounding import AdaRound, Gptq, Nearest, RoundingRecipe, SQuant, StraightThrough
+from datafree.recipe.schema import Activations, Distill, LayerRule, Prune, Recipe, Weights, presets
+from datafree.recipe.signals import (
     Adversarial,
-    Distill,
     Gaussian,
-    Gptq,
     Inverted,
-    LayerRule,
     Loader,
     Matched,
     MatchedImages,
-    Nearest,
     Propagated,
-    Prune,
-    Recipe,
-    RecipeError,
-    RoundingRecipe,
     SignalRecipe,
-    SQuant,
-    StraightThrough,
-    Weights,
-    presets,
 )
 
 __all__ = [

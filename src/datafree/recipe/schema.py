@@ -3,145 +3,29 @@
 from __future__ import annotations
 
 import re
-import warnings
-from functools import cache, reduce
 from importlib import resources
-from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     SerializeAsAny,
     Tag,
-    TypeAdapter,
     ValidationError,
     model_serializer,
     model_validator,
 )  # fmt: skip
 
-Bits = Annotated[int, Field(ge=2, le=8)]
+from datafree.recipe.old_names import new_method, with_new_names
+from datafree.recipe.parts import Bits, Part, RecipeError
+from datafree.recipe.rounding import Gptq, RoundingRecipe
+from datafree.recipe.signals import Propagated, SignalRecipe
 
 
-METHODS = {"closed": "gptq", "sgd": "straight_through"}  # what methods were called before
-FIRST_LAST = {"eight": 8, "alike": "same"}  # values of `ends`, which is now `first_last`
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be used: an unknown key, a value out of range, a preset that does not exist."""
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class _Choice(_Part):
-    """A part of which there are several kinds, one class each, here or in any other file: defined, it can be chosen."""
-
-    kinds: ClassVar[dict[str, type[_Choice]]]  # by the word that chooses them
-    tag: ClassVar[str]  # the field that holds that word
-    usual: ClassVar[str]  # the word where a recipe has none
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        if "kinds" in vars(cls):  # a part by itself
-            return
-        mine, field = _path(cls), cls.model_fields[cls.tag]
-        if get_args(field.annotation) != (field.default,):
-            raise RecipeError(f'{mine} has no name; give it one, as {cls.tag}: Literal["name"] = "name"')
-        other = _path(cls.kinds.get(field.default, cls))
-        if other != mine:
-            raise RecipeError(f"{mine}: {cls.tag} {field.default!r} is that of {other}; choose another name")
-        cls.kinds[field.default] = cls  # of a file that ran again, the class of today
-
-    @classmethod
-    def chosen(cls, value: Any) -> Any:
-        """The record of the kind that a recipe's mapping asks for."""
-        fields = {cls.tag: cls.usual, **value} if isinstance(value, dict) else value
-        return _one_of(tuple(cls.kinds.values()), cls.tag).validate_python(fields)
-
-
-def _path(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-@cache
-def _one_of(kinds: tuple[type[_Choice], ...], tag: str) -> TypeAdapter:
-    union: Any = Annotated[reduce(or_, kinds), Field(discriminator=tag)]
-    return TypeAdapter(union)
-
-
-class SignalRecipe(_Choice):
-    """What every kind of signal is asked. A subclass is one more kind; its row is in `datafree.signals.SIGNALS`."""
-
-    kinds: ClassVar[dict[str, type[_Choice]]] = {}
-    tag, usual = "kind", "propagated"
-    probes: Literal["leaves", "pink"] = "leaves"
-    images: int | None = Field(default=None, ge=1)  # None: 64, and more where they are small
-    kind: Any  # of every subclass a Literal, with its name as the default
-
-
-class Gaussian(SignalRecipe):
-    """Independent Gaussians at BatchNorm outputs (the paper's)."""
-
-    kind: Literal["gaussian"] = "gaussian"
-    pooling: Literal["ignored", "executed"] = "ignored"  # ignored, as in the paper: statistics pass over it unchanged
-
-
-class Propagated(SignalRecipe):
-    """Procedural images once through the teacher, re-standardised at every BatchNorm."""
-
-    kind: Literal["propagated"] = "propagated"
-
-
-class Matched(SignalRecipe):
-    """The same after a few dozen steps on the images that match BatchNorm outputs to their statistics."""
-
-    kind: Literal["matched"] = "matched"
-    steps: int = Field(default=40, ge=1)
-    smoothness: float = Field(default=1.0, ge=0)
-
-
-class Inverted(SignalRecipe):
-    """`matched` with class targets, for the steps of the setting."""
-
-    kind: Literal["inverted"] = "inverted"
-    setting: Literal["short", "cifar10", "imagenet"] = "short"  # others: Deep Inversion as published, its own numbers
-    steps: int | None = Field(default=None, ge=1)  # None: the setting's, 200, 2000, 20000
-    smoothness: float = Field(default=1.0, ge=0)
-    class_weight: float = Field(default=0.3, ge=0)
-
-
-class Adversarial(SignalRecipe):
-    """Images of a generator trained on what BatchNorm remembers, against a rounded network."""
-
-    kind: Literal["adversarial"] = "adversarial"
-    steps: int = Field(default=1000, ge=1)
-    warmup: int = Field(default=200, ge=0)  # steps before the student counts
-    batch: int = Field(default=64, ge=2)
-    lr: float = Field(default=1e-3, gt=0)
-    statistics: float = Field(default=1.0, ge=0)
-    rivalry: float = Field(default=1.0, ge=0)
-    rival_bits: Bits = 4  # of the student it is trained against, where there is none yet
-
-
-MatchedImages = Matched | Inverted
-"""Signals whose images are moved until the network remembers them."""
-
-
-class Loader(SignalRecipe):
-    """Real images, when there are some after all."""
-
-    kind: Literal["loader"] = "loader"
-    restandardise: bool = False  # bring them to what BatchNorm remembers, as made ones are
-
-
-class Weights(_Part):
+class Weights(Part):
     """Width and granularity of the weights; 8 bits are always symmetric."""
 
     bits: Bits | None = 8
@@ -149,14 +33,14 @@ class Weights(_Part):
     symmetric: bool = False
 
 
-class Activations(_Part):
+class Activations(Part):
     """Width of every layer's input, one scale per tensor."""
 
     bits: Bits | None = 8
     per: Literal["tensor"] = "tensor"
 
 
-class Prune(_Part):
+class Prune(Part):
     """Which share of the weights becomes zero, and by what measure; null = none."""
 
     sparsity: float = Field(default=0.5, ge=0, lt=1)
@@ -191,7 +75,7 @@ class Prune(_Part):
         return (int(n), int(m)) if colon else None
 
 
-class Budget(_Part):
+class Budget(Part):
     """What the student may cost: one of these; bits and zeros of every layer follow from it."""
 
     bytes: int | None = Field(default=None, gt=0)
@@ -210,57 +94,7 @@ class Budget(_Part):
         return f"{name} {value:.12g}"
 
 
-class RoundingRecipe(_Choice):
-    """What every rounding method is asked. A subclass is one more; its row is in `datafree.solve.ROUNDING`."""
-
-    kinds: ClassVar[dict[str, type[_Choice]]] = {}
-    tag, usual = "method", "gptq"
-    sequential: bool = False  # layers in order, each on the inputs its student sees; else each by itself (the paper)
-    compensation: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"  # share of the error upstream
-    method: Any  # of every subclass a Literal, with its name as the default
-
-
-class Nearest(RoundingRecipe):
-    """Round to nearest, then correct the bias."""
-
-    method: Literal["nearest"] = "nearest"
-    bias_correction: bool = True
-    clip: bool = True  # False: min-max ranges
-
-
-class Gptq(RoundingRecipe):
-    """GPTQ: optimal-brain rounding with error feedback through the Cholesky factor of H."""
-
-    method: Literal["gptq"] = "gptq"
-    damping: float = Field(default=0.01, gt=0)
-    polish: int = Field(default=1, ge=0)  # passes of coordinate descent after rounding
-
-
-class StraightThrough(RoundingRecipe):
-    """The paper's layer-wise training: straight-through rounding, Adam, fresh draws."""
-
-    method: Literal["straight_through"] = "straight_through"
-    steps: int = Field(default=300, ge=1)
-    rows: int = Field(default=256, ge=1)  # layer-input rows drawn for one step
-    lr: float = Field(default=1e-3, gt=0)
-
-
-class SQuant(RoundingRecipe):
-    """Round to nearest, then flip single weights until errors cancel within kernels and channels."""
-
-    method: Literal["squant"] = "squant"
-
-
-class AdaRound(RoundingRecipe):
-    """Rounding up or down learned by Adam on the layer's quadratic form."""
-
-    method: Literal["adaround"] = "adaround"
-    steps: int = Field(default=500, ge=1)
-    lr: float = Field(default=0.1, gt=0)
-    regularizer: float = Field(default=3.0, ge=0)
-
-
-class Distill(_Part):
+class Distill(Part):
     """Training of the whole student against the teacher, after all layers are solved; null = none."""
 
     images: Literal["inverted", "adversarial", "matched", "loader"] = "inverted"
@@ -278,13 +112,13 @@ class Distill(_Part):
         return self
 
 
-class LayerPrune(_Part):
+class LayerPrune(Part):
     """The share of one pattern's layers, where it is not the recipe's."""
 
     sparsity: float = Field(default=0.5, ge=0, lt=1)
 
 
-class LayerRule(_Part):
+class LayerRule(Part):
     """What differs for the layers of one pattern; fields left out keep the recipe's value."""
 
     weights: Weights = Weights()
@@ -304,7 +138,7 @@ _Rule = Annotated[
 ]
 
 
-class Recipe(_Part):
+class Recipe(Part):
     """What to do with a network: signal, equalization, bits, solver, exceptions by layer.
 
     Example:
@@ -326,11 +160,11 @@ class Recipe(_Part):
     distill: Distill | None = None
     budget: Budget | None = None
     first_last: Literal[8, "same"] = 8  # bits of the first and the last layer at least, or the same as the others'
-    layers: dict[str, _Rule] = {}  # shell wildcards, last match wins
+    layers: dict[str, _Rule] = Field(default_factory=dict)  # shell wildcards, last match wins
 
     def __init__(self, **fields: Any) -> None:
         try:
-            super().__init__(**_with_new_names(fields))
+            super().__init__(**with_new_names(fields))
         except ValidationError as error:
             raise RecipeError(_explain(error)) from None
 
@@ -377,7 +211,7 @@ class Recipe(_Part):
         """
         fields = self.model_dump(mode="json")
         settings = [_setting(text) for text in assignments]
-        settings = [(path, _new_method(value) if path == ["solve", "method"] else value) for path, value in settings]
+        settings = [(path, new_method(value) if path == ["solve", "method"] else value) for path, value in settings]
         for path, value in settings:  # another method or kind has other fields; those set beside it are kept
             if path in (["solve", "method"], ["signal", "kind"]) and value != fields[path[0]].get(path[1]):
                 common = (RoundingRecipe if path[0] == "solve" else SignalRecipe).model_fields
@@ -396,30 +230,6 @@ class Recipe(_Part):
     def dump(self) -> str:
         """The resolved recipe as YAML text that `Recipe.parse` reads back to an equal recipe."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def _with_new_names(fields: dict[str, Any]) -> dict[str, Any]:
-    """Recipes written before names changed are still read, with a warning."""
-    fields = dict(fields)
-    if "ends" in fields:
-        old = fields.pop("ends")
-        new = fields["first_last"] = FIRST_LAST.get(old, old) if isinstance(old, str) else old
-        _warn(f"ends: {old}", f"first_last: {new}")
-    solve = fields.get("solve")
-    if isinstance(solve, dict) and "method" in solve:
-        fields["solve"] = {**solve, "method": _new_method(solve["method"])}
-    return fields
-
-
-def _new_method(name: Any) -> Any:
-    if isinstance(name, str) and name in METHODS:
-        _warn(f"solve.method: {name}", f"solve.method: {METHODS[name]}")
-        return METHODS[name]
-    return name
-
-
-def _warn(old: str, new: str) -> None:
-    warnings.warn(f"{old} is now called {new}; please change the recipe", FutureWarning, stacklevel=4)
 
 
 def _setting(text: str) -> tuple[list[str], Any]:
