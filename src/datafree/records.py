@@ -160,6 +160,10 @@ class LayerResult:
     sparsity: float = 0.0  # share of the weights pruned; rounding makes more zeros
     dropped: tuple[str, ...] = ()  # steps that would not have lowered the predicted error
     compensation: float = 0.0  # share of the error upstream the weights make up for
+    channel_db: float = math.inf  # of each output channel by itself, as a mean share of its variance; not where pruned
+    input_db: float = math.inf  # the same, of rounding the layer's input
+    remedy: str = ""  # how the layer was solved where channels were lost as it was asked for
+    as_asked_db: float = math.inf  # `channel_db` without the remedy
 
 
 @dataclass(frozen=True)
@@ -256,6 +260,25 @@ class Distilled:
 
 
 @dataclass(frozen=True)
+class Mended:
+    """A layer that lost channels as it was asked for, in decibel, and what was done instead."""
+
+    name: str
+    as_asked_db: float
+    remedy: str
+    channel_db: float
+
+
+@dataclass(frozen=True)
+class CoarseInput:
+    """A layer whose input's rounding loses much of its output channels, in decibel."""
+
+    name: str
+    bits: int
+    input_db: float
+
+
+@dataclass(frozen=True)
 class Summary:
     """What a run did and what it cost.
 
@@ -288,6 +311,8 @@ class Summary:
     spent_macs: int = 0  # multiply-adds of the compression itself, all images
     forward_equivalents: float = 0.0  # the same in forward passes of one image through the float network
     distilled: Distilled | None = None  # where it was asked for
+    mended: tuple[Mended, ...] = ()
+    coarse_inputs: tuple[CoarseInput, ...] = ()
 
 
 def decibel(signal: float, noise: float) -> float:

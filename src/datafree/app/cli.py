@@ -35,6 +35,7 @@ from datafree.app import tables
 from datafree.app.export_options import options_for, with_exporter_options
 from datafree.app.inspect import inspect as inspect_model
 from datafree.app.labelled_images import BATCH_SIZE, load_images
+from datafree.app.sentences import losses
 from datafree.execution import processes, serial
 from datafree.export import EXPORTERS, exporter_for
 from datafree.models import Normalization, load_model, normalization, provenance
@@ -203,7 +204,8 @@ def compress(
         _show(tables.layers_table(done.layers))
     facts = {"model": origin, "recipe": " ".join([recipe, *(settings or [])]), **tables.run_facts(done)}
     _show(tables.facts_table(f"{done.summary.model}, compressed into {out}", facts))
-    _show(*tables.notes((*tables.about_weights(origin), *done.summary.warnings), done.summary.skipped))
+    warnings = (*tables.about_weights(origin), *done.summary.warnings, *losses(done.summary))
+    _show(*tables.notes(warnings, done.summary.skipped))
 
 
 @app.command()

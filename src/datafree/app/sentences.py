@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from datafree.records import ActivationBits, Distilled, Equalization, InputRange, SignalSummary
+import math
+from collections.abc import Iterator
+
+from datafree.records import ActivationBits, Distilled, Equalization, InputRange, SignalSummary, Summary
 
 
 def signal_text(signal: SignalSummary, chosen: InputRange) -> str:
@@ -46,3 +49,18 @@ def distilled_text(done: Distilled | None) -> str:
     gained = "" if done.step else ": nothing gained, the start is kept"
     losses = f"{done.loss} on images held out {done.before:.3g} -> {done.after:.3g}"
     return f"{losses} after {done.step} of {done.steps} steps{gained}"
+
+
+def losses(summary: Summary) -> Iterator[str]:
+    """Layers that were not left as they were asked for, and those that lose much all the same."""
+    for layer in summary.mended:
+        holds = "exact" if math.isinf(layer.channel_db) else f"{layer.channel_db:.0f} dB"
+        yield (
+            f"{layer.name}: channels were lost as it was asked for ({layer.as_asked_db:.0f} dB each on average); "
+            f"solved with {layer.remedy}: {holds}"
+        )
+    for layer in summary.coarse_inputs:
+        yield (
+            f"{layer.name}: rounding its input to {layer.bits} bits leaves its channels {layer.input_db:.0f} dB each "
+            "on average; they hang on inputs that are small beside others of the same tensor"
+        )

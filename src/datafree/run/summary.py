@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -11,9 +12,11 @@ from datafree.execution import peak_memory
 from datafree.graph import described
 from datafree.records import (
     ActivationBits,
+    CoarseInput,
     Distilled,
     Equalization,
     InputRange,
+    Mended,
     SignalSummary,
     Skipped,
     Stats,
@@ -21,7 +24,7 @@ from datafree.records import (
 )
 from datafree.run.cost import costs
 from datafree.signals import Signal
-from datafree.solve import Solution
+from datafree.solve import Solution, floor_db
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ def summarize(steps: Steps, model: nn.Module, *, fingerprint: str, seconds: floa
         removed=tuple(described(steps.allocation.channels)),
         pareto=steps.allocation.pareto,
         distilled=steps.distilled,
+        mended=tuple(_mended(steps.solution)),
+        coarse_inputs=tuple(_coarse_inputs(steps.solution)),
         **vars(costs(problem.teacher, steps.solution, spent=spent)),
     )
 
@@ -69,6 +74,19 @@ def _signal_summary(signal: Signal) -> SignalSummary:
     return SignalSummary(
         signal.kind, signal.num_images, drawn, signal.pooling, signal.distance, signal.asked, signal.unmoved
     )
+
+
+def _mended(solution: Solution) -> Iterator[Mended]:
+    for name, layer in solution.layers.items():
+        if layer.remedy:
+            yield Mended(name, layer.as_asked_db, layer.remedy, layer.channel_db)
+
+
+def _coarse_inputs(solution: Solution) -> Iterator[CoarseInput]:
+    for name, layer in solution.layers.items():
+        bits = solution.plan.layers[name].input_bits
+        if bits is not None and layer.input_db < floor_db(bits):
+            yield CoarseInput(name, bits, layer.input_db)
 
 
 def warnings_of(model: nn.Module, stats: Stats, chosen: InputRange) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """One layer's problem and the schedule of all: moments of its inputs, grids, rounding, zeros, bias."""
 
 from datafree.solve.jobs import LayerJob
+from datafree.solve.mending import floor_db
 from datafree.solve.moments import shrunk
 from datafree.solve.plan import WIDE, LayerPlan, Plan, plan_layers, quantized_at, wide_operands
 from datafree.solve.problem import Grids, Problem, Solution
@@ -25,6 +26,7 @@ __all__ = [
     "Solution",
     "count_schedule",
     "damped",
+    "floor_db",
     "inverse",
     "layer_jobs",
     "output_power",

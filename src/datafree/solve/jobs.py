@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -28,6 +29,7 @@ class LayerJob:
     draws: Callable[[int, torch.Generator], Float[Tensor, "r g n"]] | None = None  # how to draw others at every step
     moment_halves: tuple[Moments, Moments] | None = None  # of the first and the second half of the images
     input_scale: float | None = None  # of one integer step of the input; None = float input
+    input_db: float = math.inf  # what rounding the input leaves of each output channel
     kernel_size: int = 1  # taps of one input channel, kh * kw
     keep: Bool[Tensor, "g o n"] | None = None  # False where a weight is zero and stays zero
     target: Float[Tensor, "g o n"] | None = None  # weights whose output is wanted; None = `weight`

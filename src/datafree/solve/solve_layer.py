@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
 from collections.abc import Iterator
@@ -21,14 +22,16 @@ from datafree.signals import LayerDraws, Signal, closed_form, layer_draws, walk_
 from datafree.solve.activation_grids import tensor_grid
 from datafree.solve.compensation import compensated
 from datafree.solve.jobs import LayerJob
+from datafree.solve.mending import channel_db, floor_db, remedies
 from datafree.solve.moments import gather_moments, merged, shrunk
 from datafree.solve.plan import LayerPlan, quantized_at
 from datafree.solve.problem import Grids, Problem
 from datafree.solve.pruning import pruned
 from datafree.solve.rounding import rounding_method
-from datafree.solve.weight_grids import output_power, solve_on_best_grid
+from datafree.solve.weight_grids import row_power, solve_on_best_grid
 
 NUM_ROWS = {"diagonal": 4096, "covariance": 16384}
+LOOKED_AT = 1024  # output positions, for what rounding a layer's input loses
 ROWS_BYTES = 2**28  # of inputs drawn ahead for one layer
 
 
@@ -81,6 +84,7 @@ def make_job(
         rows=_drawn_rows(layer, seen, wanted) if wanted and draws is None else None,
         draws=draws if wanted else None,
         input_scale=float(qparams.scale) if qparams else None,
+        input_db=_input_db(problem, layer, seen),
         kernel_size=layer.kernel_size,
         moment_halves=halves,
     )
@@ -132,6 +136,17 @@ def _with_rounding(moments: Moments, qparams: QParams | None) -> Moments:
     return replace(moments, cov=moments.cov + noise * torch.eye(moments.cov.shape[-1]))
 
 
+def _input_db(problem: Problem, layer: Layer, seen: _LayerInput) -> float:
+    """What rounding its input leaves of each of the layer's output channels, decibel, as `channel_db`."""
+    if seen.qparams is None:
+        return math.inf
+    x = seen.x if seen.student_x is None else seen.student_x
+    u = g.unfold(x, layer, positions(x.shape, layer, LOOKED_AT, seen.seed)).permute(1, 0, 2)  # (g, r, n)
+    rows = g.grouped(g.weight(problem.teacher, layer), layer.groups).transpose(1, 2)  # (g, n, o)
+    off, wanted = (fake_quantize(u, seen.qparams) - u) @ rows, u @ rows
+    return channel_db(off.var(1, correction=0), wanted.var(1, correction=0))
+
+
 def _drawn_rows(layer: Layer, seen: _LayerInput, wanted: int) -> Tensor:
     """Inputs (r, g, n) for a method that trains, as many as it wants where memory allows."""
     x = seen.x if seen.student_x is None else seen.student_x
@@ -142,28 +157,43 @@ def _drawn_rows(layer: Layer, seen: _LayerInput, wanted: int) -> Tensor:
 
 
 def compress_layer(job: LayerJob) -> LayerResult:
-    """Solve one layer: which weights are zero, their grid, integers, the bias.
+    """Solve one layer, and look at what came out: where channels are lost, the first remedy that holds is taken.
+
+    A pure function of the job, run on one thread so that every pool gives the same bits.
+
+    Raises:
+        LayerError: the weights are not finite, or the solver failed; names layer, method and shapes.
+    """
+    if not bool(torch.isfinite(job.weight).all() and torch.isfinite(job.bias).all()):
+        raise LayerError(f"{job.name}: the weights are not finite; load a checkpoint without NaN or infinity")
+    start = time.perf_counter()
+    result = as_asked = _solve_once(job, job.weight)
+    for remedy, other in remedies(job):
+        if result.channel_db >= floor_db(job.spec.bits):
+            break
+        result = replace(_solve_once(other, job.weight), remedy=remedy, as_asked_db=as_asked.channel_db)
+    return replace(result, seconds=time.perf_counter() - start)
+
+
+def _solve_once(job: LayerJob, wanted: Tensor) -> LayerResult:
+    """Which weights are zero, their grid, integers, the bias.
 
         b' = b + W mu - W' mu'                                                      (exact bias correction)
 
     A step is kept only where the predicted error falls: compensation on the other half of the images, the correction
     where it is larger than the noise of the mean it is made from (ours).
 
-    A pure function of the job, run on one thread so that every pool gives the same bits.
-
-    Raises:
-        LayerError: the solver failed; names layer, method and shapes.
+    Args:
+        wanted: weights whose mean output the bias keeps.
     """
-    if not bool(torch.isfinite(job.weight).all() and torch.isfinite(job.bias).all()):
-        raise LayerError(f"{job.name}: the weights are not finite; load a checkpoint without NaN or infinity")
-    start = time.perf_counter()
     with solver_context(job):
-        wanted, (job, share) = job.weight, compensated(job)
+        job, share = compensated(job)
         target, job = job.weight, pruned(job)
         stored, qparams, new = solved(job)
         shift = torch.einsum("gon,gn->go", wanted, job.moments.mean)
         shift = shift - torch.einsum("gon,gn->go", new, job.moments.student_mean)
-        error = output_power(target - new, job.moments)
+        noise, power = row_power(target - new, job.moments), row_power(target, job.moments)
+        error = float(noise.sum())
         asked = rounding_method(job.method).corrects_bias(job.method)
         known = float(shift.square().sum()) > error / job.moments.num_rows  # else it is the mean's own noise
         dropped = ("compensation",) * (job.moment_halves is not None and not share and bool(job.method.compensation))
@@ -172,13 +202,15 @@ def compress_layer(job: LayerJob) -> LayerResult:
             weight=stored,
             weight_qparams=qparams,
             bias=job.bias + shift.flatten() if asked and known else job.bias,
-            error_db=decibel(output_power(target, job.moments), error),
+            error_db=decibel(float(power.sum()), error),
+            channel_db=channel_db(noise, power) if job.keep is None else math.inf,
+            input_db=job.input_db,
             bits=job.spec.bits or 32,
             method=job.method.method,
             compensation=share,
             sparsity=0.0 if job.keep is None else float((~job.keep).double().mean()),
             dropped=dropped + ("bias correction",) * (asked and not known),
-            seconds=time.perf_counter() - start,
+            seconds=0.0,
         )
 
 

@@ -44,7 +44,7 @@ def _best_of_grids(job: LayerJob, qparams: QParams) -> tuple[Float[Tensor, "g o 
     stacked = replace(job, weight=copies(job.weight), keep=keep)
     q = rounding_method(job.method).round(stacked, trial)
     off = stacked.weight - dequantize(q.flatten(0, 1), trial).view_as(q)
-    error = _row_power(off, job.moments).view(groups, num, rows)
+    error = row_power(off, job.moments).view(groups, num, rows)
     if not job.spec.per_channel:
         error = error.sum((0, 2), keepdim=True).expand_as(error)
     best = error.argmin(1, keepdim=True)  # (g, 1, o)
@@ -97,10 +97,11 @@ def _smallest_scale(job: LayerJob, shape: tuple[int, int, int]) -> Float[Tensor,
 
 def output_power(weight: Float[Tensor, "g o n"], moments: Moments) -> float:
     """Variance of the layer's output summed over channels, W H W^T."""
-    return float(_row_power(weight, moments).sum())
+    return float(row_power(weight, moments).sum())
 
 
-def _row_power(weight: Float[Tensor, "g o n"], moments: Moments) -> Float[Tensor, "g o"]:
+def row_power(weight: Float[Tensor, "g o n"], moments: Moments) -> Float[Tensor, "g o"]:
+    """Variance of every output channel, w H w^T."""
     if moments.cov.dim() == 2:
         return (weight.double().square() * moments.cov.double()[:, None]).sum(2)
     total = torch.zeros(weight.shape[:2]).double()

@@ -217,6 +217,7 @@ def _notes(run: Run, model: onnx.ModelProto, folded: str | None) -> list[str]:
         r.bits for r in run.layers if r.weight_qparams and r.bits < 8 and stored[f"{r.name}.weight"] == TensorProto.INT8
     )
     notes += [f"{bits}-bit weights of {count} layers ride in int8" for bits, count in sorted(narrow.items())]
+    notes += [f"{layer.name} was solved with {layer.remedy}" for layer in run.summary.mended]
     if TensorProto.INT4 in stored.values():
         count = sum(stored[f"{r.name}.weight"] == TensorProto.INT4 for r in run.layers)
         notes.append(f"weights of {count} layers are INT4, for size only: ONNX Runtime unpacks them, which is slower")
