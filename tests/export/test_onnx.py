@@ -219,10 +219,16 @@ def test_four_bit_layers_run_on_integers_too(text, exported):
     assert not {"Relu", "Mul"} & {*operators(model)}
 
 
-def test_zeros_are_padded_as_integers(exported):
-    check, model, _, _ = exported("asymmetric zero padding")
-    first = next(n for n in model.graph.node if n.op_type == "Pad")
-    assert first.input[0] == "input_quantized" and first.input[2] == "input_quantized_zero_point"
+def test_zeros_that_no_convolution_reads_are_padded_as_integers(tmp_path):
+    net = nn.Sequential(block(3, 4), nn.ZeroPad2d((0, 1, 0, 1)), nn.MaxPool2d(3, 2), head(4)).eval()
+    check = export_onnx(compress(net, Recipe.preset("w8a8"), torch.zeros(1, 3, 8, 8)), tmp_path / "net.onnx")
+    (pad,) = [n for n in onnx.load(tmp_path / "net.onnx").graph.node if n.op_type == "Pad"]
+    assert pad.input[0].endswith("_quantized.clipped") or pad.input[0].endswith("_quantized")
+    assert pad.input[2].endswith("_quantized_zero_point") and check.sqnr_db > 80
+
+
+def test_what_is_padded_with_another_value_than_zero_is_padded_in_float(exported):
+    check, *_ = exported("asymmetric zero padding")
     assert [line for line in check.float_nodes if line.startswith("Pad")] == ["Pad pad_1"]  # pads with 0.5
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from datafree.execution import atomic_write
+from datafree.export.onnx.conv_pads import fold_paddings
 from datafree.export.onnx.fusion import QUANTIZE
 from datafree.export.onnx.onnxruntime import agreement, open_and_read, repeatability, run_file, run_module, sqnr
 from datafree.export.onnx.space_to_depth import fold_pixels
@@ -97,6 +98,7 @@ def export_onnx(
     path = Path(path)
     _check_arguments(path, opset, int4=int4, force=force)
     model = translate(run.student, opset=opset, int4=int4)
+    fold_paddings(model)
     folded = fold_pixels(model) if space_to_depth else None
     _add_metadata(model, run)
     inputs = _probes(run, probes)
