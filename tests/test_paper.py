@@ -129,13 +129,13 @@ def decibel_of(weight, other, u):
 
 def test_equalized_weights_are_those_of_the_restatement(run):
     weights, stats, _, inputs = restated()
-    layers = g.layers(run.teacher)
+    layers, net = g.layers(run.teacher), digits_net()
     assert set(layers) == set(weights) and len(layers) == 3 + 3 * NUM_BLOCKS + 2
     moved = 0
     for name, layer in layers.items():
         found = g.weight(run.teacher, layer)
         torch.testing.assert_close(found, weights[name].view_as(found), rtol=2e-4, atol=1e-7)
-        plain = digits_net().get_parameter(f"{name}.weight").detach().abs().flatten(1).amax(1)
+        plain = net.get_parameter(f"{name}.weight").detach().abs().flatten(1).amax(1)
         moved += float(plain.max() / plain.min()) > 2
         if name in stats:
             for a, b in zip((run.stats[layer.node].mean, run.stats[layer.node].std), stats[name], strict=True):

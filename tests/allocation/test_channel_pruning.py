@@ -96,6 +96,7 @@ def test_the_student_is_smaller_and_the_teacher_is_not(name):
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_layers_alike_lose_the_same_share():
     """Every set about half of its channels, eight or sixteen at a time."""
     torch.manual_seed(0)
@@ -256,6 +257,7 @@ def test_layers_in_sequence_or_each_by_itself():
 # With integers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("chain", marks=SLOW), "grouped"])
 def test_integers_have_the_smaller_shapes(name):
     given = {"signal": {"images": 16}}
@@ -372,6 +374,7 @@ def test_no_share_is_no_change():
     assert run.summary.macs == run.summary.float_macs and shapes(run.student) == shapes(run.teacher)
 
 
+@pytest.mark.slow
 def test_wide_sets_keep_a_multiple_of_sixteen_channels():
     """16 channels at a time is what integer kernels take; narrow sets lose one after another."""
     model = built(block(3, 112), block(112, 24), head(24))

@@ -74,6 +74,7 @@ def test_a_file_that_cannot_be_timed_is_named(files, tmp_path):
         bench([tmp_path / "net.pt"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".onnx", pytest.param(".safetensors", marks=pytest.mark.slow)])
 def test_half_a_file_is_named(files, tmp_path, suffix):
     cut = tmp_path / f"cut{suffix}"

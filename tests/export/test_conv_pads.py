@@ -34,8 +34,7 @@ class Padded(nn.Module):
         return self.last(sum(branch(x) for branch in self.branches))
 
 
-@pytest.mark.parametrize("preset", ["w8a8", "w4a4", "prune50"])
-@pytest.mark.parametrize("readers", [1, 2])
+@pytest.mark.parametrize("preset, readers", [("w8a8", 1), ("w4a4", 2), ("prune50", 1)])
 def test_zeros_before_convolutions_go_into_them(tmp_path, preset, readers):
     kinds, check = kinds_in(tmp_path, Padded(nn.ZeroPad2d((0, 1, 2, 3)), readers=readers), preset)
     assert "Pad" not in kinds and check.sqnr_db > 80

@@ -43,11 +43,12 @@ def test_weights_are_kept_with_output_channels_first(name):
         assert g.weight(graph, layer).shape[0] == channels[0] == len(g.bias(graph, layer))
 
 
-@pytest.mark.parametrize("per", ["channel", "tensor"])
+@pytest.mark.parametrize("per", ["channel", pytest.param("tensor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", KINDS)
 def test_errors_fall_by_six_decibels_a_bit(name, per):
     model, inputs = NETS[name]()
-    text = "{weights: {bits: %d, per: %s}, first_last: same, solve: {method: nearest}, signal: {kind: gaussian}}"
+    signal = "{kind: gaussian, images: 8}"
+    text = "{weights: {bits: %d, per: %s}, first_last: same, solve: {method: nearest}, signal: " + signal + "}"
     errors = {}
     for bits in (2, 4, 8):
         run = compress(model, Recipe.parse(text % (bits, per)), inputs)
@@ -58,11 +59,11 @@ def test_errors_fall_by_six_decibels_a_bit(name, per):
         assert errors[4][layer] > errors[2][layer]
 
 
-@pytest.mark.parametrize("preset", ["w4a8", "prune50-w8a8"])
+@pytest.mark.parametrize("preset", ["w4a8", pytest.param("prune50-w8a8", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", KINDS)
 def test_files_are_the_student(name, preset, tmp_path):
     model, inputs = NETS[name]()
-    run = compress(model, Recipe.preset(preset).updated(["signal.kind=propagated"]), inputs)
+    run = compress(model, Recipe.preset(preset).updated(["signal.kind=propagated", "signal.images=8"]), inputs)
     check = export_onnx(run, tmp_path / "net.onnx")
     assert check.sqnr_db > 80
     save(run, tmp_path / "net.safetensors")

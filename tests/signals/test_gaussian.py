@@ -129,7 +129,7 @@ def test_clipped_moments_equal_draws(bounds):
 
 
 @BOUNDED
-@pytest.mark.parametrize("mean", [-1e4, -20.0, 0.0, 3.0, 20.0, 1e4])
+@pytest.mark.parametrize("mean", [-20.0, 3.0, 1e4])
 def test_channel_without_spread_is_its_clipped_mean(bounds, mean):
     stats = ChannelStats(torch.tensor([mean]), torch.zeros(1))
     first, variance = clipped_moments(stats, *bounds)

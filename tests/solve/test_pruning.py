@@ -133,7 +133,7 @@ def test_a_rough_refit_lowers_the_error_and_a_finer_one_lowers_it_more():
 # Which weights go
 
 
-@pytest.mark.parametrize("steps", [1, 2, 16, 40])
+@pytest.mark.parametrize("steps", [1, 16])
 @pytest.mark.parametrize("size, count", [(100, 50), (100, 99), (576, 5), (576, 575), (9, 4), (7, 7)])
 def test_schedule_ends_at_the_count_and_never_falls(steps, size, count):
     found = count_schedule(PruneSpec(count, "output", steps), size)
@@ -210,7 +210,7 @@ def test_swaps_stop_where_nothing_is_gained():
 
 @METHODS
 @pytest.mark.parametrize("score", ["output", "magnitude"])
-@pytest.mark.parametrize("sparsity", [0.3, 0.77])
+@pytest.mark.parametrize("sparsity", [0.77])
 def test_as_many_zeros_as_asked(method, score, sparsity):
     job = pruning(make_job(method, groups=2), sparsity, score=score)
     result = compress_layer(job)

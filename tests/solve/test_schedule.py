@@ -52,6 +52,7 @@ def test_sequence_beats_independent_layers_on_average(name):
     assert sum(in_turn) >= sum(alone) - 0.5 * len(alone)
 
 
+@pytest.mark.slow
 def test_sequence_runs_what_the_student_will_run():
     """The last layer's input in the walk is that of the assembled student: its predicted error is the real one."""
     model, x = calibrated("chain")

@@ -53,6 +53,7 @@ def test_plain_rounding_is_made_up_for(loss):
     assert any(not torch.equal(a.weight, b.weight) for a, b in zip(before.layers, after.layers, strict=True))
 
 
+@pytest.mark.slow
 def test_zeros_stay_zero_and_bits_stay_bits():
     model, x = small_network()
     for preset in ("prune50", "prune50-w4a8"):
