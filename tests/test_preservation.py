@@ -52,6 +52,10 @@ def cnn(name: str):
     return model.eval(), (x[:2],)
 
 
+# nets with a depthwise layer whose input comes from one BatchNorm alone
+BALANCED = {"depthwise inverted residual", "channel shuffle and split", "upsampling by every transposed conv"}
+
+
 @pytest.mark.parametrize("name", FEW_FAST)
 def test_capture_is_exact_and_functional(name):
     model, inputs = NETS[name]()
@@ -135,7 +139,7 @@ def test_depthwise_balance_keeps_the_function_and_brings_inputs_to_one_range(nam
         before, after = (g.weight(gm, layer) for gm in (folded, graph))
         assert torch.allclose(after * v_i.view(-1, 1, 1, 1), before, rtol=1e-5) and not torch.equal(after, before)
         assert len(scaling.args[0].users) == 1, "another reader would need the multiply"
-    assert bool(equalization.depthwise) == (name in {"depthwise inverted residual", "channel shuffle and split"})
+    assert bool(equalization.depthwise) == (name in BALANCED)
 
 
 def test_depthwise_balance_stretches_channels_by_what_batchnorm_knows_of_them():
