@@ -51,6 +51,7 @@ def test_zeros_around_the_image_go_into_the_first_convolution_and_its_blocks(tmp
     [(nn.ConstantPad2d(1, 0.5),), (nn.ReflectionPad2d(1),), (nn.ZeroPad2d(-1),), (nn.ZeroPad2d(1), nn.MaxPool2d(2))],
     ids=["another value", "reflection", "cropping", "pooling reads it"],
 )
-def test_other_paddings_stay(tmp_path, pads):
-    kinds, check = kinds_in(tmp_path, Padded(*pads))
-    assert kinds["Pad"] == 1 and check.sqnr_db > 30
+@pytest.mark.parametrize("preset", ["w8a8", "prune50"])
+def test_other_paddings_stay(tmp_path, pads, preset):
+    kinds, check = kinds_in(tmp_path, Padded(*pads), preset)
+    assert kinds["Pad"] == 1 and check.sqnr_db > 80

@@ -28,7 +28,7 @@ def fold_paddings(model: onnx.ModelProto) -> int:
     outputs = {value.name for value in graph.output}
     constant = lambda name: numpy_helper.to_array(stored[name]) if name in stored else None  # noqa: E731
     folded = 0
-    for pad in [n for n in graph.node if n.op_type == "Pad"]:
+    for pad in [n for n in graph.node if n.op_type == "Pad" and _mode(n) == "constant"]:
         users = readers[pad.output[0]]
         dequantized = len(users) == 1 and users[0].op_type == "DequantizeLinear"
         convolutions = readers[users[0].output[0]] if dequantized else users
@@ -51,6 +51,10 @@ def fold_paddings(model: onnx.ModelProto) -> int:
     for tensor in [t for t in graph.initializer if t.name not in used]:
         graph.initializer.remove(tensor)
     return folded
+
+
+def _mode(pad: onnx.NodeProto) -> str:
+    return next((a.s.decode() for a in pad.attribute if a.name == "mode"), "constant")
 
 
 def _add_pads(conv: onnx.NodeProto, more: list[int]) -> None:
