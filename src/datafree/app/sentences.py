@@ -56,11 +56,11 @@ def losses(summary: Summary) -> Iterator[str]:
     for layer in summary.mended:
         holds = "exact" if math.isinf(layer.channel_db) else f"{layer.channel_db:.0f} dB"
         yield (
-            f"{layer.name}: channels were lost as it was asked for ({layer.as_asked_db:.0f} dB each on average); "
+            f"{layer.name}: as it was asked for, {layer.as_asked_db:.0f} dB of each channel on average were left; "
             f"solved with {layer.remedy}: {holds}"
         )
     for layer in summary.coarse_inputs:
         yield (
-            f"{layer.name}: rounding its input to {layer.bits} bits leaves its channels {layer.input_db:.0f} dB each "
-            "on average; they hang on inputs that are small beside others of the same tensor"
+            f"{layer.name}: rounding its input to {layer.bits} bits leaves {layer.input_db:.0f} dB of each channel on "
+            "average; they hang on inputs that are small beside others of the same tensor"
         )

@@ -34,7 +34,7 @@ def channel_db(noise: Float[Tensor, "g o"], power: Float[Tensor, "g o"]) -> floa
         return math.inf
     alive = power > ALIVE * there.median()
     share = float((noise[alive] / power[alive]).clamp(max=1).mean())
-    return math.inf if share <= 0 else -10 * math.log10(share)
+    return math.inf if share <= 0 else 0.0 - 10 * math.log10(share)
 
 
 def remedies(job: LayerJob) -> Iterator[tuple[str, LayerJob]]:
