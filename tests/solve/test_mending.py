@@ -100,7 +100,7 @@ def test_a_mended_layer_is_saved_exported_and_read_back(tmp_path):
     run.save(tmp_path / "run")
     assert Run.load(tmp_path / "run").summary == run.summary
     check = export_onnx(run, tmp_path / "net.onnx")
-    assert check.sqnr_db > 40
+    assert check.sqnr_db > 30
     assert any(note.startswith("second.0 was solved with a scale for each channel") for note in check.notes)
 
 
