@@ -18,7 +18,7 @@ from datafree.recipe import schema as recipes
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-PRESET = re.compile(r"`((?:paper-)?(?:w\da\d(?:-tensor)?|prune\d+(?:-w\da\d)?|nm\d+|channels\d+))`")
+PRESET = re.compile(r"`((?:paper-)?(?:w\da\d(?:-tensor)?|prune\d+(?:-w\da\d)?|nm\d+|channels\d+|slim))`")
 PRESET_ROW = re.compile(r"^\| `([\w-]+)` \| (.*) \|$", re.MULTILINE)
 FIELDS = {f"{c.__name__}.{f}": f for c in vars(recipes).values()
           if isinstance(c, type) and issubclass(c, BaseModel) for f in c.model_fields}  # fmt: skip
@@ -59,6 +59,10 @@ def test_preset_does_what_its_row_says(name, cells):
     ends = "8 bits" if r.first_last == 8 else "same"
     order = ", in sequence" if r.solve.sequential else ""
     solve = f"{r.equalize} | {r.signal.kind} | {r.solve.method}{order}"
+    if r.slim == "on":
+        assert cells == f"channels that do nothing | all of them | float | float | {r.equalize} | {r.signal.kind} | nothing"
+        assert r.prune is r.weights.bits is r.activations.bits is None
+        return
     if r.prune is None:
         assert cells == f"{r.weights.bits} bits | {r.weights.per} | {r.activations.bits} bits | {ends} | {solve}"
         return

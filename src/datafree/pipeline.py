@@ -29,7 +29,7 @@ from datafree.run import Run, Steps, images_of, summarize, with_estimate
 from datafree.signals import make_signal, signal_kind
 from datafree.solve import Pool, Problem, plan_layers, solve_layers
 from datafree.student import check_distillation, distill, remove_channels, snap_scales
-from datafree.teacher import equalize_, fold_batchnorm_
+from datafree.teacher import equalize_, fold_batchnorm_, slim
 
 
 def ignore(result: LayerResult) -> None:
@@ -53,8 +53,8 @@ def compress(
 ) -> Run:
     """Compress a trained convolutional network with no data.
 
-    Read what BatchNorm remembers, fold it, equalize ranges between layers, make inputs for every layer, solve each
-    layer by itself so that it matches the original, and put the integer network together.
+    Read what BatchNorm remembers, fold it, leave out what does nothing, equalize ranges between layers, make inputs
+    for every layer, solve each by itself so that it matches the original, and put the integer network together.
 
     Args:
         model: trained network; never changed, a copy is evaluated.
@@ -83,6 +83,7 @@ def compress(
         marks = _marks(fingerprint, recipe, seed, example, known, given) if resume else {}
         work = Execution(device, on_step, open_checkpoints(resume, marks))
         stats, kept = fold_batchnorm_(teacher)
+        teacher, stats, slimmed = slim(teacher, stats, mode=recipe.slim)
         stats, equalization = equalize_(teacher, stats, mode=recipe.equalize, rows=recipe.weights.per == "tensor")
         plan = plan_layers(teacher, recipe)  # refuses a wrong recipe before anything takes long
         check_distillation(teacher, recipe.distill, recipe.signal)
@@ -92,19 +93,21 @@ def compress(
         solution, distilled = distill(allocated.problem, solution, recipe.distill, recipe.signal, work)
         student, layers = snap_scales(solution)
     add_macs(spent.macs)  # for whoever counts around this
-    steps, seconds = Steps(kept, equalization, allocated, distilled, solution), time.perf_counter() - start
+    steps, seconds = Steps(kept, slimmed, equalization, allocated, distilled, solution), time.perf_counter() - start
     summary = summarize(steps, model, fingerprint=fingerprint, seconds=seconds, spent=spent.macs)
-    run = _run(student, layers, allocated, summary)
-    return with_estimate(run) if predict else run
+    return _run(student, layers, allocated, summary, predict)
 
 
-def _run(student: fx.GraphModule, layers: dict[str, LayerResult], allocation: Allocation, summary: Summary) -> Run:
+def _run(
+    student: fx.GraphModule, layers: dict[str, LayerResult], allocation: Allocation, summary: Summary, predict: bool
+) -> Run:
     """What is kept of it all."""
     recipe, teacher, signal = allocation.recipe, allocation.problem.teacher, allocation.problem.signal
     made = signal.inputs if signal_kind(recipe.signal).keeps_images else ()
     made_in = signal.input_range if signal.input_range.mean else None
     done = tuple(layers.values())
-    return Run(student, teacher, recipe, done, summary, signal.stats, made, made_in, signal.generator)
+    run = Run(student, teacher, recipe, done, summary, signal.stats, made, made_in, signal.generator)
+    return with_estimate(run) if predict else run
 
 
 def _marks(

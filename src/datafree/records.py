@@ -260,6 +260,15 @@ class Distilled:
 
 
 @dataclass(frozen=True)
+class Slimmed:
+    """Channels that do nothing, which went before anything else: a line for each set of layers, and what they took."""
+
+    removed: tuple[str, ...] = ()
+    parameters: int = 0
+    macs: int = 0  # for one image
+
+
+@dataclass(frozen=True)
 class Mended:
     """A layer that lost channels as it was asked for, in decibel, and what was done instead."""
 
@@ -311,6 +320,7 @@ class Summary:
     spent_macs: int = 0  # multiply-adds of the compression itself, all images
     forward_equivalents: float = 0.0  # the same in forward passes of one image through the float network
     distilled: Distilled | None = None  # where it was asked for
+    slimmed: Slimmed = Slimmed()
     mended: tuple[Mended, ...] = ()
     coarse_inputs: tuple[CoarseInput, ...] = ()
 

@@ -185,7 +185,7 @@ def test_method_brings_its_own_fields(text, kind):
 @pytest.mark.parametrize(
     "text, path, allowed",
     [
-        ("wieghts: {bits: 4}", "wieghts", "signal, equalize, weights, activations, prune"),
+        ("wieghts: {bits: 4}", "wieghts", "signal, equalize, slim, weights, activations, prune"),
         ("weights: {bit: 4}", "weights.bit", "bits, per, symmetric"),
         ("activations: {symmetric: true}", "activations.symmetric", "bits, per"),
         ("signal: {steps: 3}", "signal.steps", "probes, images, kind"),

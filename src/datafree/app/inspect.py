@@ -11,11 +11,11 @@ from datafree import graph as g
 from datafree.graph import batch_norms, trace
 from datafree.models import check_weights, input_range
 from datafree.recipe import Recipe
-from datafree.records import Equalization, Skipped, Stats
+from datafree.records import Equalization, Skipped, Slimmed, Stats
 from datafree.run import warnings_of
 from datafree.signals import input_range_of
 from datafree.solve import LayerPlan, plan_layers
-from datafree.teacher import equalize_, fold_batchnorm_
+from datafree.teacher import equalize_, fold_batchnorm_, slim
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Inspection:
     layers: tuple[InspectedLayer, ...]
     equalizations: tuple[Equalization, ...]  # free, foldable, depthwise
     num_batchnorms: int
+    num_parameters: int
+    slimmed: Slimmed  # what does nothing, with `slim: on`
     kept: tuple[Skipped, ...]  # BatchNorms that stay as an affine operator
     skipped: tuple[Skipped, ...]  # everything else that is left as it is
     warnings: tuple[str, ...]
@@ -72,6 +74,9 @@ def inspect(
     teacher = trace(model, example)
     num_batchnorms = len(batch_norms(teacher))
     stats, kept = fold_batchnorm_(teacher)
+    num_parameters = sum(len(g.bias(teacher, r)) + g.weight(teacher, r).numel() for r in g.layers(teacher).values())
+    slimmed = slim(teacher, stats, mode="on")[2]
+    teacher, stats, _ = slim(teacher, stats, mode=recipe.slim)
     plan = plan_layers(teacher, recipe)
     chosen = input_range_of(teacher, stats, recipe.signal, input_range(model))
     rows = recipe.weights.per == "tensor"
@@ -85,6 +90,8 @@ def inspect(
             for mode in ("free", "foldable", "depthwise")
         ),
         num_batchnorms=num_batchnorms,
+        num_parameters=num_parameters,
+        slimmed=slimmed,
         kept=kept,
         skipped=plan.skipped,
         warnings=warnings_of(model, stats, chosen),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from datafree.records import ActivationBits, Distilled, Equalization, InputRange, SignalSummary, Summary
+from datafree.records import ActivationBits, Distilled, Equalization, InputRange, SignalSummary, Slimmed, Summary
 
 
 def signal_text(signal: SignalSummary, chosen: InputRange) -> str:
@@ -33,6 +33,15 @@ def equalization_text(done: Equalization) -> str:
         f"at no cost, {len(done.output_vectors)} in the requantization, {len(done.input_vectors)} as a multiply"
         f"{dropped})"
     )
+
+
+def slimmed_text(found: Slimmed, num_parameters: int) -> str:
+    """What does nothing, of so many parameters."""
+    if not found.removed:
+        return "nothing"
+    share = 100 * found.parameters / max(1, num_parameters)
+    sets = f"{len(found.removed)} set{'s' * (len(found.removed) > 1)} of layers"
+    return f"{found.parameters:,} of {num_parameters:,} parameters, {share:.1f} %, in {sets}"
 
 
 def activations_text(bits: ActivationBits) -> str:

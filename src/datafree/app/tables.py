@@ -17,11 +17,11 @@ from rich.text import Text
 from datafree.app.inspect import Inspection
 from datafree.app.labelled_images import BATCH_SIZE
 from datafree.app.latency import Latency
-from datafree.app.sentences import activations_text, distilled_text, equalization_text, signal_text
+from datafree.app.sentences import activations_text, distilled_text, equalization_text, signal_text, slimmed_text
 from datafree.export import Written
 from datafree.models import Normalization
 from datafree.recipe import Recipe
-from datafree.records import Estimate, LayerResult, Skipped, Summary
+from datafree.records import Estimate, LayerResult, Skipped, Slimmed, Summary
 from datafree.run import Evaluation, Run
 
 NUM_NAMES = 3  # layers named in one line
@@ -47,6 +47,7 @@ def run_facts(done: Run) -> dict[str, str]:
         "input range": str(s.input_range),
         "layers": f"{s.num_quantized} of {s.num_layers} solved",
         "weights": _widths(widths),
+        "did nothing, gone": slimmed_text(s.slimmed, s.float_bytes // 4),
         "pruned": _pruned(s),
         "activations": activations_text(s.activations),
         "equalization": equalization_text(s.equalization),
@@ -99,10 +100,15 @@ def inspection_facts(found: Inspection, recipe: Recipe) -> dict[str, str]:
         "layer inputs": _widths(Counter(layer.input_bits or 0 for layer in layers)),
         "BatchNorm": f"{found.num_batchnorms - kept} fold into a layer, {kept} stay as affine operators",
         "statistics": f"known at the output of {outputs} and the input of {inputs} of {len(layers)} layers",
+        "does nothing": f"{slimmed_text(found.slimmed, found.num_parameters)}{_slim_hint(found.slimmed, recipe)}",
         "pruning": _pruning(recipe),
         "equalization": f"{recipe.equalize}, of these:",
         **coverage,
     }
+
+
+def _slim_hint(found: Slimmed, recipe: Recipe) -> str:
+    return "; slim=on leaves it out" if found.removed and recipe.slim != "on" else ""
 
 
 def _pruning(recipe: Recipe) -> str:

@@ -3,7 +3,7 @@
 from datafree.graph.activations import channel_multiplier, clip_bounds
 from datafree.graph.annotations import annotate, layer_name, note, operand, shape
 from datafree.graph.capture import batch_norms, trace
-from datafree.graph.channel_groups import Group, channel_groups, described, remove_, unremovable
+from datafree.graph.channel_groups import ChannelsError, Group, channel_groups, described, remove_, unremovable
 from datafree.graph.channel_ids import ChannelIds, LayerSide, channel_ids
 from datafree.graph.columns import chunks, positions, row_size, taps_inside, unfold
 from datafree.graph.layer_types import (
@@ -16,7 +16,7 @@ from datafree.graph.layer_types import (
     type_of,
     weight_node,
 )
-from datafree.graph.operators import BATCH_NORM, argument, aten, operator_by_name, operator_of
+from datafree.graph.operators import BATCH_NORM, UNKNOWN, argument, aten, operator_by_name, operator_of, summands
 from datafree.graph.view import (
     attribute,
     bias,
@@ -50,7 +50,9 @@ from datafree.graph.view import (
 
 __all__ = [
     "BATCH_NORM",
+    "UNKNOWN",
     "ChannelIds",
+    "ChannelsError",
     "Group",
     "LayerSide",
     "annotate",
@@ -101,6 +103,7 @@ __all__ = [
     "set_tensor",
     "shape",
     "spans_space",
+    "summands",
     "taps_inside",
     "tensor_of",
     "tidy",

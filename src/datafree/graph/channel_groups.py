@@ -85,13 +85,16 @@ def _count(sizes: list[int]) -> str:
     return " + ".join(f"{number} x {size}" for size, number in Counter(sizes).items()) + " channels"
 
 
-def remove_(teacher: fx.GraphModule, groups: Iterable[Group]) -> None:
+def remove_(teacher: fx.GraphModule, groups: Iterable[Group]) -> dict[str, Bool[Tensor, " c"]]:
     """Remove whole channels in place: the network stays dense, with the same layers and outputs, and is smaller.
 
     It computes what it computed with the consumers' weights for these channels set to zero.
 
     Args:
         teacher: the graph that `groups` were found in, by `channel_groups`.
+
+    Returns:
+        Which channels of dimension 1 are still there, by node.
 
     Raises:
         ChannelsError: a layer would be left without channels, or the groups are of another graph.
@@ -117,6 +120,7 @@ def remove_(teacher: fx.GraphModule, groups: Iterable[Group]) -> None:
     for node, masks in kept.items():
         annotate(node, shape=tuple(int(mask.sum()) for mask in masks))
     g.tidy(teacher)
+    return {node.name: masks[1] for node, masks in kept.items() if len(masks) > 1}
 
 
 # ---- which channels go together

@@ -210,7 +210,6 @@ class ChannelTracer:
 
 def _compact(ids: Tensor) -> Tensor:
     for dim in range(ids.dim()):
-        first = ids.narrow(dim, 0, 1)
-        if ids.shape[dim] > 1 and bool((ids == first).all()):
-            ids = first
+        if ids.shape[dim] > 1 and bool((ids == ids.narrow(dim, 0, 1)).all()):
+            ids = ids.narrow(dim, 0, 1)
     return ids.contiguous()

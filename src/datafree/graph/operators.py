@@ -79,6 +79,13 @@ def set_argument(node: fx.Node, name: str, value: Any) -> None:
     node.update_arg(names.index(name), value)
 
 
+def summands(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The two tensors that a node adds; none where it does anything else."""
+    if node.target is not aten.add.Tensor or node.kwargs or not all(isinstance(x, fx.Node) for x in node.args):
+        return ()
+    return tuple(node.all_input_nodes) if len(node.all_input_nodes) == 2 else ()
+
+
 def operator_by_name(name: str) -> Any:
     """`torch.ops.aten.relu.default` of "aten.relu.default"; operators themselves are not picklable."""
     return reduce(getattr, name.split("."), torch.ops)

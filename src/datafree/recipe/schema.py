@@ -153,6 +153,10 @@ class Recipe(Part):
         Literal["free", "foldable", "between", "rows", "depthwise", "off"],
         BeforeValidator(lambda v: "off" if v is False else v),  # YAML 1.1: off
     ] = "foldable"
+    slim: Annotated[
+        Literal["auto", "on", "off"],
+        BeforeValidator(lambda v: {True: "on", False: "off"}.get(v, v) if isinstance(v, bool) else v),  # YAML 1.1
+    ] = "auto"  # leaves out channels that do nothing; auto: where a tenth of the parameters goes
     weights: Weights = Weights()
     activations: Activations = Activations()
     prune: Prune | None = None

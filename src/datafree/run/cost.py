@@ -8,7 +8,7 @@ from torch import fx
 
 from datafree import graph as g
 from datafree.quantization import stored_size
-from datafree.records import LayerResult
+from datafree.records import LayerResult, Slimmed
 from datafree.solve import Plan, Solution
 
 
@@ -29,19 +29,20 @@ class Cost:
     sparsity: float
 
 
-def costs(teacher: fx.GraphModule, solution: Solution, *, spent: int) -> Cost:
+def costs(teacher: fx.GraphModule, solution: Solution, *, slimmed: Slimmed, spent: int) -> Cost:
     """Count bytes, multiply-adds and bit operations.
 
     Args:
-        teacher: with all its channels.
+        teacher: with all its channels but those that do nothing.
+        slimmed: these; the float network had them.
         spent: multiply-adds of the compression itself.
     """
     plan, smaller, results = solution.plan, solution.teacher, solution.layers
-    macs, float_macs = layer_macs(smaller), sum(layer_macs(teacher).values())
+    macs, float_macs = layer_macs(smaller), sum(layer_macs(teacher).values()) + slimmed.macs
     weights = {n: r.weight.numel() for n, r in results.items()}
     return Cost(
         bytes=num_bytes(plan, smaller, results),
-        float_bytes=num_bytes(plan, teacher, {}),
+        float_bytes=num_bytes(plan, teacher, {}) + 4 * slimmed.parameters,
         macs=sum(macs.values()),
         float_macs=float_macs,
         spent_macs=spent,

@@ -19,6 +19,7 @@ from datafree.records import (
     Mended,
     SignalSummary,
     Skipped,
+    Slimmed,
     Stats,
     Summary,
 )
@@ -32,6 +33,7 @@ class Steps:
     """What the steps of `compress` came to, in their order."""
 
     kept: tuple[Skipped, ...]
+    slimmed: Slimmed
     equalization: Equalization
     allocation: Allocation
     distilled: Distilled | None
@@ -55,6 +57,7 @@ def summarize(steps: Steps, model: nn.Module, *, fingerprint: str, seconds: floa
         input_range=signal.input_range,
         seconds=seconds,
         peak_memory_bytes=peak_memory(),
+        slimmed=steps.slimmed,
         equalization=steps.equalization,
         activations=ActivationBits(bits, bits and max(widths, default=8)),
         skipped=plan.skipped + steps.kept,
@@ -65,7 +68,7 @@ def summarize(steps: Steps, model: nn.Module, *, fingerprint: str, seconds: floa
         distilled=steps.distilled,
         mended=tuple(_mended(steps.solution)),
         coarse_inputs=tuple(_coarse_inputs(steps.solution)),
-        **vars(costs(problem.teacher, steps.solution, spent=spent)),
+        **vars(costs(problem.teacher, steps.solution, slimmed=steps.slimmed, spent=spent)),
     )
 
 

@@ -2,8 +2,10 @@
 
 from datafree.teacher.batchnorm import fold_batchnorm_
 from datafree.teacher.equalize import equalize_
+from datafree.teacher.slim import slim
 
 __all__ = [
     "equalize_",
     "fold_batchnorm_",
+    "slim",
 ]

@@ -234,6 +234,6 @@ def _notes(run: Run, model: onnx.ModelProto, folded: str | None) -> list[str]:
             f"{100 * run.summary.sparsity:.0f} % of the weights are zero ({prune.pattern}) and stored all the same: no "
             "maintained CPU runtime is faster on them"
         )
-    if run.summary.removed:
+    if run.summary.removed or run.summary.slimmed.removed:
         notes.append("removed channels are gone from the file: its layers are smaller, and dense")
     return notes
