@@ -60,7 +60,10 @@ def test_preset_does_what_its_row_says(name, cells):
     order = ", in sequence" if r.solve.sequential else ""
     solve = f"{r.equalize} | {r.signal.kind} | {r.solve.method}{order}"
     if r.slim == "on":
-        assert cells == f"channels that do nothing | all of them | float | float | {r.equalize} | {r.signal.kind} | nothing"
+        assert (
+            cells
+            == f"channels that do nothing | all of them | float | float | {r.equalize} | {r.signal.kind} | nothing"
+        )
         assert r.prune is r.weights.bits is r.activations.bits is None
         return
     if r.prune is None:
