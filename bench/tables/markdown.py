@@ -136,8 +136,8 @@ def made_by(rows: Iterable[Any]) -> str:
 
 def block(note: str, rows: list[Row], presets: Iterable[str], names: Iterable[tuple[str, ...]]) -> str:
     """The short form for README: a sentence or two, standard errors, which commits made it, one table."""
-    names = list(names)
-    used = [r for r in rows if any(r.row in group for group in names)]
+    names, presets = list(names), list(presets)
+    used = [r for r in rows if r.preset in presets and any(r.row in group for group in names)]
     errors = [r.lost_error for r in used]
     return page(
         f"{note}\nStandard errors {min(errors):.1f} to {max(errors):.1f} points.",

@@ -72,7 +72,7 @@ def page(folder: Path) -> str:
 
 def block(folder: Path) -> str:
     """The table of README."""
-    return markdown.block(SHORT_NOTE, written(folder, "prune"), PRESETS, SHORT)
+    return markdown.block(SHORT_NOTE, written(folder, "prune"), PRESETS[1:], SHORT)
 
 
 if __name__ == "__main__":
