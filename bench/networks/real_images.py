@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.networks.trained import NETWORKS, SIDE, Networks
+from bench.networks.trained import NETWORKS, SIDE, SPARE, Networks
 from datafree.signals import num_images
 
-SPARE = {**dict.fromkeys(NETWORKS, 128), "mobilenetv2_tiny200": 1000}  # images never evaluated on
 PHOTOGRAPHS = {"mobilenetv2_tiny200": 1000}
 SHARP = "mobilenetv1_025_imagenet"  # whose images the photographs are
 

@@ -14,27 +14,32 @@ from torch import Tensor, nn
 
 from bench.networks.made_images import Images, images_made
 from bench.networks.real_images import Real
-from bench.networks.trained import NETWORKS, Networks, open_networks
+from bench.networks.trained import Networks, open_networks
 from bench.rows import add_missing, finished, rows_on_file
 from datafree import Recipe, compress, evaluate
+from datafree.run.evaluate import Evaluation
 from datafree.signals import signal_kind
 
-Key = tuple[str, str, str, int, str]
+Key = tuple[str, str, str, int, str, str]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One compression, evaluated. Accuracies are percent, `lost` is points, `seconds` are of compress()."""
+    """One compression, evaluated. Accuracies are percent, `lost` is points, `seconds` are of compress().
+
+    data: the images, where they are not the network's own; such rows are in no table. Without labels there is only
+    agreement, and the other accuracies are None.
+    """
 
     network: str
     preset: str
     row: str
     seed: int
     num_images: int
-    float_top1: float
-    top1: float
-    lost: float
-    lost_error: float
+    float_top1: float | None
+    top1: float | None
+    lost: float | None
+    lost_error: float | None
     agreement: float
     bytes_ratio: float
     seconds: float
@@ -42,17 +47,22 @@ class Row:
     images_commit: str = ""  # that made them
     threads: int = 1
     settings: str = ""  # more than the row's own; such rows are in no table
+    data: str = ""
     commit: str = ""
 
     @property
     def key(self) -> Key:
-        return (self.network, self.preset, self.row, self.seed, self.settings)
+        return (self.network, self.preset, self.row, self.seed, self.settings, self.data)
 
     def __str__(self) -> str:
+        what = f"{self.network} {self.preset} {self.row} seed {self.seed}"
+        if self.lost is None:
+            told = f"agreement {self.agreement:.1f} % on {self.num_images} {self.data}"
+            return f"{what}: {told}, {self.seconds:.1f} s; no labels, so top-1 is not known"
+        images = f"{self.num_images} images" + (f" of {self.data}" if self.data else "")
         return (
-            f"{self.network} {self.preset} {self.row} seed {self.seed}: top-1 {self.top1:.1f} of {self.float_top1:.1f} "
-            f"% (lost {self.lost:.1f} ± {self.lost_error:.1f} points, {self.num_images} images), agreement "
-            f"{self.agreement:.1f} %, {self.seconds:.1f} s"
+            f"{what}: top-1 {self.top1:.1f} of {self.float_top1:.1f} % (lost {self.lost:.1f} ± {self.lost_error:.1f} "
+            f"points, {images}), agreement {self.agreement:.1f} %, {self.seconds:.1f} s"
         )
 
 
@@ -83,6 +93,15 @@ class Subject:
     zoo: Networks
     name: str
     count: int  # of images evaluated on
+
+    @property
+    def measured_on(self) -> str:
+        """Images that take the place of its own; "" where none do."""
+        return self.zoo.measured_on(self.name)
+
+    @property
+    def has_labels(self) -> bool:
+        return self.zoo.has_labels(self.name)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -128,11 +147,11 @@ def fill_table(
 ) -> None:
     """`fill` with every preset, row and seed asked for."""
     chosen = {name: ways[name] for name in options.rows}
-    fill(options, bench, lambda network: cells(network, options.presets, chosen, options.seeds, blank), page)
+    fill(options, bench, lambda s: cells(s.name, options.presets, chosen, options.seeds, blank), page)
 
 
 def fill(
-    options: argparse.Namespace, bench: str, cells_of: Callable[[str], Iterable[Cell]], page: Callable[[Path], str]
+    options: argparse.Namespace, bench: str, cells_of: Callable[[Subject], Iterable[Cell]], page: Callable[[Path], str]
 ) -> None:
     """Measure the cells of every network asked for, but those on file that current code made; write the bench's page.
 
@@ -141,22 +160,40 @@ def fill(
         page: what the rows in a folder say.
     """
     zoo, settings = open_networks(options), " ".join(options.set)
-    for network in options.networks if zoo else ():
-        subject = Subject(zoo, network, min(options.images or NETWORKS[network], NETWORKS[network]))
-        done = set() if options.again else finished(written(options.out, bench, settings), subject.count)
+    for network in options.networks:
+        subject = Subject(zoo, network, zoo.num_images(network, options.images))
+        on_file = written(options.out, bench, settings, subject.measured_on)
+        done = set() if options.again else finished(on_file, subject.count)
+        also = (settings, subject.measured_on)
         asked = (
-            ((network, cell.preset, cell.row, cell.seed, settings), partial(measure, subject, cell, options))
-            for cell in cells_of(network)
+            ((network, cell.preset, cell.row, cell.seed, *also), partial(measure, subject, cell, options))
+            for cell in possible(cells_of(subject), subject)
         )
         add_missing(options.out / f"{bench}.jsonl", asked, done)
     if written(options.out, bench):
         (options.out / f"{bench}.md").write_text(page(options.out))
 
 
-def written(folder: Path, bench: str, settings: str = "") -> list[Row]:
-    """All rows of a bench on file, the last one of each key; those with these settings of --set."""
+def possible(asked: Iterable[Cell], subject: Subject) -> Iterator[Cell]:
+    """The cells without those that take real images, where none are left beside those evaluated on; a line says so."""
+    left_out: dict[str, None] = {}
+    for cell in asked:
+        if cell.way.real and not subject.zoo.has_spare(subject.name, subject.count):
+            left_out[cell.row] = None
+        else:
+            yield cell
+    if left_out:
+        print(f"skipped: {subject.name}, {', '.join(left_out)}: too few images beside those evaluated on", flush=True)
+
+
+def written(folder: Path, bench: str, settings: str = "", data: str = "") -> list[Row]:
+    """All rows of a bench on file, the last one of each key; those with these settings of --set, on these images.
+
+    Args:
+        data: what took the place of a network's own images; "" = nothing did.
+    """
     rows = rows_on_file([folder / f"{bench}.jsonl"], Row, lambda r: r.key)
-    return [r for r in rows if r.settings == settings]
+    return [r for r in rows if (r.settings, r.data) == (settings, data)]
 
 
 def measure(subject: Subject, cell: Cell, options: argparse.Namespace) -> Row:
@@ -173,7 +210,12 @@ def measure(subject: Subject, cell: Cell, options: argparse.Namespace) -> Row:
     seconds = time.perf_counter() - start
     found = evaluate(run, subject.data)
     return Row(
-        subject.name, cell.preset, cell.row, cell.seed, found.num_images, found.float_top1, found.top1, found.lost,
-        found.lost_error, found.agreement, run.summary.bytes / run.summary.float_bytes, round(seconds, 1),
-        round(made.seconds, 1), made.commit, torch.get_num_threads(), " ".join(options.set),
+        subject.name, cell.preset, cell.row, cell.seed, found.num_images, *top1_of(found, subject.has_labels),
+        found.agreement, run.summary.bytes / run.summary.float_bytes, round(seconds, 1), round(made.seconds, 1),
+        made.commit, torch.get_num_threads(), " ".join(options.set), subject.measured_on,
     )  # fmt: skip
+
+
+def top1_of(found: Evaluation, has_labels: bool) -> tuple[float | None, float | None, float | None, float | None]:
+    """float_top1, top1, lost and lost_error of a row; None without labels."""
+    return (found.float_top1, found.top1, found.lost, found.lost_error) if has_labels else (None, None, None, None)

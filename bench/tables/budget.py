@@ -16,7 +16,13 @@ from bench.tables import markdown
 from bench.tables.accuracy import Row, Way, fill_table, written
 
 WAYS = {"uniform": Way(), "mean of 4 bits": Way(("budget.mean_bits=4",))}
-FOUR = ["resnet20_cifar10", "resnet8_cifar10", "mobilenetv1_025_imagenet", "mobilenetv2_tiny200"]
+FIVE = [
+    "efficientnet_lite0",
+    "resnet20_cifar10",
+    "resnet8_cifar10",
+    "mobilenetv1_025_imagenet",
+    "mobilenetv2_tiny200",
+]
 NOTE = """The preset `w4a8` with the same bits in every layer and with `budget.mean_bits=4`: agreement with the float
 network in percent, points of top-1 lost ± standard error over images (paired), bytes in percent of float32; mean over
 seeds."""
@@ -26,7 +32,7 @@ Agreement with the float network, uniform `w4a8` / mean of 4 bits:"""
 
 def main() -> None:
     parser = arguments.table_parser(__doc__, presets=["w4a8"], rows=WAYS)
-    parser.set_defaults(networks=FOUR, seeds=[0])
+    parser.set_defaults(networks=FIVE, seeds=[0])
     options = parser.parse_args()
     fill_table(options, "budget", WAYS, page)
 

@@ -31,12 +31,14 @@ SOLVERS = ("nearest", "gptq")
 def main() -> None:
     options = _options()
     zoo = open_networks(options)
-    for network in options.networks if zoo else ():
-        x, _ = zoo.images(network)
-        rows = list(_measure(zoo.load(network), x[: options.images]))
+    for network in options.networks:
+        count, data = zoo.num_images(network, options.images), zoo.measured_on(network)
+        x, _ = zoo.images(network, count)
+        rows = list(_measure(zoo.load(network), x))
         for row in rows:
-            append_row(options.out / "estimate.jsonl", {"network": network, "images": options.images, **row})
-        print(f"{network}, {len(rows)} students, {options.images} images: {_summary(rows)}", flush=True)
+            append_row(options.out / "estimate.jsonl", {"network": network, "images": count, "data": data, **row})
+        told = f"{count} images" + (f" of {data}" if data else "")
+        print(f"{network}, {len(rows)} students, {told}: {_summary(rows)}", flush=True)
 
 
 def _measure(model, x):

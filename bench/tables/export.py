@@ -23,7 +23,7 @@ import torch
 from onnxruntime import quantization as ort_quantization
 
 from bench import arguments
-from bench.networks.trained import NETWORKS, open_networks
+from bench.networks.trained import open_networks
 from bench.rows import append_row
 from datafree import Recipe, compress, load_model
 from datafree.export.onnx.export import export_onnx
@@ -156,22 +156,23 @@ def interleaved(opened: dict[str, Callable], image: np.ndarray, rounds: int) -> 
 def parities(options):
     zoo = open_networks(options)
     torch.set_num_threads(1)
-    for network in options.networks if zoo else ():
-        model, (x, y) = zoo.load(network), zoo.images(network)
-        count = NETWORKS[network]
+    for network in options.networks:
+        model, (x, y) = zoo.load(network), zoo.images(network, zoo.num_images(network))
+        labels, data = (y if zoo.has_labels(network) else None), zoo.measured_on(network)
+        known = {"network": network, **({"data": data} if data else {})}
         for preset in options.presets:
-            yield {"network": network, "preset": preset, **parity(model, preset, x[:count], y[:count])}
+            yield {**known, "preset": preset, **parity(model, preset, x, labels)}
 
 
-def parity(model, preset: str, x: torch.Tensor, y: torch.Tensor) -> dict[str, object]:
-    """File against student and student against float, on labelled images."""
+def parity(model, preset: str, x: torch.Tensor, y: torch.Tensor | None) -> dict[str, object]:
+    """File against student and student against float; no top-1 without labels."""
     run = compress(model, Recipe.preset(preset).updated(CHEAP), x[:1])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.onnx"
         check = export_onnx(run, path)
         found = run_file(session(path), (x,))
     student, teacher = run_module(run.student, (x,)), run_module(run.teacher, (x,))
-    top1 = [100 * float((v[0].argmax(1) == y).double().mean()) for v in (found, student)]
+    top1 = [None if y is None else 100 * float((v[0].argmax(1) == y).double().mean()) for v in (found, student)]
     return {
         "images": len(x), "file_db": sqnr(found, student), "student_db": sqnr(student, teacher),
         "agreement": agreement(found, student), "top1": top1[0], "student_top1": top1[1],

@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=CACHE)
     options = parser.parse_args()
     zoo = open_networks(options)
-    for network in options.networks if zoo else ():
+    for network in options.networks:
         model, (example, _) = zoo.load(network), zoo.images(network, 1)
         for kind in options.kinds:
             recipe = Recipe.preset("w4a8").updated([f"signal.kind={kind}", *options.set])

@@ -12,8 +12,8 @@ from bench.rows import commits_note, mark, newest
 from bench.tables.accuracy import Row, never
 
 NICK = {
-    "resnet20_cifar10": "resnet20", "resnet8_cifar10": "resnet8", "mobilenetv1_025_imagenet": "mobilenetv1 0.25",
-    "mobilenetv2_tiny200": "mobilenetv2", "efficientnet_lite0": "efficientnet lite0",
+    "efficientnet_lite0": "efficientnet lite0", "resnet20_cifar10": "resnet20",
+    "mobilenetv1_025_imagenet": "mobilenetv1 0.25", "mobilenetv2_tiny200": "mobilenetv2", "resnet8_cifar10": "resnet8",
     "mobilenetv1_025_vww": "mobilenetv1 vww", "resnet_digits": "resnet digits", "mobilenet_digits": "mobilenet digits",
 }  # fmt: skip
 Blank = Callable[[str, str], str]
@@ -26,8 +26,9 @@ def select(rows: Iterable[Row], network: str, preset: str, name: str) -> list[Ro
 
 
 def mean(rows: list[Row], field: str = "lost") -> float | None:
-    """Over seeds; None without rows."""
-    return statistics.mean(getattr(r, field) for r in rows) if rows else None
+    """Over seeds; None without rows, or where they have no such figure."""
+    values = [value for r in rows if (value := getattr(r, field)) is not None]
+    return statistics.mean(values) if values else None
 
 
 def networks_of(rows: Iterable[Row]) -> list[str]:
@@ -138,7 +139,7 @@ def block(note: str, rows: list[Row], presets: Iterable[str], names: Iterable[tu
     """The short form for README: a sentence or two, standard errors, which commits made it, one table."""
     names, presets = list(names), list(presets)
     used = [r for r in rows if r.preset in presets and any(r.row in group for group in names)]
-    errors = [r.lost_error for r in used]
+    errors = [r.lost_error for r in used if r.lost_error is not None]
     return page(
         f"{note}\nStandard errors {min(errors):.1f} to {max(errors):.1f} points.",
         used,

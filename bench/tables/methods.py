@@ -41,7 +41,7 @@ making images. `matched` 40 steps, `inverted` 200; *real, as many*: as many real
 
 def main() -> None:
     parser = arguments.table_parser(__doc__, presets=["w4a8"], rows=WAYS)
-    parser.set_defaults(networks=["resnet20_cifar10"], seeds=[0], images=1000)
+    parser.set_defaults(networks=["efficientnet_lite0", "resnet20_cifar10"], seeds=[0], images=1000)
     options = parser.parse_args()
     fill_table(options, "methods", WAYS, page)
 

@@ -1,6 +1,6 @@
 """The paper's comparisons, rebuilt: accuracy against cost, bits, sparsity, and generative methods from other starts.
 
-    python -m bench.tables.paper                                                   # two digits networks
+    python -m bench.tables.paper                              # EfficientNet-Lite0 (days), two digits networks (hours)
     python -m bench.tables.paper --networks resnet20_cifar10 --parts bits cost     # with the folder of trained networks
     python -m bench.tables.paper --parts combination --presets prune50 --methods "none" "DI, our images"
     python -m bench.tables.paper --quick                                           # without what takes longest
@@ -27,10 +27,11 @@ from torch import Tensor, nn
 
 from bench import arguments
 from bench.networks.made_images import CACHE, Images, images_made
-from bench.networks.trained import NETWORKS, open_networks
+from bench.networks.trained import open_networks
 from bench.published import zeroq
 from bench.published.baselines import BASELINES, PRUNING, by_distilling
 from bench.rows import add_missing, finished, rows_on_file
+from bench.tables.accuracy import top1_of
 from bench.tables.paper_pages import page
 from bench.tables.paper_parts import PARTS, Point, points
 from datafree import Recipe, compress
@@ -43,7 +44,7 @@ from datafree.run.evaluate import evaluate_models
 from datafree.student.distill_images import DistillError
 
 LONG = ("DI, 500", "DI, 2000", "AKD, 200 + 500", "AKD, 50 + 500", "DI, kl", "DI, mse", "AKD, mse")
-Key = tuple[str, str, str, str, int]
+Key = tuple[str, str, str, str, int, str]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Row:
     """One student. Accuracies percent, `lost` points, cost in forward passes of one image and in multiply-adds.
 
     note: what training of the whole student did; "rejected: ..." where there is no student, and all figures are 0.
+    data: the images, where they are not the network's own; such rows are in no table. Without labels there is only
+        agreement, and the other accuracies are None.
     """
 
     part: str
@@ -59,21 +62,22 @@ class Row:
     preset: str
     seed: int
     num_images: int
-    float_top1: float = 0.0
-    top1: float = 0.0
-    lost: float = 0.0
-    lost_error: float = 0.0
+    float_top1: float | None = 0.0
+    top1: float | None = 0.0
+    lost: float | None = 0.0
+    lost_error: float | None = 0.0
     agreement: float = 0.0
     forward_passes: float = 0.0
     macs: int = 0
     seconds: float = 0.0
     note: str = ""
     images_commit: str = ""  # that made them
+    data: str = ""
     commit: str = ""
 
     @property
     def key(self) -> Key:
-        return (self.part, self.network, self.method, self.preset, self.seed)
+        return (self.part, self.network, self.method, self.preset, self.seed, self.data)
 
     @property
     def rejected(self) -> bool:
@@ -81,9 +85,14 @@ class Row:
 
     def __str__(self) -> str:
         cost = f"{self.forward_passes:,.0f} forward passes, {self.seconds:.0f} s"
+        what = f"{self.part} {self.network} {self.preset} {self.method}"
+        if self.lost is None:
+            told = f"agreement {self.agreement:.1f} % on {self.num_images} {self.data}"
+            return f"{what}: {told}; {cost}; no labels, so top-1 is not known; {self.note}"
+        images = f"{self.num_images} images" + (f" of {self.data}" if self.data else "")
         return (
-            f"{self.part} {self.network} {self.preset} {self.method}: top-1 {self.top1:.1f} of {self.float_top1:.1f} % "
-            f"± {self.lost_error:.1f}, {self.num_images} images; {cost}; {self.note}"
+            f"{what}: top-1 {self.top1:.1f} of {self.float_top1:.1f} % ± {self.lost_error:.1f}, {images}; {cost}; "
+            f"{self.note}"
         )
 
 
@@ -97,6 +106,8 @@ class Bench:
     data: list[tuple[Tensor, Tensor]]
     seed: int
     cache: Path
+    measured_on: str = ""
+    has_labels: bool = True
     float_macs: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -115,13 +126,14 @@ class Bench:
             with count_macs() as spent:
                 student, note = self._student(point, made)
         except DistillError as error:
-            return Row(*key, seconds=round(time.perf_counter() - start, 1), note=f"rejected: {error}")
+            seconds = round(time.perf_counter() - start, 1)
+            return Row(*key, seconds=seconds, note=f"rejected: {error}", data=self.measured_on)
         seconds = time.perf_counter() - start + sum(m.seconds for m in made.values())
         macs = spent.macs + sum(m.macs for m in made.values())
         found = evaluate_models(student, self.model, self.data, layers=False)
         return Row(
-            *key, found.float_top1, found.top1, found.lost, found.lost_error, found.agreement,
-            macs / self.float_macs, macs, round(seconds, 1), note, ", ".join(sorted({m.commit for m in made.values()})),
+            *key, *top1_of(found, self.has_labels), found.agreement, macs / self.float_macs, macs, round(seconds, 1),
+            note, ", ".join(sorted({m.commit for m in made.values()})), self.measured_on,
         )  # fmt: skip
 
     def _student(self, point: Point, made: dict[str, Images]) -> tuple[nn.Module, str]:
@@ -177,17 +189,18 @@ def _say(what: str, done: int, total: int) -> None:
 def main() -> None:
     options = _parser().parse_args()
     zoo = open_networks(options)
-    for name in options.networks if zoo else ():
-        x, y = zoo.images(name, min(options.images, NETWORKS[name]))
+    for name in options.networks:
+        x, y = zoo.images(name, zoo.num_images(name, options.images))
         data = list(zip(x.split(100), y.split(100), strict=True))
-        bench = Bench(name, zoo.load(name), x[:1], data, options.seed, options.cache)
+        also = (zoo.measured_on(name), zoo.has_labels(name))
+        bench = Bench(name, zoo.load(name), x[:1], data, options.seed, options.cache, *also)
         measure(bench, chosen(points(name, options.parts), options), options.out / "paper.jsonl")
     (options.out / "paper.md").write_text(page(written(options.out / "paper.jsonl"), options.out))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = arguments.parser(__doc__)
-    parser.set_defaults(networks=["resnet_digits", "mobilenet_digits"])
+    parser.set_defaults(networks=["efficientnet_lite0", "resnet_digits", "mobilenet_digits"])
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--presets", nargs="+", default=[], help="only these rows of the tables")
     parser.add_argument("--methods", nargs="+", default=[], help="only methods that begin like this")
@@ -211,13 +224,14 @@ def chosen(all_of: Iterable[Point], options: argparse.Namespace) -> list[Point]:
 
 def measure(bench: Bench, asked: Iterable[Point], path: Path) -> None:
     """Every point, but those on file that current code made on as many images."""
-    keyed = (((p.part, bench.name, p.method, p.preset, bench.seed), partial(bench.run, p)) for p in asked)
-    add_missing(path, keyed, finished(written(path), bench.num_images))
+    also = (bench.seed, bench.measured_on)
+    keyed = (((p.part, bench.name, p.method, p.preset, *also), partial(bench.run, p)) for p in asked)
+    add_missing(path, keyed, finished(written(path, bench.measured_on), bench.num_images))
 
 
-def written(path: Path) -> list[Row]:
-    """All rows on file, the last of each kind."""
-    return rows_on_file([path], Row, lambda row: row.key)
+def written(path: Path, data: str = "") -> list[Row]:
+    """All rows on file, the last of each kind; those on these images, "" = the networks' own."""
+    return [row for row in rows_on_file([path], Row, lambda row: row.key) if row.data == data]
 
 
 if __name__ == "__main__":

@@ -89,7 +89,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=872, help="evaluate on so many at most")
     options = parser.parse_args()
     zoo = open_networks(options)
-    for network in options.networks if zoo else ():
+    for network in options.networks:
+        if zoo.measured_on(network):
+            print(f"skipped: {network}: peers are compared on the images of --zoo alone", flush=True)
+            continue
         with tempfile.TemporaryDirectory() as folder:
             case = _case(zoo, network, options.images)
             _write(case, Path(folder))

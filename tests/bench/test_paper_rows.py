@@ -89,7 +89,8 @@ def test_every_ablation_is_a_recipe_and_changes_it():
 
 
 def test_rows_on_file_are_not_made_again(tmp_path, monkeypatch):
-    bench = argparse.Namespace(name=NETWORK, seed=0, num_images=100, run=lambda point: row(method=point.method))
+    bench = argparse.Namespace(name=NETWORK, seed=0, num_images=100, measured_on="")
+    bench.run = lambda point: row(method=point.method)
     asked = [Point("bits", name, "w8a8-tensor") for name in ("ours", "paper")]
     path = tmp_path / "paper.jsonl"
     paper.measure(bench, asked[:1], path)
@@ -126,6 +127,18 @@ def test_a_student_trained_on_images_is_charged_for_both(bench):
     assert found.forward_passes > alone.forward_passes > 0
     assert "after 1 of 1 steps" in found.note and alone.note == ""
     assert bench.run(point).macs == found.macs, "images from the cache cost what they cost"
+
+
+def test_a_row_on_other_images_says_so_and_is_in_no_table(bench, tmp_path):
+    bench.measured_on, bench.has_labels = "procedural images", False
+    point = Point("cost", "none", "w4a4", "w4a4", paper_parts.PLAIN)
+    paper.measure(bench, [point], path := tmp_path / "paper.jsonl")
+    [found] = paper.written(path, "procedural images")
+    assert found.top1 is None and found.lost is None and paper.written(path) == []
+    assert f"agreement {found.agreement:.1f} % on 8 procedural images; " in str(found)
+    assert "no labels, so top-1 is not known" in str(found)
+    paper.measure(bench, [point], path)
+    assert len(path.read_text().splitlines()) == 1
 
 
 def test_a_run_that_diverges_is_a_rejected_row(bench, monkeypatch):

@@ -155,7 +155,7 @@ def bench(tmp_path, monkeypatch, new_is_current):
     def fill(**more):
         seen.clear()
         known = {"networks": ["resnet_digits"], "presets": ["w8a8"], "rows": ["a", "b"], "seeds": [0, 1], "images": 50}
-        known |= {"set": [], "again": False, "out": tmp_path, "threads": torch.get_num_threads()}
+        known |= {"set": [], "again": False, "out": tmp_path, "threads": torch.get_num_threads(), "data": None}
         ways = {"a": Way(), "b": Way(random=False)}
         accuracy.fill_table(argparse.Namespace(**{**known, **more}), "zoo", ways, zoo.page)
         return list(seen)
@@ -181,11 +181,11 @@ def test_rows_of_old_code_or_fewer_images_are_made_again(bench, monkeypatch):
 
 def test_a_network_without_its_packages_is_skipped_and_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(trained.PACKAGES, "mobilenet_digits", ("no_such_package",))
-    options = argparse.Namespace(networks=["resnet_digits", "mobilenet_digits"], out=tmp_path, zoo=tmp_path)
+    options = argparse.Namespace(networks=["resnet_digits", "mobilenet_digits"], out=tmp_path, zoo=tmp_path, data=None)
     options.threads = torch.get_num_threads()
     opened = trained.open_networks(options)
-    assert opened is not None and list(opened.sources) == options.networks == ["resnet_digits"]
-    assert "mobilenet_digits needs no_such_package" in capsys.readouterr().out
+    assert list(opened.sources) == options.networks == ["resnet_digits"]
+    assert "skipped: mobilenet_digits: needs no_such_package" in capsys.readouterr().out
 
 
 # ---- real images
@@ -289,9 +289,9 @@ def test_the_short_table_has_networks_across_and_the_better_reference(new_is_cur
     found = [row(name="plain rounding", lost=9.0), row(), row(name="real, as many", lost=2.0)]
     found += [row(name="real, as many, re-standardised", lost=0.5), row("efficientnet_lite0", commit="abc")]
     assert markdown.short(found, ["w4a8"], zoo.SHORT) == [
-        "| | resnet20, 100 images | efficientnet lite0, 100 images |",
+        "| | efficientnet lite0, 100 images | resnet20, 100 images |",
         "|---|---|---|",
-        "| w4a8 | 9.0 / 1.0 / 0.5 | - / 1.0 / - † |",
+        "| w4a8 | - / 1.0 / - † | 9.0 / 1.0 / 0.5 |",
     ]
 
 
@@ -319,6 +319,11 @@ def test_zeros_grow_until_two_points_are_lost(tmp_path, new_is_current):
         lost = 3.0 if cell.preset == "25 %" else 0.0
         rows.append_row(tmp_path / "claim.jsonl", vars(row(preset=cell.preset, lost=lost)))
     assert asked == ["10 %", "20 %", "25 %"]
+
+
+def test_efficientnet_lite0_comes_first():
+    assert markdown.networks_of([row("resnet20_cifar10"), row("efficientnet_lite0")])[0] == "efficientnet_lite0"
+    assert list(trained.NETWORKS)[0] == "efficientnet_lite0"  # noqa: RUF015
 
 
 # ---- pages
