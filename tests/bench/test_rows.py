@@ -295,10 +295,12 @@ def test_the_short_table_has_networks_across_and_the_better_reference(new_is_cur
     ]
 
 
-def test_the_first_paragraph_has_networks_with_both_rows(new_is_current):
-    found = [row(name="plain rounding", lost=9.0), row(), row("efficientnet_lite0")]
+def test_the_first_paragraph_tells_presets_with_both_rows(new_is_current):
+    network = "efficientnet_lite0"
+    found = [row(network, name="plain rounding", lost=9.0), row(network), row(network, preset="w8a8-tensor"), row()]
     assert render.first_paragraph(found) == (
-        "Points of top-1 lost at `w4a8`, plain rounding / `datafree`: resnet20 9.0 / 1.0.\n"
+        f"On EfficientNet-Lite0, which has {found[0].float_top1:.1f} % top-1 on {found[0].num_images} photographs:\n"
+        "with weights of 4 bits (`w4a8`) plain rounding loses 9.0 points and `datafree` 1.0.\n"
     )
 
 
