@@ -78,6 +78,20 @@ def facts(text):
     return dict(re.findall(r"^ (\S+(?: \S+)*) {2,}(\S.*?) *$", text, re.MULTILINE))
 
 
+def test_an_onnx_file_is_a_model(finished, capsys):
+    """Out of one file into another; its sides are open, and the width of an image is asked for."""
+    pytest.importorskip("onnx")
+    code, out, _ = call(capsys, "export", finished[0], "float.onnx", "--float")
+    assert code == 0, out
+    arguments = ("compress", "float.onnx", "--recipe", "w8a8", "--set", FEW, "--no-estimate", "--out", "small")
+    code, out, err = call(capsys, *arguments, "--input", "1,1,8,8")
+    assert code == 0, err
+    assert facts(out)["model"].startswith("float.onnx sha256:")
+    assert facts(out)["layers"] == "3 of 3 solved"
+    code, _, err = call(capsys, *arguments, "--force", "--input", "1,2,8,8")
+    assert code == 2 and "(1, 2, 8, 8) does not fit" in err
+
+
 # What is wrong
 
 
@@ -94,6 +108,8 @@ def facts(text):
         (["--pretrained"], r"pretrained=True is for timm: and torchvision: names"),
         (["--out", "tiny_factory_of_cli_tests.py/run"], r"nothing can be written into .*; choose another --out"),
         (["--out", "."], r"exists and is not a run directory; choose another --out"),
+        (["--input", "1,3,h"], r"'1,3,h' is not a list of numbers"),
+        (["--input", "1,-3,8,8"], r"'1,-3,8,8' is not a shape; write 1,3,224,224"),
         (["--workers", "0"], r"'--workers'.* 1.*; see datafree compress --help"),
         (["--nosuch"], r"No such option: --nosuch.*; see datafree compress --help"),
     ],

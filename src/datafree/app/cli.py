@@ -64,10 +64,15 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="timm:NAME, torchvision:NAME, demo, or pkg.module:factory, found from the current directory.",
+        help="timm:NAME, torchvision:NAME, demo, a file NAME.onnx, or pkg.module:factory, found from the current "
+        "directory.",
     ),
 ]
 Weights = Annotated[Path | None, typer.Option(metavar="FILE", help=".safetensors, or .pth that holds tensors only.")]
+InputShape = Annotated[
+    str | None,
+    typer.Option("--input", metavar="N,C,H,W", help="Shape of an input, where a file leaves its sides open."),
+]
 Pretrained = Annotated[
     bool, typer.Option("--pretrained", help="Download the published weights of timm or torchvision.")
 ]
@@ -164,6 +169,7 @@ def compress(
     settings: Settings = None,
     weights: Weights = None,
     pretrained: Pretrained = False,
+    input_shape: InputShape = None,
     workers: Annotated[
         int,
         typer.Option(min=1, metavar="N", help="Processes that solve layers; any number gives the same bits."),
@@ -190,7 +196,7 @@ def compress(
     chosen = _read_recipe(recipe, settings)
     _check_out(out, force=force)
     torch.manual_seed(seed)  # a model of random weights is the same one next time
-    network, example = load_model(model, weights=weights, pretrained=pretrained)
+    network, example = load_model(model, weights=weights, pretrained=pretrained, input_shape=_shape(input_shape))
     origin = provenance(model, weights, pretrained=pretrained)
     kept = Run.load(images) if images else None
     unfinished = _unfinished(out, resume=resume)
@@ -216,6 +222,7 @@ def inspect(
     settings: Settings = None,
     weights: Weights = None,
     pretrained: Pretrained = False,
+    input_shape: InputShape = None,
     threads: Threads = None,
     verbose: Verbose = False,
     debug: Debug = False,
@@ -223,7 +230,7 @@ def inspect(
     """Say what compress would do with MODEL."""
     _set_threads(threads)
     chosen = _read_recipe(recipe, settings)
-    network, example = load_model(model, weights=weights, pretrained=pretrained)
+    network, example = load_model(model, weights=weights, pretrained=pretrained, input_shape=_shape(input_shape))
     origin = provenance(model, weights, pretrained=pretrained)
     with _progress() as progress:
         progress.add_task("reading the network", total=None)
@@ -348,6 +355,13 @@ def _set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    numbers = _numbers(text)
+    if numbers is not None and not all(number > 0 and number == int(number) for number in numbers):
+        raise ValueError(f"{text!r} is not a shape; write 1,3,224,224")
+    return None if numbers is None else tuple(map(int, numbers))
+
+
 def _numbers(text: str | None) -> tuple[float, ...] | None:
     try:
         return None if text is None else tuple(float(part) for part in text.split(","))
@@ -400,7 +414,7 @@ def _compress(
 ) -> Run:
     """Compress, with a bar on the terminal that is gone afterwards; what is asked goes on to `datafree.compress`."""
     pool = serial if workers == 1 else processes(workers)
-    num_layers = sum(isinstance(module, nn.modules.conv._ConvNd | nn.Linear) for module in model.modules())
+    num_layers = sum(isinstance(module, nn.modules.conv._ConvNd | nn.Linear) for module in model.modules()) or None
     with _progress() as progress:
         task = progress.add_task(f"{label}reading the network", total=None)
         solved = itertools.count(1)

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from datafree.models.onnx_file import load_onnx
 from datafree.models.state_dict import ModelError, existing, load_weights_
 from datafree.records import InputRange
 
@@ -40,20 +41,26 @@ class Normalization:
 
 
 def load_model(
-    name: str, *, weights: str | Path | None = None, pretrained: bool = False
-) -> tuple[nn.Module, Float[Tensor, "1 c h w"]]:
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    pretrained: bool = False,
+    input_shape: tuple[int, ...] | None = None,
+) -> tuple[nn.Module, Float[Tensor, "n ..."]]:
     """Build the network `name` in eval mode, and an example input of zeros in its size.
 
     Without `weights` and `pretrained`, the weights of timm and torchvision networks are random, and nothing
     is downloaded. The digits network of `demo` is always trained.
 
     Args:
-        name: "timm:NAME", "torchvision:NAME" (a classification network), "demo", or "pkg.module:factory". The
-            factory is called without arguments and returns a module, or (module, example) with an example
-            (N, C, H, W); without one the input is (1, 3, 224, 224). The current directory is searched first.
+        name: "timm:NAME", "torchvision:NAME" (a classification network), "demo", a path that ends in .onnx, or
+            "pkg.module:factory". The factory is called without arguments and returns a module, or (module, example)
+            with an example (N, C, H, W); without one the input is (1, 3, 224, 224). The current directory is searched
+            first.
         weights: .safetensors, or .pth or .pt holding tensors only; a "state_dict" or "model" entry and a
             "module." prefix are unwrapped. Every tensor must fit.
         pretrained: download the published weights of a timm or torchvision network.
+        input_shape: (N, C, H, W) of the example, where it shall be another, or an .onnx file leaves sides open.
 
     Raises:
         ModelError: an unknown name, a factory that fails, a missing optional package, or weights that cannot
@@ -61,6 +68,10 @@ def load_model(
     """
     if pretrained and weights is not None:
         raise ModelError(f"pretrained=True and weights={str(weights)!r} exclude each other; give one of them")
+    if name.endswith(".onnx"):
+        if pretrained or weights is not None:
+            raise ModelError(f"{name} holds its own weights; leave weights and pretrained out")
+        return load_onnx(name, input_shape)
     scheme, _, rest = name.partition(":")
     if scheme == "timm":
         model, size = _timm_model(rest, pretrained=pretrained)
@@ -74,12 +85,12 @@ def load_model(
         model, size = _factory_model(name)
     else:
         raise ModelError(
-            f"unknown model {name!r}; allowed are timm:NAME, torchvision:NAME, pkg.module:factory and demo; "
+            f"unknown model {name!r}; allowed are timm:NAME, torchvision:NAME, FILE.onnx, pkg.module:factory and demo; "
             f'write "timm:{name.rpartition("/")[2]}" for the network of that name in timm'
         )
     if weights is not None:
         load_weights_(model, Path(weights), name=name)
-    return model.eval(), torch.zeros(1, *size)
+    return model.eval(), torch.zeros(input_shape or (1, *size))
 
 
 def normalization(model: nn.Module) -> Normalization | None:
@@ -119,9 +130,10 @@ def provenance(name: str, weights: str | Path | None = None, *, pretrained: bool
     scheme, _, rest = name.partition(":")
     packaged = scheme in ("timm", "torchvision")
     origin = f"{scheme} {importlib.metadata.version(scheme)} {rest}" if packaged else name
-    if weights is not None:
-        path = existing(Path(weights))
-        return f"{origin}, weights {path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    if weights is not None or name.endswith(".onnx"):
+        path = existing(Path(weights or name))
+        origin = path.name if weights is None else f"{origin}, weights {path.name}"
+        return f"{origin} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
     if packaged:
         return f"{origin}, {'pretrained' if pretrained else 'random'} weights"
     return f"{origin}, weights as it makes them"

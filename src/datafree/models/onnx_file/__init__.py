@@ -1,0 +1,5 @@
+"""ONNX files as networks: read into PyTorch, so that everything else is the same as for a model in Python."""
+
+from datafree.models.onnx_file.network import OnnxNetwork, load_onnx
+
+__all__ = ["OnnxNetwork", "load_onnx"]

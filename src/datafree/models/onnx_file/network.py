@@ -1,0 +1,172 @@
+"""An ONNX file as an nn.Module: PyTorch runs its nodes one after another, so it is captured like any other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from datafree.models.onnx_file.graph import Graph, Input, Node, read_graph
+from datafree.models.onnx_file.operators import OPERATORS
+from datafree.models.onnx_file.shapes import SHAPE_OPERATORS
+from datafree.models.state_dict import ModelError
+
+WEIGHTS = {  # operators that own their constants: what each input is called
+    "Conv": ("", "weight", "bias"),
+    "ConvTranspose": ("", "weight", "bias"),
+    "Gemm": ("", "weight", "bias"),
+    "MatMul": ("", "weight", "bias"),
+    "BatchNormalization": ("", "weight", "bias", "running_mean", "running_var"),
+    "InstanceNormalization": ("", "weight", "bias"),
+    "LayerNormalization": ("", "weight", "bias"),
+    "PRelu": ("", "weight"),
+}
+
+
+ARGUMENTS = ("Resize", "Upsample", "Clip", "Pad")
+"""Operators whose floats say what to do and are no tensors that anything is computed with."""
+
+
+def load_onnx(path: str | Path, input_shape: tuple[int, ...] | None = None) -> tuple[nn.Module, Float[Tensor, "1 ..."]]:
+    """Read an ONNX file as a network, and make an example input of zeros.
+
+    Args:
+        path: of the file; opsets 7 to 22, operators of ONNX's default domain.
+        input_shape: (N, C, H, W) to make inputs at, where the file leaves sides open.
+
+    Raises:
+        ModelError: the file is damaged, quantized already, or holds what is not read; the input's shape is not known.
+    """
+    graph = read_graph(Path(path))
+    shapes = [_shape(given, input_shape if i == 0 else None, path) for i, given in enumerate(graph.inputs)]
+    if len(shapes) != 1:
+        names = ", ".join(given.name for given in graph.inputs)
+        raise ModelError(f"{path} has {len(shapes)} inputs ({names}); files with one input are read")
+    network = OnnxNetwork(graph).eval()
+    if not any(node.operator in ("Conv", "ConvTranspose", "Gemm", "MatMul") for node in graph.nodes):
+        raise ModelError(f"{path} has no convolution and no linear layer: there is nothing to compress")
+    example = torch.zeros(1, *shapes[0][1:])
+    try:
+        with torch.no_grad():
+            network(example)
+    except ModelError:
+        raise
+    except Exception as error:  # of PyTorch's operators, which raise types of their own
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{path} does not run at {tuple(example.shape)}: {reason}; give another input shape"
+        ) from error
+    return network, example
+
+
+def _shape(given: Input, wanted: tuple[int, ...] | None, path: str | Path) -> tuple[int, ...]:
+    known = given.sides
+    if wanted is not None:
+        if len(wanted) != len(known) or any(k not in (None, w) for k, w in zip(known[1:], wanted[1:], strict=True)):
+            raise ModelError(f"{path}: the input {given.name} is {_sides(known)}; {_sides(wanted)} does not fit")
+        return wanted
+    if None in known[1:] or not known:
+        raise ModelError(f"{path}: the input {given.name} is {_sides(known)}; say at which size, as in 1,3,224,224")
+    return tuple(side or 1 for side in known)
+
+
+def _sides(sides: tuple[int | None, ...]) -> str:
+    return f"({', '.join('any' if side is None else str(side) for side in sides)})"
+
+
+class OnnxNetwork(nn.Module):
+    """The network of an ONNX file. Layers have the names of their weights in it."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        unknown = sorted(
+            {str(n) for n in graph.nodes if n.operator not in OPERATORS and n.operator not in SHAPE_OPERATORS}
+        )
+        if unknown:
+            more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+            raise ModelError(f"{', '.join(unknown[:3])}{more}: not read; allowed are {', '.join(sorted(OPERATORS))}")
+        self._graph = graph
+        self._owned: dict[tuple[int, int], str] = {}  # (node, input) -> parameter
+        self._kept: dict[str, str] = {}  # other tensors
+        for number, node in enumerate(graph.nodes):
+            self._own(number, node)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        values: dict[str, Any] = {self._graph.inputs[0].name: x}
+        for number, node in enumerate(self._graph.nodes):
+            found = _run(node, [self._value(number, i, name, values) for i, name in enumerate(node.inputs)])
+            values.update(zip(node.outputs, found if isinstance(found, tuple | list) else (found,), strict=False))
+        answers = tuple(values[name] for name in self._graph.outputs)
+        return answers[0] if len(answers) == 1 else answers
+
+    def _value(self, number: int, place: int, name: str, values: dict[str, Any]) -> Any:
+        if not name:
+            return None
+        if name in values:
+            return values[name]
+        if path := self._owned.get((number, place)) or self._kept.get(name):
+            return self.get_parameter(path) if (number, place) in self._owned else self.get_buffer(path)
+        return self._graph.constants[name]
+
+    def _own(self, number: int, node: Node) -> None:
+        """Register the constants that a node reads: those of layers as parameters, other floats as buffers."""
+        names = WEIGHTS.get(node.operator, ())
+        known = [i for i, name in enumerate(node.inputs) if name in self._graph.constants and i > 0]
+        owner = _path_of(node.inputs[known[0]], node) if known and names else ""
+        for i, name in enumerate(node.inputs):
+            value = self._graph.constants.get(name)
+            if value is None or value.dtype != np.float32:
+                continue
+            if i < len(names) and names[i]:
+                self._owned[number, i] = f"{owner}.{names[i]}"
+                self._register(f"{owner}.{names[i]}", value)
+            elif value.ndim and name not in self._kept and node.operator not in ARGUMENTS:
+                self._kept[name] = f"constants.{_clean(name).replace('.', '_')}"
+                self._register(self._kept[name], value, is_buffer=True)
+
+    def _register(self, path: str, value: np.ndarray, *, is_buffer: bool = False) -> None:
+        *parents, last = path.split(".")
+        module: nn.Module = self
+        for parent in parents:
+            if parent not in module._modules:
+                module.add_module(parent, nn.Module())
+            module = module.get_submodule(parent)
+        tensor = torch.from_numpy(np.array(value, copy=True))
+        if is_buffer:
+            module.register_buffer(last, tensor)
+        else:
+            module.register_parameter(last, nn.Parameter(tensor, requires_grad=False))
+
+
+def _run(node: Node, values: list[Any]) -> Any:
+    is_shape = node.operator in SHAPE_OPERATORS and not any(isinstance(v, Tensor) for v in values)
+    return (SHAPE_OPERATORS if is_shape else OPERATORS)[node.operator](node, *values)
+
+
+def _path_of(weight: str, node: Node) -> str:
+    """The layer's name: its weight's without the last part, or the node's where weights have no names of their own."""
+    stem = re.sub(r"\.(weight|bias|kernel|running_mean|running_var)$", "", weight)
+    is_named = stem != weight and "::" not in weight
+    return _clean(stem if is_named else _scope(node) or node.outputs[0])
+
+
+def _scope(node: Node) -> str:
+    """The module of a node called /layer1/layer1.0/conv1/Conv, as PyTorch names it: layer1.0.conv1."""
+    parts: list[str] = []
+    for part in node.name.strip("/").split("/"):
+        if parts and part.startswith(f"{parts[-1]}."):
+            parts.pop()
+        parts.append(part)
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1].startswith(node.operator) else parts)
+
+
+def _clean(name: str) -> str:
+    """A path that a module may have: letters, digits, dots."""
+    parts = [re.sub(r"\W", "_", part) for part in re.split(r"[./]", name)]
+    parts = [part for part in parts if part] or ["layer"]
+    return ".".join([f"{parts[0]}_" if hasattr(nn.Module, parts[0]) else parts[0], *parts[1:]])

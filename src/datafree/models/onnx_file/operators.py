@@ -1,0 +1,385 @@
+"""What ONNX operators compute, in PyTorch: one row each. What has no row is refused by name.
+
+A function gets the node and the values of its inputs: tensors, arrays of integers (constants and shapes), or None.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datafree.models.onnx_file.graph import Node
+from datafree.models.onnx_file.shapes import axes_of, ints, slice_arguments
+from datafree.models.state_dict import ModelError
+
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+AVERAGE_POOLS: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+
+def refuse(node: Node, what: str) -> ModelError:
+    """The error for a node that means something this package cannot say."""
+    return ModelError(f"{node}: {what} is not read; export the network without it")
+
+
+# ---- layers
+
+
+def _conv(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    rank = weight.dim() - 2
+    stride, dilation = _sides(node, "strides", rank), _sides(node, "dilations", rank)
+    x, padding = _padded(node, x, weight.shape[2:], stride, dilation)
+    return CONVOLUTIONS[rank](x, weight, bias, stride, padding, dilation, node.attributes.get("group", 1))
+
+
+def _conv_transpose(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    rank = weight.dim() - 2
+    stride, dilation = _sides(node, "strides", rank), _sides(node, "dilations", rank)
+    pads = node.attributes.get("pads", [0] * 2 * rank)
+    extra = node.attributes.get("output_padding", [0] * rank)
+    if "output_shape" in node.attributes or node.attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        raise refuse(node, "padding that follows from the output's shape")
+    before, after = pads[:rank], pads[rank:]
+    uneven = [a - b for a, b in zip(after, before, strict=True)]
+    if any(e - u < 0 for e, u in zip(extra, uneven, strict=True)):  # what is too much is cut off behind
+        full = TRANSPOSED[rank](x, weight, bias, stride, 0, extra, node.attributes.get("group", 1), dilation)
+        for dim, (b, a) in enumerate(zip(before, after, strict=True)):
+            full = full.narrow(dim + 2, b, full.shape[dim + 2] - a - b)
+        return full
+    extra = [e - u for e, u in zip(extra, uneven, strict=True)]
+    return TRANSPOSED[rank](x, weight, bias, stride, before, extra, node.attributes.get("group", 1), dilation)
+
+
+def _sides(node: Node, name: str, rank: int) -> list[int]:
+    return list(node.attributes.get(name, [1] * rank))
+
+
+def _padded(
+    node: Node, x: Tensor, kernel: Sequence[int], stride: list[int], dilation: list[int], value: float = 0.0
+) -> tuple[Tensor, list[int]]:
+    """The input with what cannot be said as an operator's own padding around it, and that padding."""
+    before, after = _pads(node, x, kernel, stride, dilation)
+    if before == after:
+        return x, before
+    around = [side for pair in zip(reversed(before), reversed(after), strict=True) for side in pair]
+    return F.pad(x, around, value=value), [0] * len(before)
+
+
+def _pads(
+    node: Node, x: Tensor, kernel: Sequence[int], stride: list[int], dilation: list[int]
+) -> tuple[list[int], list[int]]:
+    mode, rank = node.attributes.get("auto_pad", "NOTSET"), len(kernel)
+    if mode in ("NOTSET", "VALID", ""):
+        given = list(node.attributes.get("pads", [0] * 2 * rank)) if mode != "VALID" else [0] * 2 * rank
+        return given[:rank], given[rank:]
+    before, after = [], []
+    for side, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True):
+        total = max(0, (-(-side // s) - 1) * s + d * (k - 1) + 1 - side)
+        less, more = total // 2, total - total // 2
+        before.append(more if mode == "SAME_LOWER" else less)
+        after.append(less if mode == "SAME_LOWER" else more)
+    return before, after
+
+
+def _gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
+    if node.attributes.get("transA"):
+        a = a.t()
+    b = b if node.attributes.get("transB") else b.transpose(0, 1)
+    alpha, beta = node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0)
+    if alpha != 1:
+        b = b * alpha
+    c = c if c is None or beta == 1 else c * beta
+    if c is not None and c.numel() == b.shape[0]:
+        return F.linear(a, b, c.reshape(-1))
+    return F.linear(a, b) if c is None else F.linear(a, b) + c
+
+
+def _matmul(node: Node, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """By a constant matrix it is a linear layer."""
+    if isinstance(b, torch.nn.Parameter) and b.dim() == 2:
+        return F.linear(a, b.transpose(0, 1), bias)
+    return torch.matmul(a, b)
+
+
+def _batch_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    if node.attributes.get("training_mode"):
+        raise refuse(node, "BatchNorm in training mode")
+    return F.batch_norm(x, mean, var, scale, bias, training=False, eps=node.attributes.get("epsilon", 1e-5))
+
+
+def _instance_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    return F.instance_norm(x, weight=scale, bias=bias, eps=node.attributes.get("epsilon", 1e-5))
+
+
+def _layer_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    axis = node.attributes.get("axis", -1) % x.dim()
+    return F.layer_norm(x, list(x.shape[axis:]), scale, bias, node.attributes.get("epsilon", 1e-5))
+
+
+# ---- pooling and reductions
+
+
+def _max_pool(node: Node, x: Tensor) -> Tensor:
+    kernel = list(node.attributes["kernel_shape"])
+    stride, dilation = _sides(node, "strides", len(kernel)), _sides(node, "dilations", len(kernel))
+    x, padding = _padded(node, x, kernel, stride, dilation, -math.inf)
+    return MAX_POOLS[len(kernel)](x, kernel, stride, padding, dilation, bool(node.attributes.get("ceil_mode", 0)))
+
+
+def _average_pool(node: Node, x: Tensor) -> Tensor:
+    kernel = list(node.attributes["kernel_shape"])
+    stride = _sides(node, "strides", len(kernel))
+    counted, up = bool(node.attributes.get("count_include_pad", 0)), bool(node.attributes.get("ceil_mode", 0))
+    before, after = _pads(node, x, kernel, stride, [1] * len(kernel))
+    pool = AVERAGE_POOLS[len(kernel)]
+    if before == after:
+        return pool(x, kernel, stride, before, up, counted or not any(before))
+    around = [side for pair in zip(reversed(before), reversed(after), strict=True) for side in pair]
+    pooled = pool(F.pad(x, around), kernel, stride, 0, up)
+    if counted:
+        return pooled
+    inside = pool(F.pad(torch.ones(1, 1, *x.shape[2:]), around), kernel, stride, 0, up)
+    return pooled / inside
+
+
+def _global(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda node, x: function(x, dim=list(range(2, x.dim())), keepdim=True)
+
+
+def _reduce(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(node: Node, x: Tensor, axes: Any = None) -> Tensor:
+        dims = axes_of(node, axes) or list(range(x.dim()))
+        return function(x, dim=dims, keepdim=bool(node.attributes.get("keepdims", 1)))
+
+    return run
+
+
+def _softmax(node: Node, x: Tensor) -> Tensor:
+    return torch.softmax(x, node.attributes.get("axis", -1))
+
+
+# ---- element by element
+
+
+def _unary(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    return lambda node, x: function(x if isinstance(x, Tensor) else torch.tensor(x.astype(np.float32)))
+
+
+def _binary(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda node, a, b: function(tensor(a), tensor(b))
+
+
+def tensor(value: Any) -> Any:
+    """A constant as an operand of tensors: a number where it is one, so that nothing is kept for it."""
+    if not isinstance(value, np.ndarray):
+        return value
+    return value.item() if value.size == 1 and value.ndim == 0 else torch.from_numpy(np.ascontiguousarray(value))
+
+
+def _many(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    def run(node: Node, first: Any, *rest: Any) -> Tensor:
+        total = tensor(first)
+        for other in rest:
+            total = function(total, tensor(other))
+        return total
+
+    return run
+
+
+def _clip(node: Node, x: Tensor, low: Any = None, high: Any = None) -> Tensor:
+    low, high = (_number(v, node, name) for v, name in ((low, "min"), (high, "max")))
+    if (low, high) == (0.0, 6.0):
+        return F.relu6(x)
+    if low == 0 and high is None:
+        return F.relu(x)
+    return torch.clamp(x, low, high)
+
+
+def _number(value: Any, node: Node, name: str) -> float | None:
+    """A limit: an input since opset 11, an attribute before; the largest float is none."""
+    if value is None:
+        value = node.attributes.get(name)
+    if value is None:
+        return None
+    number = float(value)
+    return None if abs(number) > 3e38 else number
+
+
+def _prelu(node: Node, x: Tensor, slope: Tensor) -> Tensor:
+    if slope.dim() and slope.numel() == x.shape[1] and slope.numel() == slope.shape[0]:
+        return F.prelu(x, slope.reshape(-1))
+    return F.relu(x) - slope * F.relu(-x) if slope.numel() > 1 else F.prelu(x, slope.reshape(1))
+
+
+def _hard_sigmoid(node: Node, x: Tensor) -> Tensor:
+    alpha, beta = node.attributes.get("alpha", 0.2), node.attributes.get("beta", 0.5)
+    if abs(alpha - 1 / 6) < 1e-4 and beta == 0.5:
+        return F.hardsigmoid(x)
+    return torch.clamp(x * alpha + beta, 0.0, 1.0)
+
+
+def _gelu(node: Node, x: Tensor) -> Tensor:
+    return F.gelu(x, approximate=node.attributes.get("approximate", "none"))
+
+
+def _cast(node: Node, x: Tensor) -> Tensor:
+    if node.attributes["to"] in (1, 10, 11, 16):  # floats of any width are computed in float32
+        return x if x.is_floating_point() else x.float()
+    return x.to({6: torch.int32, 7: torch.int64, 9: torch.bool, 3: torch.int8, 2: torch.uint8}[node.attributes["to"]])
+
+
+# ---- moves
+
+
+def _reshape(node: Node, x: Tensor, shape: Any = None) -> Tensor:
+    wanted = ints(node.attributes["shape"] if shape is None else shape)
+    sides = [x.shape[i] if s == 0 and not node.attributes.get("allowzero") else s for i, s in enumerate(wanted)]
+    if wanted[0] == 1 and x.shape[0] != 1:  # written for a batch of one
+        sides[0] = x.shape[0]
+    if wanted[0] == -1 and all(isinstance(s, int) and s > 0 for s in sides[1:]) and sides[1:]:
+        sides[0] = x.shape[0] if math.prod(x.shape[1:]) == math.prod(sides[1:]) else -1
+    return x.reshape(sides)
+
+
+def _flatten(node: Node, x: Tensor) -> Tensor:
+    axis = node.attributes.get("axis", 1)
+    if axis % x.dim() == 1:
+        return torch.flatten(x, 1)
+    return x.reshape(math.prod(x.shape[:axis]), -1)
+
+
+def _transpose(node: Node, x: Tensor) -> Tensor:
+    return x.permute(*node.attributes.get("perm", range(x.dim() - 1, -1, -1)))
+
+
+def _squeeze(node: Node, x: Tensor, axes: Any = None) -> Tensor:
+    given = axes_of(node, axes)
+    return torch.squeeze(x, given) if given else torch.squeeze(x)
+
+
+def _unsqueeze(node: Node, x: Tensor, axes: Any = None) -> Tensor:
+    for axis in sorted(axes_of(node, axes)):
+        x = torch.unsqueeze(x, axis)
+    return x
+
+
+def _slice(node: Node, x: Tensor, *rest: Any) -> Tensor:
+    starts, ends, axes, steps = slice_arguments(node, rest)
+    axes, steps = axes or range(len(starts)), steps or [1] * len(starts)
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        if step < 0:
+            raise refuse(node, "a step that goes back")
+        places: list[Any] = [slice(None)] * x.dim()
+        places[axis % x.dim()] = slice(start, None if isinstance(end, int) and end > 2**31 - 2 else end, step)
+        x = x[tuple(places)]
+    return x
+
+
+def _gather(node: Node, x: Tensor, indices: Any) -> Tensor:
+    axis = node.attributes.get("axis", 0)
+    if isinstance(indices, np.ndarray) and indices.ndim == 0:
+        return x.select(axis, int(indices))
+    return torch.index_select(x, axis, tensor(indices).long().reshape(-1)).unflatten(axis, list(indices.shape))
+
+
+def _split(node: Node, x: Tensor, sizes: Any = None) -> Sequence[Tensor]:
+    axis = node.attributes.get("axis", 0)
+    given = node.attributes.get("split") if sizes is None else ints(sizes)
+    return torch.split(x, list(given), axis) if given else torch.chunk(x, len(node.outputs), axis)
+
+
+def _pad(node: Node, x: Tensor, pads: Any = None, value: Any = None, axes: Any = None) -> Tensor:
+    given = ints(node.attributes["pads"] if pads is None else pads)
+    if axes is not None:
+        raise refuse(node, "padding of some axes")
+    mode, rank = node.attributes.get("mode", "constant"), len(given) // 2
+    around = [side for dim in range(rank - 1, -1, -1) for side in (given[dim], given[rank + dim])]
+    while len(around) > 2 and not any(around[-2:]):
+        around = around[:-2]
+    if mode == "constant":
+        number = node.attributes.get("value", 0.0) if value is None else float(np.asarray(value).item())
+        return F.pad(x, around, value=number)
+    return F.pad(x, around, mode={"reflect": "reflect", "edge": "replicate", "wrap": "circular"}[mode])
+
+
+def _expand(node: Node, x: Tensor, shape: Any) -> Tensor:
+    return torch.broadcast_to(x, torch.broadcast_shapes(x.shape, ints(shape)))
+
+
+def _resize(node: Node, x: Tensor, *rest: Any) -> Tensor:
+    """Upsample has (scales); Resize has (scales) in opset 10, (roi, scales, sizes) since."""
+    scales, sizes = (rest[0], None) if len(rest) == 1 else (*rest[1:], None, None)[:2]
+    scales = node.attributes.get("scales", ()) if scales is None else scales
+    if sizes is not None and np.size(sizes):
+        size = ints(sizes)[2:]
+    else:
+        size = [int(side * float(s)) for side, s in zip(x.shape[2:], list(scales)[2:], strict=True)]
+    mode = node.attributes.get("mode", "nearest")
+    how = node.attributes.get("coordinate_transformation_mode", "asymmetric" if len(rest) == 1 else "half_pixel")
+    if mode == "nearest":
+        return _nearest(node, x, size, how)
+    if mode != "linear" or how not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
+        raise refuse(node, f"resizing {mode} with {how}")
+    kind = {3: "linear", 4: "bilinear", 5: "trilinear"}[x.dim()]
+    return F.interpolate(x, size=size, mode=kind, align_corners=how == "align_corners")
+
+
+def _nearest(node: Node, x: Tensor, size: list[int], how: str) -> Tensor:
+    whole = all(isinstance(s, int) and n % s == 0 for n, s in zip(size, x.shape[2:], strict=True))
+    floors = how == "asymmetric" and node.attributes.get("nearest_mode", "floor") == "floor"
+    if not (floors or (whole and how in ("asymmetric", "half_pixel", "pytorch_half_pixel"))):
+        raise refuse(node, f"resizing to the nearest pixel with {how}, {node.attributes.get('nearest_mode')}")
+    return F.interpolate(x, size=size, mode="nearest")
+
+
+def _depth_to_space(node: Node, x: Tensor) -> Tensor:
+    size = node.attributes["blocksize"]
+    if node.attributes.get("mode", "DCR") == "CRD":
+        return F.pixel_shuffle(x, size)
+    n, c, h, w = x.shape
+    apart = x.reshape(n, size, size, c // size**2, h, w).permute(0, 3, 4, 1, 5, 2)
+    return apart.reshape(n, c // size**2, h * size, w * size)
+
+
+def _space_to_depth(node: Node, x: Tensor) -> Tensor:
+    size = node.attributes["blocksize"]
+    n, c, h, w = x.shape
+    apart = x.reshape(n, c, h // size, size, w // size, size).permute(0, 3, 5, 1, 2, 4)
+    return apart.reshape(n, c * size**2, h // size, w // size)
+
+
+def _shape(node: Node, x: Tensor) -> np.ndarray:
+    start, end = node.attributes.get("start", 0), node.attributes.get("end")
+    return np.array(list(x.shape)[start:end], dtype=object)
+
+
+OPERATORS: dict[str, Callable[..., Any]] = {
+    "Conv": _conv, "ConvTranspose": _conv_transpose, "Gemm": _gemm, "MatMul": _matmul,
+    "BatchNormalization": _batch_norm, "InstanceNormalization": _instance_norm, "LayerNormalization": _layer_norm,
+    "MaxPool": _max_pool, "AveragePool": _average_pool, "GlobalAveragePool": _global(torch.mean),
+    "GlobalMaxPool": _global(torch.amax), "ReduceMean": _reduce(torch.mean), "ReduceSum": _reduce(torch.sum),
+    "ReduceMax": _reduce(torch.amax), "ReduceMin": _reduce(torch.amin),
+    "ReduceL2": _reduce(torch.linalg.vector_norm), "Softmax": _softmax,
+    "Relu": _unary(F.relu), "Sigmoid": _unary(torch.sigmoid), "Tanh": _unary(torch.tanh),
+    "HardSwish": _unary(F.hardswish), "Mish": _unary(F.mish), "Softplus": _unary(F.softplus), "Exp": _unary(torch.exp),
+    "Log": _unary(torch.log), "Sqrt": _unary(torch.sqrt), "Abs": _unary(torch.abs), "Neg": _unary(torch.neg),
+    "Reciprocal": _unary(torch.reciprocal), "Erf": _unary(torch.erf), "Floor": _unary(torch.floor),
+    "Identity": _unary(lambda x: x), "Dropout": lambda node, x, *rest: x,
+    "LeakyRelu": lambda node, x: F.leaky_relu(x, node.attributes.get("alpha", 0.01)),
+    "Elu": lambda node, x: F.elu(x, node.attributes.get("alpha", 1.0)), "Selu": _unary(F.selu),
+    "Celu": lambda node, x: F.celu(x, node.attributes.get("alpha", 1.0)), "PRelu": _prelu, "Clip": _clip,
+    "HardSigmoid": _hard_sigmoid, "Gelu": _gelu, "Cast": _cast,
+    "Add": _binary(torch.add), "Sub": _binary(torch.sub), "Mul": _binary(torch.mul), "Div": _binary(torch.div),
+    "Pow": _binary(torch.pow), "Min": _many(torch.minimum), "Max": _many(torch.maximum), "Sum": _many(torch.add),
+    "Concat": lambda node, *parts: torch.cat(parts, node.attributes["axis"]), "Split": _split, "Reshape": _reshape,
+    "Flatten": _flatten, "Transpose": _transpose, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Slice": _slice,
+    "Gather": _gather, "Pad": _pad, "Expand": _expand, "Resize": _resize, "Upsample": _resize,
+    "DepthToSpace": _depth_to_space, "SpaceToDepth": _space_to_depth, "Shape": _shape,
+}  # fmt: skip
