@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 from datafree import Recipe, Run, compress, export_onnx
+from datafree.app.export_options import options_for
 from datafree.app.sentences import losses
+from datafree.export import exporter_for
 from datafree.solve.mending import ALIVE, channel_db, floor_db
 from nets import calibrate_batchnorm_
 
-PLAIN = ["equalize=off", "solve.method=nearest", "signal.images=8", "first_last=same"]
+PLAIN = ["equalize=off", "slim=off", "solve.method=nearest", "signal.images=8", "first_last=same"]
 ONE_SCALE = "a scale for each channel"
 IDLE = "weights on inputs that hardly move left out"
 
@@ -35,13 +37,22 @@ class Uneven(nn.Module):
         return self.last(self.second(self.first(x)).mean((2, 3)))
 
 
-def compressed(settings, **options):
+def network(*, loud=None, **options):
+    """`Uneven`, trained so to speak, and what it takes; `loud`: one channel is so many times larger, and not read."""
     torch.manual_seed(0)
     model, x = Uneven(**options), torch.randn(64, 3, 16, 16)
     calibrate_batchnorm_(model, x)
     if options.get("idle"):
         model.first[1].weight.data[0], model.first[1].bias.data[0] = 1e-5, 1.0
-    return compress(model.eval(), Recipe.preset("w8a8").updated([*PLAIN, *settings]), x[:1])
+    if loud:
+        model.first[1].weight.data[0] *= loud
+        model.second[0].weight.data[:, 0] = 0
+    return model.eval(), x[:1]
+
+
+def compressed(settings, **options):
+    model, x = network(**options)
+    return compress(model, Recipe.preset("w8a8").updated([*PLAIN, *settings]), x)
 
 
 def layer(run, name="second.0"):
@@ -62,8 +73,10 @@ def test_rows_too_small_for_one_scale_get_a_scale_each():
     found = layer(run)
     assert len(found.weight_qparams.scale) == 8 and found.bits == 8
     assert found.error_db > 30, "what the sum over channels says"
+    assert (mended.tried, mended.bytes) == ((IDLE,), 4 * 7)
     said = next(losses(run.summary))
     assert said.startswith("second.0: as it was asked for, ") and ONE_SCALE in said
+    assert f"after {IDLE} did not help" in said and said.endswith("28 bytes more")
 
 
 def test_a_weight_on_an_input_that_hardly_moves_no_longer_takes_the_range():
@@ -114,16 +127,55 @@ def test_the_mean_over_channels_counts_each_alike_and_none_that_is_dead():
     assert floor_db(None) == -math.inf and floor_db(8) == 15
 
 
-def test_inputs_that_are_rounded_too_coarsely_are_told():
-    """One channel of the input is a thousand times larger than the one that matters."""
+def on_unequal_inputs(*, behind=None, settings=()):
+    """The small channel of the input makes all of the first layer's outputs; or two of four, that weigh `behind`."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 4, 1, bias=False), nn.Flatten(), nn.Linear(4 * 64, 5))
     with torch.no_grad():
-        model[0].weight[:, 0] = 0
+        model[0].weight[2 * (behind is not None) :, 0] = 0
+        if behind is not None:
+            model[2].weight[:, 2 * 64 :] *= behind
     x = torch.randn(32, 2, 8, 8) * torch.tensor([1e3, 1.0])[:, None, None]
-    run = compress(model.eval(), Recipe().updated(["signal.kind=loader"]), x, images=(x,))
+    recipe = Recipe().updated(["signal.kind=loader", "first_last=same", *settings])
+    return compress(model.eval(), recipe, x, images=(x,))
+
+
+@pytest.mark.parametrize("bits, advice", [(8, "null"), (4, "8")])
+def test_inputs_that_are_rounded_too_coarsely_are_warned_of(tmp_path, bits, advice):
+    run = on_unequal_inputs(settings=[f"activations.bits={bits}"])
     (coarse,) = run.summary.coarse_inputs
-    assert (coarse.name, coarse.bits) == ("0", 8) and coarse.input_db < 5
-    assert any(
-        said.startswith("0: rounding its input to 8 bits leaves 0 dB of each channel") for said in losses(run.summary)
-    )
+    assert (coarse.name, coarse.bits) == ("0", bits) and coarse.input_db < 5 and coarse.output_db < 5
+    said = run.summary.warnings[-1]
+    assert said.startswith(f"0: rounding its input to {bits} bits leaves 0 dB of each channel on average and, alone, 0")
+    assert f"layers.0.activations.bits={advice} or layers.0=keep" in said
+    assert said in export_onnx(run, tmp_path / "net.onnx").notes
+    path = tmp_path / "net.safetensors"
+    assert said in exporter_for(path).write(run, path, options_for(path, {}), force=False).notes
+    run.save(tmp_path / "run")
+    assert Run.load(tmp_path / "run").summary == run.summary
+
+
+def test_the_advice_of_the_warning_helps():
+    run = on_unequal_inputs(settings=["layers.0.activations.bits=null"])
+    assert run.summary.coarse_inputs == () and not any("rounding its input" in said for said in run.summary.warnings)
+
+
+def test_channels_lost_that_hardly_matter_are_told_and_not_warned_of():
+    run = on_unequal_inputs(behind=1e-3)
+    (coarse,) = run.summary.coarse_inputs
+    assert coarse.input_db < 5 and coarse.output_db > 30
+    assert not any("rounding" in said for said in run.summary.warnings)
+    (said,) = losses(run.summary)
+    assert said.startswith("0: rounding the input leaves ") and said.endswith("those channels hardly matter")
+
+
+def test_a_dead_channel_takes_nothing_from_those_alive():
+    """BatchNorm's variance is all but zero: equalization leaves such a row as it is, and the others keep the scale."""
+    torch.manual_seed(0)
+    model, x = Uneven(), torch.randn(64, 3, 16, 16)
+    model.first[0].weight.data[0] *= 1e-8
+    calibrate_batchnorm_(model, x)
+    model.first[1].weight.data[0] = 1e-8
+    run = compress(model.eval(), Recipe.preset("w8a8-tensor").updated(["slim=off", "signal.images=8"]), x[:1])
+    assert run.summary.mended == run.summary.coarse_inputs == ()
+    assert all(found.channel_db > 30 and found.input_db > 30 for found in run.layers)

@@ -12,6 +12,8 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from datafree import graph as g
+from datafree.quantization import fake_quantize
+from datafree.records import QParams
 from datafree.signals import Signal
 from datafree.solve import LayerJob
 
@@ -62,15 +64,24 @@ class NetworkProbe:
         for probe in probes:
             layer = self.layers[probe.name]
             weight, bias = g.operand(layer, 1), g.operand(layer, 2)
-            changed: dict[fx.Node, Any] = {
-                weight: g.as_called(layer, probe.weight), bias: self.values[bias] + probe.shift
-            }  # fmt: skip
+            other = {weight: g.as_called(layer, probe.weight), bias: self.values[bias] + probe.shift}
+            yield self._change(layer, other)
+
+    def rounding_change(self, name: str, qparams: QParams) -> float:
+        """How far rounding what enters one layer, and nothing else, moves the output; as a share of its variance."""
+        layer = self.layers[name]
+        read = g.operand(layer)
+        return self._change(layer, {read: fake_quantize(self.values[read], qparams)})
+
+    def _change(self, layer: fx.Node, other: dict[fx.Node, Tensor]) -> float:
+        """The same, where one layer is called on other values than the network's."""
+        with torch.no_grad():
+            changed: dict[fx.Node, Any] = {layer: g.execute(layer, ChainMap(other, self.values))}
             now = ChainMap(changed, self.values)
-            with torch.no_grad():
-                for node in self.nodes:
-                    if node is layer or any(n in changed and n not in (weight, bias) for n in node.all_input_nodes):
-                        changed[node] = g.execute(node, now)
-            yield float((self._outputs(now) - self._outputs(self.values)).square().sum()) / self.power
+            for node in self.nodes:
+                if any(n in changed for n in node.all_input_nodes):
+                    changed[node] = g.execute(node, now)
+            return float((self._outputs(now) - self._outputs(self.values)).square().sum()) / self.power
 
     def _outputs(self, values: Any) -> Tensor:
         return torch.cat(

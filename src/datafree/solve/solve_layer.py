@@ -171,7 +171,9 @@ def compress_layer(job: LayerJob) -> LayerResult:
     for remedy, other in remedies(job):
         if result.channel_db >= floor_db(job.spec.bits):
             break
-        result = replace(_solve_once(other, job.weight), remedy=remedy, as_asked_db=as_asked.channel_db)
+        tried = (*result.tried, result.remedy) if result.remedy else ()
+        found = _solve_once(other, job.weight)
+        result = replace(found, remedy=remedy, tried=tried, as_asked_db=as_asked.channel_db)
     return replace(result, seconds=time.perf_counter() - start)
 
 
