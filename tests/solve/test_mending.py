@@ -1,6 +1,8 @@
 """Layers whose channels would be lost are solved otherwise, and the summary says so: one network a cause."""
 
 import math
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +10,9 @@ from torch import nn
 
 from datafree import Recipe, Run, compress, export_onnx
 from datafree.app.export_options import options_for
-from datafree.app.sentences import losses
+from datafree.app.forecast import Forecast
+from datafree.app.inspect import inspect
+from datafree.app.sentences import forecasts, losses
 from datafree.export import exporter_for
 from datafree.solve.mending import ALIVE, channel_db, floor_db
 from nets import calibrate_batchnorm_
@@ -57,6 +61,47 @@ def compressed(settings, **options):
 
 def layer(run, name="second.0"):
     return next(layer for layer in run.layers if layer.name == name)
+
+
+@pytest.mark.parametrize(
+    "settings, options, what, reason",
+    [
+        (["weights.per=tensor"], {"spread": 1e3}, "weights", r"rows of 1 : \d{4} under one scale"),
+        (["weights.bits=4"], {"idle": 300.0}, "weights", r"one weight is \d{4,} times those around it"),
+        ([], {"loud": 1e3}, "input", r"input channels of 1 : \d{4} under one scale"),
+    ],
+    ids=["one scale for unequal rows", "a weight that takes the range", "unequal inputs"],
+)
+def test_inspect_forecasts_what_comes_out(settings, options, what, reason):
+    recipe = Recipe.preset("w8a8").updated([*PLAIN, *settings])
+    model, x = network(**options)
+    (found,) = [f for f in inspect(model, x, recipe=recipe).forecast if f.what == what and f.name == "second.0"]
+    assert re.fullmatch(reason, found.reason), found
+    said = next(forecasts([found]))
+    assert said.startswith(f"second.0: rounding its {what} will leave about {found.channel_db:.0f} dB of each channel")
+    assert found.reason in said
+    summary = compress(model, recipe, x).summary
+    came_out = summary.mended if what == "weights" else summary.coarse_inputs
+    assert "second.0" in [layer.name for layer in came_out]
+
+
+def test_inspect_forecasts_nothing_of_an_even_network():
+    model, x = network()
+    assert inspect(model, x, recipe=Recipe.preset("w8a8-tensor")).forecast == ()
+
+
+def test_a_forecast_of_many_layers_is_a_few_lines():
+    many = [Forecast(f"{number}", "input", 8, 10.0 - number, "why", output_db=-1.0) for number in range(5)]
+    lines = list(forecasts(many))
+    assert lines[0] == (
+        "4: rounding its input will leave about 6 dB of each channel on average, 0 dB of the network's output (why)"
+    )
+    assert len(lines) == 4 and lines[-1] == "rounding the input of 2 more layers will leave less than it should"
+    (said,) = forecasts([replace(layer, output_db=20.0 + n) for n, layer in enumerate(many)])
+    assert said == (
+        "0, 1, 2 and 2 more: rounding the input leaves 6 dB or more of each channel on average, but 20 dB or more "
+        "of the network's output: those channels hardly matter"
+    )
 
 
 def test_even_rows_are_left_alone():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from datafree.app.forecast import Forecast
 from datafree.records import (
     ActivationBits,
     CoarseInput,
@@ -85,7 +86,23 @@ def losses(summary: Summary) -> Iterator[str]:
     yield from _harmless([(c.name, c.input_db, c.output_db) for c in summary.coarse_inputs if not _matters(c)])
 
 
-def _matters(found: CoarseInput) -> bool:
+def forecasts(found: Sequence[Forecast]) -> Iterator[str]:
+    """Layers that will probably lose channels, the worst first; of a kind a line each for a few, and how many more."""
+    for what, becomes in (("weights", "; compress looks for another way"), ("input", "")):
+        bad = [f for f in found if f.what == what and (what == "weights" or _matters(f))]
+        worst = sorted(bad, key=lambda f: f.channel_db)
+        for layer in worst[:NUM_NAMES]:
+            alone = "" if math.isinf(layer.output_db) else f", {max(0, layer.output_db):.0f} dB of the network's output"
+            yield (
+                f"{layer.name}: rounding its {what} will leave about {layer.channel_db:.0f} dB of each channel on "
+                f"average{alone} ({layer.reason}){becomes}"
+            )
+        if len(worst) > NUM_NAMES:
+            yield f"rounding the {what} of {len(worst) - NUM_NAMES} more layers will leave less than it should"
+    yield from _harmless([(f.name, f.channel_db, f.output_db) for f in found if f.what == "input" and not _matters(f)])
+
+
+def _matters(found: CoarseInput | Forecast) -> bool:
     """Whether the network's output suffers, too, from the rounding of one layer's input."""
     return found.output_db < floor_db(found.bits)
 

@@ -9,7 +9,7 @@ from datafree.solve.pruning import count_schedule, inverse, thinned
 from datafree.solve.rounding import ROUNDING, RoundingMethod, rounding_method
 from datafree.solve.rounding.gptq import damped
 from datafree.solve.schedule import Pool, solve_layers
-from datafree.solve.solve_layer import LayerError, layer_jobs, solver_context
+from datafree.solve.solve_layer import LayerError, compress_layer, layer_jobs, solver_context
 from datafree.solve.weight_grids import output_power, solve_on_best_grid
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Problem",
     "RoundingMethod",
     "Solution",
+    "compress_layer",
     "count_schedule",
     "damped",
     "floor_db",
