@@ -11,9 +11,18 @@ from torch import Tensor, fx
 from datafree import graph as g
 from datafree.recipe import Nearest, Propagated, Recipe
 from datafree.records import InputRange, LayerResult, Stats
-from datafree.run import coarse_inputs
 from datafree.signals import Signal, make_signal, walk_teacher
-from datafree.solve import Grids, LayerJob, Plan, Problem, Solution, compress_layer, layer_jobs, plan_layers
+from datafree.solve import (
+    Grids,
+    LayerJob,
+    Plan,
+    Problem,
+    Solution,
+    coarse_inputs,
+    compress_layer,
+    layer_jobs,
+    plan_layers,
+)
 
 LEAST, MOST, NUMBERS = 8, 64, 3 * 2**19  # images, and numbers in them
 LOOKED_AT = 1024  # output positions of a layer

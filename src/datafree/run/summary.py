@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from datafree import graph as g
-from datafree.allocation import Allocation, NetworkProbe
+from datafree.allocation import Allocation
 from datafree.execution import peak_memory
 from datafree.graph import described
 from datafree.quantization import stored_size
@@ -26,11 +26,10 @@ from datafree.records import (
     Stats,
     Summary,
     WeightSpec,
-    decibel,
 )
 from datafree.run.cost import costs, weight_bytes
 from datafree.signals import Signal
-from datafree.solve import Solution, floor_db, quantized_at
+from datafree.solve import Solution, coarse_inputs, floor_db
 
 
 @dataclass(frozen=True)
@@ -97,24 +96,6 @@ def _added_bytes(layer: LayerResult, asked: WeightSpec, num_multipliers: int | N
     """What a layer's weights and scales take beyond what was asked for."""
     scales = num_multipliers or (len(layer.bias) if asked.per_channel else 1)
     return weight_bytes(layer, num_multipliers) - stored_size(layer.weight.numel(), asked.bits or 32, 0) - 4 * scales
-
-
-def coarse_inputs(solution: Solution, signal: Signal) -> tuple[CoarseInput, ...]:
-    """Layers below their floor, with what rounding their input does to the network's output."""
-    plan, by_name = solution.plan.layers, g.nodes_by_name(solution.teacher)
-    coarse = {
-        name: bits
-        for name, layer in solution.layers.items()
-        if (bits := plan[name].input_bits) and layer.input_db < floor_db(bits)
-    }
-    if not coarse:
-        return ()
-    probe, found = NetworkProbe(solution.teacher, signal), []
-    for name, bits in coarse.items():
-        read = quantized_at(g.operand(by_name[plan[name].layer.node]))
-        change = probe.rounding_change(name, solution.grids[read.name, bits])
-        found.append(CoarseInput(name, bits, solution.layers[name].input_db, decibel(1.0, change)))
-    return tuple(found)
 
 
 def lost_inputs(found: Iterable[CoarseInput]) -> Iterator[str]:
