@@ -28,6 +28,7 @@ METHODS = {
     "paper": Way(PAPER),
     "gaussian": Way(("signal.kind=gaussian", "solve.sequential=false")),
     "propagated": Way(("signal.kind=propagated", "solve.sequential=false")),
+    "ours, only what cancels": Way(("equalize=between",)),
     "ours": Way(),
 }
 WAYS = {**METHODS, **references(REFERENCES.values())}
@@ -35,7 +36,9 @@ SHORT = (("plain rounding",), ("ours",), AS_MANY)
 NOTE = """Points of top-1 lost, ± standard error over images (paired), in brackets agreement with the float
 network in percent; mean over seeds; "-" was not run. *paper*: as the presets `paper-...`, so one scale for all weights
 of a layer and the first and last layer alike; gaussian signal, free equalization, layer-wise training. *gaussian*: our
-solver on the paper's signal. *propagated*: layers solved one by one on images sent once through the network. *real*, a
+solver on the paper's signal. *propagated*: layers solved one by one on images sent once through the network. *only what
+cancels*: `equalize: between`, so that a layer of one scale has one multiplier, not one a channel; two layers of
+mobilenetv1 got a scale a channel all the same, for their channels would have been lost. *real*, a
 reference: the same solver on real images that are never evaluated on, as many as `inverted` makes, 128 and 512, kept
 as they are or re-standardised at every BatchNorm as ours are; each seed draws others, where there are others.
 *photographs*: ImageNet ones, sharp as those the network was trained on; its own are small ones scaled up. Defaults

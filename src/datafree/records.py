@@ -164,6 +164,7 @@ class LayerResult:
     input_db: float = math.inf  # the same, of rounding the layer's input
     remedy: str = ""  # how the layer was solved where channels were lost as it was asked for
     as_asked_db: float = math.inf  # `channel_db` without the remedy
+    tried: tuple[str, ...] = ()  # remedies that did not hold
 
 
 @dataclass(frozen=True)
@@ -270,21 +271,30 @@ class Slimmed:
 
 @dataclass(frozen=True)
 class Mended:
-    """A layer that lost channels as it was asked for, in decibel, and what was done instead."""
+    """A layer that lost channels as it was asked for, in decibel, and what was done instead.
+
+    tried: what was tried before, and did not hold. bytes: what the remedy adds to weights and scales.
+    """
 
     name: str
     as_asked_db: float
     remedy: str
     channel_db: float
+    tried: tuple[str, ...] = ()
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
 class CoarseInput:
-    """A layer whose input's rounding loses much of its output channels, in decibel."""
+    """A layer whose input's rounding loses much of its output channels, in decibel.
+
+    output_db: what that rounding, alone, leaves of the network's output: channels may be lost that hardly matter there.
+    """
 
     name: str
     bits: int
     input_db: float
+    output_db: float = math.inf
 
 
 @dataclass(frozen=True)

@@ -290,6 +290,13 @@ def test_a_network_of_ones_own_has_no_published_normalisation(finished):
     assert not (finished[0] / cli.PIXELS).exists()
 
 
+def test_inspect_warns_of_layers_that_will_lose_channels(capsys):
+    for equalize, warned in (("off", True), ("foldable", False)):
+        code, out, _ = call(capsys, "inspect", "demo", "--recipe", "w8a8-tensor", "--set", f"equalize={equalize}")
+        assert code == 0
+        assert bool(re.search(r"warning: \S+: rounding its weights will leave about", out)) == warned
+
+
 def test_inspect_shows_every_mode_of_equalization(capsys):
     code, out, err = call(capsys, "inspect", MODEL, "--set", FEW, "-v")
     shown = facts(out)

@@ -13,12 +13,11 @@ from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.allocation.channels import sizes_of
-from datafree.allocation.sensitivity import NetworkProbe
 from datafree.allocation.sparsity import ErrorCurve, at_output, curve_of_zeros, measure_curve
 from datafree.quantization import dequantize, stored_size
 from datafree.recipe import LayerRule, Prune, Recipe
 from datafree.records import WeightSpec
-from datafree.solve import LayerJob, Plan, Problem, layer_jobs, solve_on_best_grid
+from datafree.solve import LayerJob, NetworkProbe, Plan, Problem, layer_jobs, solve_on_best_grid
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 SPARSITIES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # to choose from, where the recipe prunes

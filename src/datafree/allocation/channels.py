@@ -12,12 +12,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.allocation.sensitivity import NetworkProbe
 from datafree.allocation.sparsity import curve_of_zeros
 from datafree.graph import Group, channel_groups, unremovable
 from datafree.recipe import Prune
 from datafree.records import PruneSpec, Skipped, WeightSpec
-from datafree.solve import LayerJob, LayerPlan, Plan, Problem, damped, inverse, layer_jobs, output_power
+from datafree.solve import LayerJob, LayerPlan, NetworkProbe, Plan, Problem, damped, inverse, layer_jobs, output_power
 
 ROUNDS = 10  # of choosing, each for its share of the multiply-adds
 DAMPING = 0.01  # of H, as a share of its mean diagonal

@@ -1,32 +1,15 @@
-"""What an error of one layer does to the network's output, measured on the images of the signal (ours)."""
+"""Errors of one layer at which its effect on the network's output is measured (ours)."""
 
 from __future__ import annotations
 
-from collections import ChainMap
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
-from datafree import graph as g
-from datafree.signals import Signal
-from datafree.solve import LayerJob
+from datafree.solve import LayerJob, Probe
 
 PROBED = (0.02, 0.1, 0.3, 0.6)  # errors of a layer at which its effect on the network's output is measured
-LEAST, NUMBERS = 8, 2**19  # images sent through the network for each probe, at least; numbers in them, at most
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Other weights of one layer, to be put into the network to see how far that moves its output."""
-
-    name: str
-    error: float  # of the layer's output, as a share of its variance
-    weight: Tensor
-    shift: Tensor  # of the bias
 
 
 def nearest_probes(job: LayerJob, errors: Sequence[float], weights: Sequence[Tensor]) -> tuple[Probe, ...]:
@@ -34,45 +17,3 @@ def nearest_probes(job: LayerJob, errors: Sequence[float], weights: Sequence[Ten
     chosen = {min(range(len(errors)), key=lambda i, wanted=wanted: abs(errors[i] - wanted)) for wanted in PROBED}
     shift = lambda w: torch.einsum("gon,gn->go", job.weight - w, job.moments.mean).flatten()  # noqa: E731
     return tuple(Probe(job.name, errors[i], weights[i], shift(weights[i])) for i in sorted(chosen))
-
-
-class NetworkProbe:
-    """The float network's values on a few images: a change of one layer costs only what comes after it."""
-
-    def __init__(self, teacher: fx.GraphModule, source: Signal) -> None:
-        count = max(LEAST, NUMBERS // max(x[0].numel() for x in source.inputs))
-        feed = iter(x[:count] for x in source.inputs)
-        self.layers = {g.layer_name(node): node for node in teacher.graph.nodes if g.note(node).layer}
-        self.nodes = [node for node in teacher.graph.nodes if node.op == "call_function"]
-        self.returned = g.outputs(teacher)
-        self.values: dict[fx.Node, Any] = {}
-        with torch.no_grad():
-            for node in teacher.graph.nodes:
-                if node.op == "placeholder":
-                    self.values[node] = next(feed)
-                elif node.op == "get_attr":
-                    self.values[node] = g.get_tensor(teacher, node.target)
-                elif node.op == "call_function":
-                    self.values[node] = g.execute(node, self.values)
-        wanted = self._outputs(self.values)
-        self.power = float((wanted - wanted.mean(0)).square().sum().clamp(min=1e-30))
-
-    def output_change(self, probes: Iterable[Probe]) -> Iterator[float]:
-        """How far each probe moves the network's output, as a share of its variance over the images."""
-        for probe in probes:
-            layer = self.layers[probe.name]
-            weight, bias = g.operand(layer, 1), g.operand(layer, 2)
-            changed: dict[fx.Node, Any] = {
-                weight: g.as_called(layer, probe.weight), bias: self.values[bias] + probe.shift
-            }  # fmt: skip
-            now = ChainMap(changed, self.values)
-            with torch.no_grad():
-                for node in self.nodes:
-                    if node is layer or any(n in changed and n not in (weight, bias) for n in node.all_input_nodes):
-                        changed[node] = g.execute(node, now)
-            yield float((self._outputs(now) - self._outputs(self.values)).square().sum()) / self.power
-
-    def _outputs(self, values: Any) -> Tensor:
-        return torch.cat(
-            [leaf.reshape(len(leaf), -1) for node in self.returned for leaf in tree_leaves(values[node])], 1
-        )

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from datafree import graph as g
-from datafree.allocation.sensitivity import NetworkProbe, Probe, nearest_probes
+from datafree.allocation.sensitivity import nearest_probes
 from datafree.recipe import Nearest, Prune
 from datafree.records import PruneSpec
 from datafree.solve import (
     LayerJob,
     LayerPlan,
+    NetworkProbe,
     Plan,
+    Probe,
     Problem,
     count_schedule,
     damped,

@@ -36,7 +36,7 @@ from datafree.app import tables
 from datafree.app.export_options import options_for, with_exporter_options
 from datafree.app.inspect import inspect as inspect_model
 from datafree.app.labelled_images import BATCH_SIZE, load_images
-from datafree.app.sentences import losses
+from datafree.app.sentences import forecasts, losses
 from datafree.execution import processes, serial
 from datafree.export import EXPORTERS, exporter_for
 from datafree.models import Normalization, load_model, normalization, provenance
@@ -240,7 +240,8 @@ def inspect(
     named = {"model": origin, "recipe": " ".join([recipe, *(settings or [])])}
     facts = {**named, **tables.inspection_facts(found, chosen)}
     _show(tables.facts_table(f"{found.model}, as compress would take it", facts))
-    _show(*tables.notes((*tables.about_weights(origin), *found.warnings), found.skipped + found.kept))
+    warnings = (*tables.about_weights(origin), *found.warnings, *forecasts(found.forecast))
+    _show(*tables.notes(warnings, found.skipped + found.kept))
 
 
 @app.command()

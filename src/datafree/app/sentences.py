@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from datafree.records import ActivationBits, Distilled, Equalization, InputRange, SignalSummary, Slimmed, Summary
+from datafree.app.forecast import Forecast
+from datafree.records import (
+    ActivationBits,
+    CoarseInput,
+    Distilled,
+    Equalization,
+    InputRange,
+    SignalSummary,
+    Slimmed,
+    Summary,
+)
+from datafree.solve import floor_db
+
+NUM_NAMES = 3  # layers named in one line
 
 
 def signal_text(signal: SignalSummary, chosen: InputRange) -> str:
@@ -64,12 +77,48 @@ def losses(summary: Summary) -> Iterator[str]:
     """Layers that were not left as they were asked for, and those that lose much all the same."""
     for layer in summary.mended:
         holds = "exact" if math.isinf(layer.channel_db) else f"{layer.channel_db:.0f} dB"
+        tried = f", after {', '.join(layer.tried)} did not help" if layer.tried else ""
+        cost = f", {layer.bytes:,} bytes more" if layer.bytes > 0 else ""
         yield (
             f"{layer.name}: as it was asked for, {layer.as_asked_db:.0f} dB of each channel on average were left; "
-            f"solved with {layer.remedy}: {holds}"
+            f"solved with {layer.remedy}{tried}: {holds}{cost}"
         )
-    for layer in summary.coarse_inputs:
+    yield from _harmless([(c.name, c.input_db, c.output_db) for c in summary.coarse_inputs if not _matters(c)])
+
+
+def forecasts(found: Sequence[Forecast]) -> Iterator[str]:
+    """Layers that will probably lose channels, the worst first; of a kind a line each for a few, and how many more."""
+    for what, becomes in (("weights", "; compress looks for another way"), ("input", "")):
+        bad = [f for f in found if f.what == what and (what == "weights" or _matters(f))]
+        worst = sorted(bad, key=lambda f: f.channel_db)
+        for layer in worst[:NUM_NAMES]:
+            alone = "" if math.isinf(layer.output_db) else f", {max(0, layer.output_db):.0f} dB of the network's output"
+            yield (
+                f"{layer.name}: rounding its {what} will leave about {layer.channel_db:.0f} dB of each channel on "
+                f"average{alone} ({layer.reason}){becomes}"
+            )
+        if len(worst) > NUM_NAMES:
+            yield f"rounding the {what} of {len(worst) - NUM_NAMES} more layers will leave less than it should"
+    yield from _harmless([(f.name, f.channel_db, f.output_db) for f in found if f.what == "input" and not _matters(f)])
+
+
+def _matters(found: CoarseInput | Forecast) -> bool:
+    """Whether the network's output suffers, too, from the rounding of one layer's input."""
+    return found.output_db < floor_db(found.bits)
+
+
+def _harmless(found: Sequence[tuple[str, float, float]]) -> Iterator[str]:
+    """One line of layers that lose channels, by (name, what is left of these, what is left of the network's output)."""
+    if found:
+        names, channels, outputs = zip(*found, strict=True)
+        left = "all" if math.isinf(min(outputs)) else f"{min(outputs):.0f} dB or more"
         yield (
-            f"{layer.name}: rounding its input to {layer.bits} bits leaves {layer.input_db:.0f} dB of each channel on "
-            "average; they hang on inputs that are small beside others of the same tensor"
+            f"{some(names)}: rounding the input leaves {min(channels):.0f} dB or more of each channel on average, but "
+            f"{left} of the network's output: those channels hardly matter"
         )
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    rest = len(names) - NUM_NAMES
+    return ", ".join(names[:NUM_NAMES]) + (f" and {rest} more" if rest > 0 else "")

@@ -17,14 +17,19 @@ from rich.text import Text
 from datafree.app.inspect import Inspection
 from datafree.app.labelled_images import BATCH_SIZE
 from datafree.app.latency import Latency
-from datafree.app.sentences import activations_text, distilled_text, equalization_text, signal_text, slimmed_text
+from datafree.app.sentences import (
+    activations_text,
+    distilled_text,
+    equalization_text,
+    signal_text,
+    slimmed_text,
+    some,
+)
 from datafree.export import Written
 from datafree.models import Normalization
 from datafree.recipe import Recipe
 from datafree.records import Estimate, LayerResult, Skipped, Slimmed, Summary
 from datafree.run import Evaluation, Run
-
-NUM_NAMES = 3  # layers named in one line
 
 DemoRow = tuple[str, Run, Evaluation, Evaluation]
 """A preset, its run, the run's evaluation, and that of plain rounding."""
@@ -311,12 +316,6 @@ def count(number: int) -> str:
 def share(part: int, whole: int) -> str:
     """Percent, one decimal."""
     return f"{100 * part / max(whole, 1):.1f} %"
-
-
-def some(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    rest = len(names) - NUM_NAMES
-    return ", ".join(names[:NUM_NAMES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _layers(num: int) -> str:

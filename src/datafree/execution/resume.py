@@ -183,7 +183,7 @@ def layer_from_tensors(tensors: dict[str, Tensor], record: dict) -> LayerResult:
     Raises:
         ValueError: a scale is not positive, as no rounding leaves it.
     """
-    record = {**record, "dropped": tuple(record["dropped"])}
+    record = {**record, "dropped": tuple(record["dropped"]), "tried": tuple(record.get("tried", ()))}
     grid = None
     if "scale" in tensors:
         if not bool((tensors["scale"] > 0).all()):

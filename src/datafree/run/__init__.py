@@ -4,7 +4,7 @@ from datafree.run.estimate import estimate, with_estimate
 from datafree.run.evaluate import Evaluation, evaluate_models
 from datafree.run.graph_json import graph_from_json, graph_to_json, tensors_of
 from datafree.run.record import Run, RunError, check_free, evaluate, images_of
-from datafree.run.summary import Steps, summarize, warnings_of
+from datafree.run.summary import Steps, lost_inputs, summarize, warnings_of
 
 __all__ = [
     "Evaluation",
@@ -18,6 +18,7 @@ __all__ = [
     "graph_from_json",
     "graph_to_json",
     "images_of",
+    "lost_inputs",
     "summarize",
     "tensors_of",
     "warnings_of",

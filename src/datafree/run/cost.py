@@ -63,11 +63,11 @@ def num_bytes(plan: Plan, teacher: fx.GraphModule, results: dict[str, LayerResul
         weight, bias = g.weight(teacher, item.layer), g.bias(teacher, item.layer)
         multipliers = len(bias) if name in wide else None
         total += 4 * bias.numel()
-        total += _weight_bytes(results[name], multipliers) if name in results else 4 * weight.numel()
+        total += weight_bytes(results[name], multipliers) if name in results else 4 * weight.numel()
     return total
 
 
-def _weight_bytes(result: LayerResult, num_multipliers: int | None) -> int:
+def weight_bytes(result: LayerResult, num_multipliers: int | None = None) -> int:
     """Weights at their real width and their scales."""
     size, grid = result.weight.numel(), result.weight_qparams
     scales = 0 if grid is None else num_multipliers or len(grid.scale)

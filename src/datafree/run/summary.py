@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
 
+from datafree import graph as g
 from datafree.allocation import Allocation
 from datafree.execution import peak_memory
 from datafree.graph import described
+from datafree.quantization import stored_size
 from datafree.records import (
     ActivationBits,
     CoarseInput,
     Distilled,
     Equalization,
     InputRange,
+    LayerResult,
     Mended,
     SignalSummary,
     Skipped,
     Slimmed,
     Stats,
     Summary,
+    WeightSpec,
 )
-from datafree.run.cost import costs
+from datafree.run.cost import costs, weight_bytes
 from datafree.signals import Signal
-from datafree.solve import Solution, floor_db
+from datafree.solve import Solution, coarse_inputs, floor_db
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def summarize(steps: Steps, model: nn.Module, *, fingerprint: str, seconds: floa
     recipe, problem = steps.allocation.recipe, steps.allocation.problem
     signal, plan = problem.signal, problem.plan
     widths = (max(bits) for bits in plan.activation_bits.values())
-    bits = recipe.activations.bits
+    bits, coarse = recipe.activations.bits, coarse_inputs(steps.solution, signal)
     return Summary(
         model=type(model).__name__,
         seed=signal.seed,
@@ -61,13 +65,13 @@ def summarize(steps: Steps, model: nn.Module, *, fingerprint: str, seconds: floa
         equalization=steps.equalization,
         activations=ActivationBits(bits, bits and max(widths, default=8)),
         skipped=plan.skipped + steps.kept,
-        warnings=warnings_of(model, signal.stats, signal.input_range),
+        warnings=(*warnings_of(model, signal.stats, signal.input_range), *lost_inputs(coarse)),
         fingerprint=fingerprint,
         removed=tuple(described(steps.allocation.channels)),
         pareto=steps.allocation.pareto,
         distilled=steps.distilled,
         mended=tuple(_mended(steps.solution)),
-        coarse_inputs=tuple(_coarse_inputs(steps.solution)),
+        coarse_inputs=coarse,
         **vars(costs(problem.teacher, steps.solution, slimmed=steps.slimmed, spent=spent)),
     )
 
@@ -80,16 +84,30 @@ def _signal_summary(signal: Signal) -> SignalSummary:
 
 
 def _mended(solution: Solution) -> Iterator[Mended]:
+    wide = g.layers_with_v_o(solution.teacher)
     for name, layer in solution.layers.items():
-        if layer.remedy:
-            yield Mended(name, layer.as_asked_db, layer.remedy, layer.channel_db)
+        asked = solution.plan.layers[name].weights
+        if layer.remedy and asked is not None:
+            more = _added_bytes(layer, asked, len(layer.bias) if name in wide else None)
+            yield Mended(name, layer.as_asked_db, layer.remedy, layer.channel_db, layer.tried, more)
 
 
-def _coarse_inputs(solution: Solution) -> Iterator[CoarseInput]:
-    for name, layer in solution.layers.items():
-        bits = solution.plan.layers[name].input_bits
-        if bits is not None and layer.input_db < floor_db(bits):
-            yield CoarseInput(name, bits, layer.input_db)
+def _added_bytes(layer: LayerResult, asked: WeightSpec, num_multipliers: int | None) -> int:
+    """What a layer's weights and scales take beyond what was asked for."""
+    scales = num_multipliers or (len(layer.bias) if asked.per_channel else 1)
+    return weight_bytes(layer, num_multipliers) - stored_size(layer.weight.numel(), asked.bits or 32, 0) - 4 * scales
+
+
+def lost_inputs(found: Iterable[CoarseInput]) -> Iterator[str]:
+    """Layers whose input is rounded so coarsely that the network's output suffers, and what to do."""
+    for layer in found:
+        if layer.output_db < floor_db(layer.bits):
+            wider = "8" if layer.bits < 8 else "null"
+            yield (
+                f"{layer.name}: rounding its input to {layer.bits} bits leaves {layer.input_db:.0f} dB of each channel "
+                f"on average and, alone, {max(0, layer.output_db):.0f} dB of the network's output; give it more with "
+                f"layers.{layer.name}.activations.bits={wider} or layers.{layer.name}=keep"
+            )
 
 
 def warnings_of(model: nn.Module, stats: Stats, chosen: InputRange) -> tuple[str, ...]:

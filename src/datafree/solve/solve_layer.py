@@ -140,7 +140,7 @@ def _input_db(problem: Problem, layer: Layer, seen: _LayerInput) -> float:
     """What rounding its input leaves of each of the layer's output channels, decibel, as `channel_db`."""
     if seen.qparams is None:
         return math.inf
-    x = seen.x if seen.student_x is None else seen.student_x
+    x = seen.x  # the student's is rounded already, where layers are solved in sequence
     u = g.unfold(x, layer, positions(x.shape, layer, LOOKED_AT, seen.seed)).permute(1, 0, 2)  # (g, r, n)
     rows = g.grouped(g.weight(problem.teacher, layer), layer.groups).transpose(1, 2)  # (g, n, o)
     off, wanted = (fake_quantize(u, seen.qparams) - u) @ rows, u @ rows
@@ -171,7 +171,9 @@ def compress_layer(job: LayerJob) -> LayerResult:
     for remedy, other in remedies(job):
         if result.channel_db >= floor_db(job.spec.bits):
             break
-        result = replace(_solve_once(other, job.weight), remedy=remedy, as_asked_db=as_asked.channel_db)
+        tried = (*result.tried, result.remedy) if result.remedy else ()
+        found = _solve_once(other, job.weight)
+        result = replace(found, remedy=remedy, tried=tried, as_asked_db=as_asked.channel_db)
     return replace(result, seconds=time.perf_counter() - start)
 
 

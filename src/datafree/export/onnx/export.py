@@ -23,7 +23,7 @@ from datafree.export.onnx.space_to_depth import fold_pixels
 from datafree.export.onnx.translate import translate
 from datafree.export.onnx.writer import IR_VERSIONS, ExportError, remove_unread
 from datafree.recipe import Propagated
-from datafree.run import Run
+from datafree.run import Run, lost_inputs
 from datafree.signals import make_signal
 
 if TYPE_CHECKING:
@@ -231,6 +231,7 @@ def _notes(run: Run, model: onnx.ModelProto, folded: str | None, padded: int) ->
     )
     notes += [f"{bits}-bit weights of {count} layers ride in int8" for bits, count in sorted(narrow.items())]
     notes += [f"{layer.name} was solved with {layer.remedy}" for layer in run.summary.mended]
+    notes += lost_inputs(run.summary.coarse_inputs)
     if TensorProto.INT4 in stored.values():
         count = sum(stored[f"{r.name}.weight"] == TensorProto.INT4 for r in run.layers)
         notes.append(f"weights of {count} layers are INT4, for size only: ONNX Runtime unpacks them, which is slower")

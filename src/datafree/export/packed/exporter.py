@@ -12,7 +12,7 @@ import torch
 from datafree import graph as g
 from datafree.export.packed.packed import load, save
 from datafree.export.written import Option, Written
-from datafree.run import Run
+from datafree.run import Run, lost_inputs
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class PackedOptions:
 
 
 def write_packed(run: Run, path: Path, options: PackedOptions, *, force: bool) -> Written:
-    """Write as `save` does; there is nothing to say, for it is bit for bit the student."""
+    """Write as `save` does; of the file there is nothing to say, for it is bit for bit the student."""
     save(run, path, compress=options.compress, force=force)
-    return Written()
+    return Written(notes=tuple(lost_inputs(run.summary.coarse_inputs)))
 
 
 def open_packed(path: Path, threads: int, batch: int) -> Callable[[], object]:
