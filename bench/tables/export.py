@@ -101,13 +101,15 @@ def speed(name: str, folder: Path, rounds: int, channels: float | None, runtime:
 def quantize_as_onnxruntime_does(source: Path, target: Path, images: torch.Tensor) -> None:
     """Its static quantizer: QDQ, unsigned activations, signed weights per channel."""
 
+    name = onnx.load(source, load_external_data=False).graph.input[0].name
+
     class Reader(ort_quantization.CalibrationDataReader):
         def __init__(self) -> None:
             self.rows = iter(images.split(1))
 
         def get_next(self):
             x = next(self.rows, None)
-            return None if x is None else {"x": x.numpy()}
+            return None if x is None else {name: x.numpy()}
 
     ort_quantization.quantize_static(
         source, target, Reader(), quant_format=ort_quantization.QuantFormat.QDQ, per_channel=True,
