@@ -1,5 +1,6 @@
 """The table of exporters: every row writes what its runtime runs; the command line offers whatever is in it."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,8 @@ import pytest
 from datafree import Recipe, compress
 from datafree.app.cli import main
 from datafree.export import EXPORTERS, Exporter, Option, Written, exporter_for, exporters_by_suffix
+from datafree.export.onnx.exporter import OnnxOptions, _counted, write_onnx
+from datafree.export.onnx.optimized import NodeShare
 from nets import NETS
 
 pytest.importorskip("onnxruntime")
@@ -29,7 +32,7 @@ class TextOptions:
 def write_text(run, path, options, *, force):
     lines = [options.head, *(f"{layer.name} {layer.bits}" for layer in run.layers if options.bits)]
     Path(path).write_text("\n".join(lines))
-    return Written({"lines": str(len(lines))}, ("nothing runs it",))
+    return Written({"lines": str(len(lines))}, ("nothing runs it",), ("first is short",))
 
 
 TEXT = Exporter(".txt", write_text, TextOptions)
@@ -59,13 +62,24 @@ def test_a_row_put_in_from_outside_is_offered_and_asked(run, tmp_path, capsys, m
     file = tmp_path / "net.txt"
     assert main(["export", str(tmp_path / "run"), str(file), "--head", "hello", "--no-bits"]) == 0
     shown = capsys.readouterr().out
-    assert file.read_text() == "hello" and "nothing runs it" in shown and "lines" in shown
+    assert file.read_text() == "hello" and "nothing runs it" in shown and "lines" in shown and "short" not in shown
+    assert main(["export", str(tmp_path / "run"), str(file), "--force", "--verbose"]) == 0
+    assert "first is short" in capsys.readouterr().out
     assert main(["export", str(tmp_path / "run"), str(file), "--int4"]) == 2
     assert "--int4 is of ONNX files; leave it out, or write a .onnx file instead of" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "net.onnx"), "--no-bits"]) == 2
     assert "--no-bits is of text files; leave it out, or write a .txt file instead of" in capsys.readouterr().err
     assert main(["bench", str(file)]) == 2
     assert "net.txt is not run here; give .onnx or .safetensors files" in capsys.readouterr().err
+
+
+def test_what_is_no_integer_kernel_is_said_in_two_lines_and_listed_by_verbose(run, tmp_path):
+    written = write_onnx(run, tmp_path / "net.onnx", OnnxOptions(), force=False)
+    assert written.findings["in float there"] == "nothing"
+    assert re.fullmatch(r"1 \w+, .*: \d+\.\d % of the time", written.findings["moved or converted"])
+    assert any(re.fullmatch(r".* of the time: QuantizeLinear .*, moves or converts", line) for line in written.details)
+    nodes = [NodeShare(kind, "", "float", float(share)) for share, kind in enumerate("abcdefab")]
+    assert _counted(nodes) == "2 b, 2 a, 1 f, 1 e, 2 more: 28.0 % of the time"
 
 
 def test_two_exporters_of_one_suffix_are_refused(monkeypatch):

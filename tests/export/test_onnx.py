@@ -17,7 +17,8 @@ from datafree import Recipe, compress
 from datafree import graph as g
 from datafree.export.onnx.export import ExportError, _judged, export_onnx
 from datafree.export.onnx.fusion import fuse
-from datafree.export.onnx.onnxruntime import float_nodes, run_file, run_module, session
+from datafree.export.onnx.onnxruntime import RIGHT, largest_sums, run_file, run_module, session
+from datafree.export.onnx.optimized import kinds_of_nodes
 from datafree.export.onnx.qdq import four_bit_offsets
 from datafree.export.onnx.translate import translate
 from datafree.graph.capture import trace
@@ -300,6 +301,13 @@ def test_the_check_reads_as_a_sentence(exported):
     assert "% equal classes on 2 probe images" in text and "0 nodes in float" in text
 
 
+def test_what_moves_values_is_listed_with_its_share_of_the_time(exported):
+    for name in ("chain", "squeeze and excitation"):
+        nodes = exported(name)[0].nodes
+        assert {"QuantizeLinear"} <= {node.operator for node in nodes if node.kind == "moves"}
+        assert all(0 < node.share < 100 for node in nodes) and sum(node.share for node in nodes) <= 100
+
+
 def test_types_are_followed_through_the_optimized_graph():
     from onnx import helper
 
@@ -310,7 +318,18 @@ def test_types_are_followed_through_the_optimized_graph():
         helper.make_node("Relu", ["d"], ["y"], name="act"),
     ]
     inputs = [helper.make_tensor_value_info("x", 1, [1])]
-    assert float_nodes(helper.make_model(helper.make_graph(nodes, "g", inputs, []))) == ("Relu act",)
+    found = kinds_of_nodes(helper.make_model(helper.make_graph(nodes, "g", inputs, [])))
+    kinds = {node.op_type: kind for node, kind in found}
+    assert kinds == {"QuantizeLinear": "moves", "Transpose": "moves", "DequantizeLinear": "moves", "Relu": "float"}
+
+
+# Speed
+
+
+def test_sums_are_right_on_this_processor(tmp_path):
+    model, x = largest_sums()
+    onnx.save(model, tmp_path / "largest.onnx")
+    assert np.all(np.asarray(session(tmp_path / "largest.onnx").run(None, {"x": x})[0]) == RIGHT)
 
 
 # Probes

@@ -27,6 +27,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.text import Text
 from torch import Tensor, nn
 
 from datafree import graph as g
@@ -273,6 +274,9 @@ def export(
     file: Annotated[Path, typer.Argument(metavar="FILE", help=f"{EXPORTED}.")],
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
     threads: Threads = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also list every node that is no integer kernel where it runs.")
+    ] = False,
     debug: Debug = False,
     **given: Any,
 ) -> None:
@@ -282,6 +286,8 @@ def export(
     written = exporter_for(file).write(done, file, options_for(file, given), force=force)
     facts = tables.file_facts(done, file, written)
     title = f"{done.summary.model} of {directory}, written to {file}"
+    if verbose:
+        _show(*map(Text, written.details))
     _show(tables.facts_table(title, facts), *tables.notes(written.notes, ()))
 
 

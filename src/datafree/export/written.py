@@ -29,7 +29,9 @@ class Written:
 
     findings: what checking it found, such as how near it is to the student; name -> text.
     notes: what a user should know and the file does not say.
+    details: more of what was found, a line each, for who asks for all of it.
     """
 
     findings: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    details: tuple[str, ...] = ()

@@ -16,7 +16,8 @@ from torch import Tensor
 from datafree.execution import atomic_write
 from datafree.export.onnx.conv_pads import fold_paddings
 from datafree.export.onnx.fusion import QUANTIZE
-from datafree.export.onnx.onnxruntime import agreement, open_and_read, repeatability, run_file, run_module, sqnr
+from datafree.export.onnx.onnxruntime import agreement, repeatability, run_and_read, run_module, sqnr
+from datafree.export.onnx.optimized import NodeShare
 from datafree.export.onnx.space_to_depth import fold_pixels
 from datafree.export.onnx.translate import translate
 from datafree.export.onnx.writer import IR_VERSIONS, ExportError
@@ -42,7 +43,7 @@ class ExportCheck:
     agreement: images that get the student's class, percent; None where the network gives no logits (N, classes).
     largest_difference: of any output value, file against student.
     bytes, float_bytes: of the file, and of the float network's weights and biases.
-    float_nodes: of ONNX Runtime's optimized graph, those that still compute in float, as `operator name`.
+    nodes: of ONNX Runtime's optimized graph, those that are no integer kernels, with their share of the time.
     """
 
     sqnr_db: float
@@ -51,9 +52,14 @@ class ExportCheck:
     quantization_db: float
     bytes: int
     float_bytes: int
-    float_nodes: tuple[str, ...]
+    nodes: tuple[NodeShare, ...]
     notes: tuple[str, ...]
     num_probes: int
+
+    @property
+    def float_nodes(self) -> tuple[str, ...]:
+        """Those that still compute in float, as `operator name`."""
+        return tuple(str(node) for node in self.nodes if node.kind == "float")
 
     def __str__(self) -> str:
         same = "" if self.agreement is None else f", {self.agreement:.1f} % equal classes"
@@ -170,8 +176,8 @@ def _check(run: Run, path: Path, inputs: tuple[Tensor, ...], notes: tuple[str, .
         raise ExportError(
             f"the file is no valid ONNX and was not written: {' '.join(str(error).split())[:300]}; try the other opset"
         ) from None
-    opened, in_float = open_and_read(path, threads=torch.get_num_threads())
-    found, wanted = run_file(opened, inputs), run_module(run.student, inputs)
+    found, nodes = run_and_read(path, inputs, threads=torch.get_num_threads())
+    wanted = run_module(run.student, inputs)
     check = ExportCheck(
         sqnr_db=sqnr(found, wanted),
         agreement=agreement(found, wanted),
@@ -179,7 +185,7 @@ def _check(run: Run, path: Path, inputs: tuple[Tensor, ...], notes: tuple[str, .
         quantization_db=sqnr(wanted, run_module(run.teacher, inputs)),
         bytes=path.stat().st_size,
         float_bytes=run.summary.float_bytes,
-        float_nodes=in_float,
+        nodes=nodes,
         notes=notes,
         num_probes=len(inputs[0]),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -12,9 +12,12 @@ import torch
 
 from datafree.export.onnx.export import ExportCheck, export_onnx
 from datafree.export.onnx.onnxruntime import session
+from datafree.export.onnx.optimized import NodeShare
 from datafree.export.onnx.writer import ExportError
 from datafree.export.written import Option, Written
 from datafree.run import Run
+
+NUM_OPERATORS = 4  # named of a kind
 
 
 @dataclass(frozen=True)
@@ -33,19 +36,39 @@ def write_onnx(run: Run, path: Path, options: OnnxOptions, *, force: bool) -> Wr
     check = export_onnx(
         shown, path, opset=options.opset, int4=options.int4, space_to_depth=options.space_to_depth, force=force
     )
-    return Written(_findings(check), check.notes)
+    return Written(_findings(check), check.notes, tuple(map(_described, _dearest_first(check.nodes))))
 
 
 def _findings(check: ExportCheck) -> dict[str, str]:
     """The file, as it ran."""
     same = "no logits to compare" if check.agreement is None else f"{check.agreement:.1f} % equal classes"
-    names = Counter(name.split(" ")[0] for name in check.float_nodes)
     return {
         "file against student": f"{check.sqnr_db:.1f} dB, {same}, largest difference {check.largest_difference:.3g}",
         "student against float": f"{check.quantization_db:.1f} dB",
         "compared on": f"{check.num_probes} probe images, in ONNX Runtime",
-        "in float there": ", ".join(f"{n} {name}" for name, n in names.items()) or "nothing",
+        "in float there": _counted([node for node in check.nodes if node.kind == "float"]),
+        "moved or converted": _counted([node for node in check.nodes if node.kind == "moves"]),
     }
+
+
+def _counted(nodes: Sequence[NodeShare]) -> str:
+    """Operators, the dearest first, and the share of the time that all take."""
+    counts = Counter(node.operator for node in _dearest_first(nodes))
+    if not counts:
+        return "nothing"
+    named = [f"{count} {operator}" for operator, count in counts.items()]
+    rest = sum([*counts.values()][NUM_OPERATORS:])
+    named = [*named[:NUM_OPERATORS], *([f"{rest} more"] if rest else [])]
+    return f"{', '.join(named)}: {sum(node.share for node in nodes):.1f} % of the time"
+
+
+def _dearest_first(nodes: Sequence[NodeShare]) -> list[NodeShare]:
+    return sorted(nodes, key=lambda node: -node.share)
+
+
+def _described(node: NodeShare) -> str:
+    what = "in float" if node.kind == "float" else "moves or converts"
+    return f"{node.share:.1f} % of the time: {node}, {what}"
 
 
 def open_onnx(path: Path, threads: int, batch: int) -> Callable[[], object]:

@@ -1,35 +1,76 @@
-"""Running a written ONNX file in ONNX Runtime, and reading what ONNX Runtime made of it."""
+"""Running a written ONNX file in ONNX Runtime, and how near it comes to the student."""
 
 from __future__ import annotations
 
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from datafree.export.onnx.writer import ExportError
+from datafree.export.onnx.optimized import NodeShare, read_nodes
+from datafree.export.onnx.writer import IR_VERSIONS, ExportError
 from datafree.records import decibel
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
-FLOAT, UINT8 = 1, 2  # onnx.TensorProto
 BATCH = 8  # images at a time: bounds memory
-CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
+OPTIMIZED = "optimized.onnx"
+RIGHT = 100
 
 
-def session(path: Path, *, optimized: Path | None = None, threads: int = 1) -> onnxruntime.InferenceSession:
+@cache
+def saturates() -> bool:
+    """Whether integer kernels here are wrong unless ONNX Runtime is asked for precision, which halves their speed.
+
+    x86 without VNNI adds products of bytes in pairs, in 16 bits.
+    """
+    import onnxruntime
+
+    model, x = largest_sums()
+    options = _options(threads=1, precise=False)
+    opened = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return bool((np.asarray(opened.run(None, {"x": x})[0]) != RIGHT).any())
+
+
+def largest_sums() -> tuple[onnx.ModelProto, np.ndarray]:
+    """A convolution of the largest bytes there are, and its input; each of its outputs is RIGHT."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    x, w = np.full((1, 4, 1, 1), 255, np.uint8), np.full((16, 4, 1, 1), 127, np.int8)
+    step = np.float32(255 * 127 * 4 / RIGHT)
+    stored = {"one": np.float32(1), "z": np.uint8(0), "w": w, "wz": np.int8(0), "step": step}
+    conv = helper.make_node("QLinearConv", ["x", "one", "z", "w", "one", "wz", "step", "z"], ["y"])
+    ends = [helper.make_tensor_value_info(name, TensorProto.UINT8, None) for name in ("x", "y")]
+    weights = [numpy_helper.from_array(np.asarray(value), name) for name, value in stored.items()]
+    graph = helper.make_graph([conv], "largest", ends[:1], ends[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=IR_VERSIONS[13]), x
+
+
+def _options(*, threads: int, precise: bool) -> onnxruntime.SessionOptions:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", str(int(precise)))
+    options.log_severity_level = 3  # it warns that an optimized file is for this machine alone
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    return options
+
+
+def session(path: Path, *, scratch: Path | None = None, threads: int = 1) -> onnxruntime.InferenceSession:
     """Open a file as ONNX Runtime runs it on a CPU, all optimizations on.
 
     Args:
-        optimized: where to write the graph that is left after optimization.
+        scratch: a folder that takes the graph that is left after optimization, and how long its nodes take.
         threads: of one operator; operators run one after the other.
 
     Raises:
@@ -37,13 +78,10 @@ def session(path: Path, *, optimized: Path | None = None, threads: int = 1) -> o
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    # x86 without VNNI adds products of bytes in pairs, in 16 bits, and saturates: 66 where 130 is right
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    options.log_severity_level = 3  # it warns that an optimized file is for this machine alone
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    if optimized:
-        options.optimized_model_filepath = str(optimized)
+    options = _options(threads=threads, precise=saturates())
+    if scratch:
+        options.optimized_model_filepath = str(scratch / OPTIMIZED)
+        options.enable_profiling, options.profile_file_prefix = True, str(scratch / "profile")
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no class below this one
@@ -103,38 +141,10 @@ def agreement(found: list[Float[Tensor, ...]], wanted: list[Float[Tensor, ...]])
     return 100 * float((pairs[0][0].argmax(1) == pairs[0][1].argmax(1)).double().mean())
 
 
-def open_and_read(path: Path, *, threads: int) -> tuple[onnxruntime.InferenceSession, tuple[str, ...]]:
-    """A session of a file, and the nodes it still computes in float."""
-    import onnx
-
+def run_and_read(path: Path, inputs: tuple[Tensor, ...], *, threads: int) -> tuple[list[Tensor], tuple[NodeShare, ...]]:
+    """Outputs of a file, and what ONNX Runtime made of it that is no integer kernel, with its share of the time."""
     with tempfile.TemporaryDirectory() as scratch:
-        optimized = Path(scratch) / "optimized.onnx"
-        opened = session(path, optimized=optimized, threads=threads)
-        return opened, float_nodes(onnx.load(optimized))
-
-
-def float_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
-    """`operator name` of every node that computes on float values; conversions to and from integers are not listed.
-
-    Types are followed from inputs and stored tensors through the graph: integer kernels give bytes, other operators
-    what their first input is.
-    """
-    types = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
-    types |= {t.name: t.data_type for t in model.graph.initializer}
-    found = []
-    for node in model.graph.node:
-        kind = _type_of(node, types)
-        types |= dict.fromkeys(node.output, kind)
-        reads_float = any(types.get(name) == FLOAT for name in node.input[:1])
-        if kind == FLOAT and reads_float and node.op_type not in CONVERSIONS:
-            found.append(f"{node.op_type} {node.name}".strip())
-    return tuple(found)
-
-
-def _type_of(node: onnx.NodeProto, types: dict[str, int]) -> int:
-    """Element type of what a node gives."""
-    if node.op_type == "DequantizeLinear" or (node.op_type == "QGemm" and len(node.input) < 9):  # no output grid
-        return FLOAT
-    if node.op_type in ("QuantizeLinear", "QGemm") or node.op_type.startswith("QLinear"):
-        return UINT8
-    return types.get(node.input[0], FLOAT) if node.input else FLOAT
+        opened = session(path, scratch=Path(scratch), threads=threads)
+        run_file(opened, tuple(x[:BATCH] for x in inputs))  # memory is found in the first run, which is not timed
+        found = run_file(opened, inputs)
+        return found, read_nodes(Path(scratch) / OPTIMIZED, Path(opened.end_profiling()))
