@@ -20,7 +20,7 @@ from datafree.export.onnx.onnxruntime import agreement, repeatability, run_and_r
 from datafree.export.onnx.optimized import NodeShare
 from datafree.export.onnx.space_to_depth import fold_pixels
 from datafree.export.onnx.translate import translate
-from datafree.export.onnx.writer import IR_VERSIONS, ExportError
+from datafree.export.onnx.writer import IR_VERSIONS, ExportError, remove_unread
 from datafree.recipe import Propagated
 from datafree.run import Run
 from datafree.signals import make_signal
@@ -106,6 +106,7 @@ def export_onnx(
     model = translate(run.student, opset=opset, int4=int4)
     fold_paddings(model)
     folded = fold_pixels(model) if space_to_depth else None
+    remove_unread(model.graph)
     _add_metadata(model, run)
     inputs = _probes(run, probes)
     try:

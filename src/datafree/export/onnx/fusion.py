@@ -12,6 +12,10 @@ from datafree.graph import aten
 from datafree.solve import quantized_at
 from datafree.student import DEQUANTIZE, DEQUANTIZE_ROWS, QUANTIZE
 
+AFFINE = (
+    aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.add.Tensor, aten.add.Scalar,
+    aten.sub.Tensor, aten.sub.Scalar, aten.batch_norm.default,
+)  # fmt: skip
 Bounds = tuple[np.ndarray | float, np.ndarray | float]
 
 
@@ -22,11 +26,13 @@ class Fusion:
     bounds: by node left out, the ends its quantize nodes clip to instead, as integers.
     factors: by dequantize node of a layer's weight or bias, what its scale is multiplied with (C_out,).
     pads: zero paddings between integers, written on the integers.
+    float_parameters: dequantize nodes of weights and biases of layers for which runtimes have no integer kernel.
     """
 
     bounds: dict[fx.Node, Bounds] = field(default_factory=dict)
     factors: dict[fx.Node, np.ndarray] = field(default_factory=dict)
     pads: set[fx.Node] = field(default_factory=set)
+    float_parameters: set[fx.Node] = field(default_factory=set)
 
 
 def fuse(graph: fx.GraphModule) -> Fusion:
@@ -45,7 +51,38 @@ def fuse(graph: fx.GraphModule) -> Fusion:
             fusion.bounds[node] = bounds
         elif (vector := g.channel_multiplier(graph, node)) is not None:
             _move_into_scales(fusion, node, vector.numpy())
+    for node in graph.graph.nodes:
+        if g.note(node).layer and not _has_integer_kernel(node):
+            fusion.float_parameters.update(_stored_as_integers(node))
     return fusion
+
+
+def _has_integer_kernel(layer: fx.Node) -> bool:
+    """Whether a layer reads integers, and is linear or gives integers in the end.
+
+    Some of these run in float all the same. But ONNX Runtime would round floats in place of their weights to grids of its
+    own (its WeightBiasQuantization).
+    """
+    linear = layer.target is aten.linear.default
+    return g.operand(layer).target is DEQUANTIZE and (linear or _gives_integers(layer))
+
+
+def _gives_integers(node: fx.Node) -> bool:
+    """Whether a quantize node reads a value, if it is clipped, multiplied or shifted by constants on the way there."""
+    return any(
+        u.target is QUANTIZE or ((g.clip_bounds(u) is not None or _multiplies_or_shifts(u)) and _gives_integers(u))
+        for u in node.users
+    )
+
+
+def _multiplies_or_shifts(node: fx.Node) -> bool:
+    return node.target in AFFINE and sum(n.op != "get_attr" for n in node.all_input_nodes) == 1
+
+
+def _stored_as_integers(layer: fx.Node) -> list[fx.Node]:
+    """Dequantize nodes of a layer's weight and bias."""
+    parameters = [g.weight_node(layer), *(node for node in layer.args[2:3] if isinstance(node, fx.Node))]
+    return [node for node in parameters if node.target in (DEQUANTIZE, DEQUANTIZE_ROWS)]
 
 
 def on_grid(node: fx.Node) -> bool:
@@ -60,8 +97,8 @@ def _move_into_scales(fusion: Fusion, multiply: fx.Node, vector: np.ndarray) -> 
     layer = before if bounds is None else g.operand(before)
     if not g.has_rows_in_dimension_1(layer) or len(layer.users) > 1 or len(before.users) > 1:
         return
-    parameters = g.weight_node(layer), g.operand(layer, 2)
-    if any(p.target not in (DEQUANTIZE, DEQUANTIZE_ROWS) for p in parameters):
+    parameters = _stored_as_integers(layer)
+    if len(parameters) < 2:
         return
     if bounds is not None:
         fusion.bounds[before] = bounds

@@ -12,7 +12,9 @@ from datafree.export.onnx.fusion import Bounds, on_grid
 from datafree.export.onnx.shape_operators import pad_sizes
 from datafree.export.onnx.writer import Attribute, Call
 from datafree.graph import argument, operand
+from datafree.solve import quantized_at
 
+FLOAT = 1  # onnx.TensorProto
 BYTE = (0, 255)
 INT4 = (-8, 7)
 UNBOUNDED = (-np.inf, np.inf)
@@ -33,12 +35,25 @@ def quantize(call: Call, x: str, bounds: Bounds | None) -> str:
         writer.tensor(f"{call.name}_scale", np.array(scale, np.float32)),
         writer.tensor(f"{call.name}_zero_point", np.array(zero_point, np.uint8)),
     )
-    q = call.emit("QuantizeLinear", x, *grid)
+    if quantized_at(operand(call.node)).op == "placeholder":
+        q = _quantize_image(call, x, scale, grid[1])
+    else:
+        q = call.emit("QuantizeLinear", x, *grid)
     if bounds is not None or not on_grid(call.node):
         ends = (np.clip(np.round(np.asarray(v) / scale) + zero_point, low, high) for v in bounds or UNBOUNDED)
         q = _clip_integers(call, q, *(np.asarray(v, np.uint8) for v in ends))
     writer.grids[q] = grid
     return q
+
+
+def _quantize_image(call: Call, x: str, scale: float, zero_point: str) -> str:
+    """Integers of x / scale as the student rounds them, which multiplies with the inverse of the scale.
+
+    QuantizeLinear divides: another integer for one pixel in 10^6, which layer after layer turns into 40 dB (ours).
+    """
+    inverse = call.writer.tensor(f"{call.name}_inverse_scale", np.array(1.0 / scale, np.float32))
+    unit = call.writer.tensor(f"{call.name}_unit_scale", np.array(1.0, np.float32))
+    return call.emit("QuantizeLinear", call.emit("Mul", x, inverse, step="in_steps"), unit, zero_point)
 
 
 def _clip_integers(call: Call, q: str, low: np.ndarray, high: np.ndarray) -> str:
@@ -94,6 +109,17 @@ def parameter(call: Call, path: str, stored: np.ndarray, scale: np.ndarray, *, i
             names.append(writer.tensor(f"{path}_zero_point", np.zeros_like(scale, np.int8)))
     axis: dict[str, Attribute] = {"axis": 0} if scale.ndim else {}
     return call.writer.emit("DequantizeLinear", names, call.name, axis)[0]
+
+
+def float_parameter(call: Call, path: str, stored: np.ndarray, scale: np.ndarray) -> str:
+    """Stored integers -> Cast -> Mul, of a layer that runs in float.
+
+    The same values as DequantizeLinear gives, which ONNX Runtime would compute in every run: it folds these two when it
+    opens the file, and takes its fastest float kernels (ours: twice as fast on efficientnet_b0).
+    """
+    rows = scale.reshape(-1, *[1] * (stored.ndim - 1)) if scale.ndim else scale
+    cast = call.emit("Cast", call.writer.tensor(path, stored), to=FLOAT, step="float")
+    return call.emit("Mul", cast, call.writer.tensor(f"{path}_scale", rows))
 
 
 def four_bit_offsets(values: np.ndarray, *, rows: bool) -> np.ndarray | None:

@@ -41,7 +41,8 @@ def fold_pixels(model: onnx.ModelProto) -> str | None:
         quantize, weight = made.get(image.input[0]), stored.get(kernel.input[0])
         if quantize is None or quantize.op_type != "QuantizeLinear":
             continue
-        size = sizes.get(quantize.input[0])
+        scaled = made.get(quantize.input[0])  # by the inverse of the image's scale, as the student does
+        size = sizes.get(scaled.input[0] if scaled is not None and scaled.op_type == "Mul" else quantize.input[0])
         settings = {a.name: helper.get_attribute_value(a) for a in conv.attribute}
         if size is None or weight is None or weight.data_type != TensorProto.INT8 or not _fits(size, weight, settings):
             continue

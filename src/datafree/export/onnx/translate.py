@@ -134,7 +134,10 @@ class _Walk:
             scale = g.get_tensor(self.graph, str(scale.target)).numpy()
         scale = np.asarray(scale * self.fusion.factors.get(node, 1), np.float32)
         stored = g.get_tensor(self.graph, path).numpy()
-        return qdq.parameter(Call(self.writer, node, f"{path}_dequantized"), path, stored, scale, int4=self.int4)
+        call = Call(self.writer, node, f"{path}_dequantized")
+        if node in self.fusion.float_parameters and not (self.int4 and stored.dtype == np.int8):
+            return qdq.float_parameter(call, path, stored, scale)
+        return qdq.parameter(call, path, stored, scale, int4=self.int4)
 
     def finish(self, node: fx.Node, name: str, *, again: bool) -> None:
         """Call a returned value by the output's name."""

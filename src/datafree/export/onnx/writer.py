@@ -86,6 +86,18 @@ class Writer:
                 names[:] = [new if name == old else name for name in names]
 
 
+def remove_unread(graph: onnx.GraphProto) -> None:
+    """Take out nodes and stored tensors that nothing reads: ONNX Runtime runs such nodes all the same."""
+    used = {value.name for value in graph.output}
+    for node in reversed(list(graph.node)):
+        if used.isdisjoint(node.output):
+            graph.node.remove(node)
+        else:
+            used.update(node.input)
+    for tensor in [t for t in graph.initializer if t.name not in used]:
+        graph.initializer.remove(tensor)
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of the ATen graph that is being written; `name` is for the node that gives its value."""
