@@ -60,8 +60,8 @@ def fuse(graph: fx.GraphModule) -> Fusion:
 def _has_integer_kernel(layer: fx.Node) -> bool:
     """Whether a layer reads integers, and is linear or gives integers in the end.
 
-    Some of these run in float all the same. But ONNX Runtime would round floats in place of their weights to grids of its
-    own (its WeightBiasQuantization).
+    Some of these run in float all the same. But ONNX Runtime would round floats in their place to grids of its own
+    (its WeightBiasQuantization).
     """
     linear = layer.target is aten.linear.default
     return g.operand(layer).target is DEQUANTIZE and (linear or _gives_integers(layer))
