@@ -1,30 +1,33 @@
-"""What was lost, predicted without data: how far the student moves the logits, and how often that turns an answer."""
+"""What was lost, predicted without data: how far the student turns the logits, and how far answers stand out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from datafree import graph as g
-from datafree.quantization import rounded_rows
-from datafree.recipe import Matched
+from datafree.recipe import Matched, Propagated
 from datafree.records import Estimate
 from datafree.run.record import Run
-from datafree.signals import make_signal
+from datafree.signals import make_signal, num_images
 
 HELD_OUT = 2**20  # added to the run's seed: other images than those the student was solved on
-NUM_IMAGES = 64
-NOISES = (0.005, 0.01, 0.02, 0.04, 0.07, 0.12, 0.2, 0.3)  # of a channel's weights, as a share of their deviation
-BITS = (8, 6, 5, 4, 3)
-MASKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4)
-POWERS = (0.8, 1.0, 1.25, 1.5, 1.8)  # of the curve, to choose from
-EASIER = 1.5  # a move turns matched images' answers like one larger by this turns real ones'; over networks (ours)
-SPREAD = 2.3  # nine in ten students lie between this times larger and smaller moves; over networks (ours)
+NUM_IMAGES = 16
+NUM_PROBES = 16
+STEPS = 5  # of Adam, and more where images are small, for a step costs less there
+MOST_STEPS = 14
+FEWEST = 64  # images that `compress` takes
+SURER = 1.35  # real answers stand as much noise as Gaussian ones with this times less; over networks (ours)
+POWER = 2.5  # of how far answers stand out; over networks (ours)
+SPREAD = 3.0  # nine in ten students lie between this times more and less noise; over networks (ours)
 LEAST = 0.5  # half of the interval at least, points
+LEAST_COSINE = 0.01  # below it nothing of the answer is left
+DRAWS = 2**22  # logits drawn for one rate, all classes together
+MOST_ANSWERS = 2**13
 
 
 class EstimateError(ValueError):
@@ -34,14 +37,16 @@ class EstimateError(ValueError):
 def estimate(run: Run) -> Estimate:
     """Predict on how many images the student agrees with the float network; no data is read.
 
-    On images matched to BatchNorm's statistics, others than those the layers were solved on, the student moves the
-    logits about as far as on real ones: z = |student - teacher| / |teacher|. How often a move of that size turns the
-    answer is learned on the same network, damaged on purpose (noise, rounding, masks, graded), as s and p of
+    On a few images matched to BatchNorm's statistics, others than those the layers were solved on, the student's
+    logits are a multiple of the teacher's and noise: with a = angle(student, teacher), each image's mean taken away,
+    t = tan(a) is the noise as a share of what is left of the answer. Were logits independent Gaussians, answers would
+    stay as often as `same_answers(t, C)`. Those of a trained network stand out further: with h the mean of the largest
+    logit over the logits' deviation, and h_C that of C Gaussians, noise counts as                            (ours)
 
-        1 - agreement = (1 - 1/C) (1 - exp(-(s z)^p)),   C classes                                         (ours)
+        t / (SURER (h / h_C)^POWER)
 
-    Matched images lie nearer to the boundaries between classes than real ones, so s is divided by a constant, which
-    was chosen over several networks, as was the width of the interval (bench/tables/estimate.py).
+    The teacher's deviation and h are also taken on procedural images. Both constants were chosen over several networks
+    together, as was the width of the interval (bench/tables/estimate.py).
 
     Raises:
         EstimateError: the network does not return one tensor of logits (N, classes).
@@ -50,17 +55,21 @@ def estimate(run: Run) -> Estimate:
 
 
 @dataclass(frozen=True)
-class FlipCurve:
-    """What is learned of one network before any student is looked at: images, its answers, how easily they turn."""
+class Yardstick:
+    """What is known of one network before any student is looked at.
+
+    images: matched to BatchNorm's statistics, one tensor (n, ...) for each input.
+    logits: the teacher's answers to them.
+    sureness: the noise of a student is divided by it.
+    """
 
     images: tuple[Tensor, ...]
     logits: Float[Tensor, "n c"]
-    steepness: float  # s, for real images
-    power: float  # p
+    sureness: float
 
 
-def calibrate(run: Run) -> FlipCurve:
-    """Make matched images and damage the teacher on purpose.
+def calibrate(run: Run) -> Yardstick:
+    """Make a few images and look at the teacher's answers.
 
     Raises:
         EstimateError: the network does not return one tensor of logits (N, classes).
@@ -68,24 +77,79 @@ def calibrate(run: Run) -> FlipCurve:
     shapes = [g.shape(node) for node in g.outputs(run.teacher)]
     if len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][1] < 2:
         raise EstimateError(f"an estimate needs logits (N, classes); this network returns {shapes}; nothing to compare")
-    signal = Matched(images=NUM_IMAGES)
     seed = run.summary.seed + HELD_OUT
-    source = make_signal(run.teacher, run.stats, signal, seed=seed, input_range=run.input_range)
-    with torch.no_grad():
-        logits = run.teacher(*source.inputs)
-        moves, turned = zip(*(_damage(logits, net(*source.inputs)) for net in damaged(run.teacher)), strict=True)
-    steepness, power = fit(torch.tensor(moves), torch.tensor(turned), logits.shape[1])
-    return FlipCurve(source.inputs, logits, steepness / EASIER, power)
+    kinds = Matched(images=NUM_IMAGES, steps=num_steps(run)), Propagated(images=NUM_PROBES)
+    matched, probes = (
+        make_signal(run.teacher, run.stats, kind, seed=seed, input_range=run.input_range).inputs for kind in kinds
+    )
+    logits, others = (logits_of(run.teacher, images) for images in (matched, probes))
+    return Yardstick(matched, logits, sureness(logits, others))
 
 
-def predict(student: nn.Module, curve: FlipCurve) -> Estimate:
-    """Read one student's agreement off the curve."""
+def num_steps(run: Run) -> int:
+    """Steps on the images: as many more where they are small as `compress` takes more images there."""
+    shape = g.shape(g.placeholders(run.teacher)[0])[1:]
+    return min(MOST_STEPS, STEPS * num_images(shape, most=512) // FEWEST)
+
+
+def logits_of(net: nn.Module, images: tuple[Tensor, ...]) -> Float[Tensor, "n c"]:
+    """A network's logits, the mean of each image's taken away: no answer depends on it."""
     with torch.no_grad():
-        move, _ = _damage(curve.logits, student(*curve.images))
-    num_classes = curve.logits.shape[1]
-    at = [curve.steepness * move * f for f in (SPREAD, 1.0, 1 / SPREAD)]
-    low, middle, high = (100 - 100 * float(flip_rate(torch.tensor(v), curve.power, num_classes)) for v in at)
+        return centred(net(*images))
+
+
+def centred(logits: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+    return logits - logits.mean(1, keepdim=True)
+
+
+def sureness(matched: Float[Tensor, "n c"], probes: Float[Tensor, "m c"]) -> float:
+    """How much more noise a network's answers stand than Gaussian ones, of its logits on matched images and on probes.
+
+    Matched images move the logits less than real ones where they had few steps, and so may probes: noise is measured
+    on the first, the logits' deviation and how far answers stand out on both.
+    """
+    sizes = torch.stack([x.square().mean().sqrt().clamp(min=1e-12) for x in (matched, probes)])
+    heights = torch.stack([x.amax(1).mean() for x in (matched, probes)]) / sizes
+    stands_out = float(heights.log().mean().exp()) / gaussian_height(matched.shape[1])
+    return SURER * stands_out**POWER * float(sizes.square().mean().sqrt() / sizes[0])
+
+
+def predict(student: nn.Module, yardstick: Yardstick) -> Estimate:
+    """Read one student's agreement off its noise."""
+    noise = noise_of(yardstick.logits, logits_of(student, yardstick.images)) / yardstick.sureness
+    num_classes = yardstick.logits.shape[1]
+    low, middle, high = (100 * same_answers(noise * f, num_classes) for f in (SPREAD, 1.0, 1 / SPREAD))
     return Estimate(middle, max(0.0, min(low, middle - LEAST)), min(100.0, max(high, middle + LEAST)))
+
+
+def noise_of(wanted: Float[Tensor, "n c"], found: Float[Tensor, "n c"]) -> float:
+    """tan of the angle between a teacher's and a student's centred logits; 100 where nothing is left of the answer."""
+    x, y = wanted.double(), found.double()
+    lengths = float(x.norm() * y.norm())
+    cosine = float((x * y).sum()) / lengths if lengths else 0.0
+    return math.tan(math.acos(min(max(cosine, LEAST_COSINE), 1.0)))
+
+
+def gaussian_logits(num_classes: int) -> tuple[Float[Tensor, "k c"], Float[Tensor, "k c"]]:
+    """Logits drawn as independent Gaussians, and as much noise; each centred and of unit deviation."""
+    generator = torch.Generator().manual_seed(0)
+    count = max(1, min(MOST_ANSWERS, DRAWS // num_classes))
+    draws = (centred(torch.randn(count, num_classes, generator=generator)) for _ in range(2))
+    logits, noise = (x / x.square().mean().sqrt() for x in draws)
+    return logits, noise
+
+
+def gaussian_height(num_classes: int) -> float:
+    """h_C: how far the largest of C centred Gaussians lies over their mean, in deviations."""
+    return float(gaussian_logits(num_classes)[0].amax(1).mean())
+
+
+def same_answers(noise: float, num_classes: int) -> float:
+    """Share of Gaussian logits x whose largest is also the largest of x + noise y, y drawn as x was."""
+    if not math.isfinite(noise):
+        return 1 / num_classes
+    x, y = gaussian_logits(num_classes)
+    return float((x.argmax(1) == (x + noise * y).argmax(1)).double().mean())
 
 
 def with_estimate(run: Run) -> Run:
@@ -94,42 +158,3 @@ def with_estimate(run: Run) -> Run:
         return replace(run, summary=replace(run.summary, estimate=estimate(run)))
     except EstimateError as error:
         return replace(run, summary=replace(run.summary, warnings=(*run.summary.warnings, str(error))))
-
-
-def damaged(teacher: fx.GraphModule) -> Iterator[fx.GraphModule]:
-    """The teacher with noise on its weights, with rounded ones, with small ones set to zero; little to much."""
-    layers = g.layers(teacher)
-    weights = {name: g.weight(teacher, layer).flatten(1) for name, layer in layers.items()}
-    sizes = torch.cat([w.abs().flatten() for w in weights.values()])
-    generator = torch.Generator().manual_seed(0)
-    for noise in NOISES:
-        draw = {n: torch.randn(w.shape, generator=generator) for n, w in weights.items()}
-        yield g.with_weights(
-            teacher, {n: w + noise * w.std(1, keepdim=True, correction=0) * draw[n] for n, w in weights.items()}
-        )
-    for bits in BITS:
-        yield g.with_weights(teacher, {n: rounded_rows(w, bits) for n, w in weights.items()})
-    for share in MASKS:
-        least = sizes.kthvalue(max(1, int(share * len(sizes)))).values
-        yield g.with_weights(teacher, {n: torch.where(w.abs() > least, w, 0.0) for n, w in weights.items()})
-
-
-def _damage(wanted: Float[Tensor, "n c"], found: Float[Tensor, "n c"]) -> tuple[float, float]:
-    """How far the logits moved, as a share of their deviation; and the share of answers that turned."""
-    move = (found - wanted).square().mean().sqrt() / wanted.std(correction=0).clamp(min=1e-12)
-    return float(move), float((found.argmax(1) != wanted.argmax(1)).double().mean())
-
-
-def fit(moves: Float[Tensor, " k"], turned: Float[Tensor, " k"], num_classes: int) -> tuple[float, float]:
-    """The s and p whose curve is nearest to what was seen, by least squares over a fine grid."""
-    found = []
-    for power in POWERS:
-        tried = torch.logspace(-2, 2, 2000)
-        error = (flip_rate(tried[:, None] * moves, power, num_classes) - turned).square().sum(1)
-        found.append((float(error.min()), float(tried[error.argmin()]), power))
-    return min(found)[1:]
-
-
-def flip_rate(change: Float[Tensor, ...], power: float, num_classes: int) -> Float[Tensor, ...]:
-    """Share of answers that turn, of s z."""
-    return (1 - 1 / num_classes) * -torch.expm1(-(change**power))
