@@ -76,7 +76,7 @@ def test_answers_that_stand_out_are_surer():
 def test_worse_students_are_predicted_to_agree_less(demo_run):
     """The order, and roughly the size: real digits are only looked at to compare."""
     x, _ = digits("test")
-    students = [demo_run.student, *(shaken(demo_run.teacher, noise) for noise in (0.05, 0.2, 0.4, 1.0))]
+    students = [demo_run.student, *(shaken(demo_run.teacher, noise) for noise in (0.02, 0.05, 0.1, 0.2))]
     yardstick = calibrate(demo_run)
     predicted = [predict(s, yardstick) for s in students]
     with torch.no_grad():
