@@ -42,7 +42,9 @@ METHODS = ("nearest", "gptq")
 def main() -> None:
     options = _options()
     zoo = open_networks(options)
-    for network in options.networks if zoo else ():
+    if zoo is None:
+        return
+    for network in options.networks:
         x, _ = zoo.images(network)
         kept = Kept(options.cache / "estimate" / network, zoo.load(network), x[: options.images])
         rows = list(_measure(kept, options))
