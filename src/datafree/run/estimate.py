@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -130,6 +131,7 @@ def noise_of(wanted: Float[Tensor, "n c"], found: Float[Tensor, "n c"]) -> float
     return math.tan(math.acos(min(max(cosine, LEAST_COSINE), 1.0)))
 
 
+@lru_cache(maxsize=1)
 def gaussian_logits(num_classes: int) -> tuple[Float[Tensor, "k c"], Float[Tensor, "k c"]]:
     """Logits drawn as independent Gaussians, and as much noise; each centred and of unit deviation."""
     generator = torch.Generator().manual_seed(0)
