@@ -13,7 +13,6 @@ from datafree.quantization import dequantize, fake_quantize
 from datafree.records import LayerResult
 from datafree.signals import walk_both
 from datafree.solve.activation_grids import tensor_grid
-from datafree.solve.coarse_inputs import with_float_inputs
 from datafree.solve.jobs import LayerJob
 from datafree.solve.plan import WIDE, LayerPlan, quantized_at
 from datafree.solve.problem import Grids, Problem, Solution
@@ -27,8 +26,7 @@ def solve_layers(
 ) -> Solution:
     """Solve every planned layer: one walk of the signal, one job a layer, anywhere the pool puts it.
 
-    Each result goes to `checkpoints` as it comes; layers found there are not solved again. Layers that lose what the
-    network's output needs because their input is rounded are solved once more at the end.
+    Each result goes to `checkpoints` as it comes; layers found there are not solved again.
     """
     plan, grids, results = problem.plan, {}, {}
     known = {name: result for name in plan.layers if (result := checkpoints.read_layer(name)) is not None}
@@ -43,7 +41,7 @@ def solve_layers(
             checkpoints.write_layer(result)
         on_done(result)
     in_order = {name: results[name] for name in plan.layers if name in results}
-    return with_float_inputs(problem, Solution(problem.teacher, plan, in_order, grids))
+    return Solution(problem.teacher, plan, in_order, grids)
 
 
 def in_sequence(problem: Problem, grids: Grids, known: Mapping[str, LayerResult]) -> Iterator[LayerResult]:
