@@ -48,12 +48,18 @@ TIME_LIMIT = 900  # seconds of one peer on one network
 SCRIPT = ROOT / "bench" / "peers" / "one.py"
 NOT_OFFERED = "NotImplementedError: "  # what a script in bench/peers raises where its package has no such mode
 NOTE = """Points of top-1 lost ± standard error over images (paired), in brackets agreement with the float network in
-percent; "not offered" and "failed" with the reason below the table. Weights of all layers have the same width, the
-first and the last too. *none*: given nothing. That is this package's own way; Brevitas and ONNX Runtime then take the
-range of the input at hand, at every call, and leave sums in float; MCT makes images from BatchNorm (100 steps where it
-would take 500 by itself); onnxsim feeds normal noise. *probes*: calibrated on the images this package makes for itself;
-*real*: on 128 real images that are never evaluated on. Each peer with the least code of its manual (bench/peers/).
-Seconds are of quantizing W8A8 per channel, one thread of a busy machine, for orientation only.
+percent; "not offered" and "failed" with the reason below the table; an empty cell is not measured yet. Weights of all
+layers have the same width, the first and the last too. *none*: given nothing. That is this package's own way; Brevitas
+and ONNX Runtime then take the range of the input at hand, at every call; MCT makes images from BatchNorm (100 steps
+where it would take 500 by itself); onnxsim feeds normal noise. *probes*: calibrated on the images this package makes
+for itself; *real*: on 128 real images that are never evaluated on. Each peer with the least code of its manual
+(bench/peers/). Sums stay in float in Brevitas where there is a ReLU6 or nothing is given, in onnxsim per channel and in
+ONNX Runtime given nothing. Seconds are of quantizing W8A8 per channel, one thread of a busy machine, for orientation
+only.
+
+Known causes: AIMET rounds between depthwise convolutions and their ReLU6, onnxsim with one scale a tensor between all
+convolutions and theirs; NNCF has weights of 4 bits for its NPU alone; ONNX Runtime given nothing writes ConvInteger,
+whose answers on mobilenetv1 are wrong with signed and unsigned weights, with a scale a tensor or a channel alike.
 """
 
 
