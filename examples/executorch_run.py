@@ -9,14 +9,15 @@ from datafree import graph as g
 from parity import compare, need, open_run
 
 qd, aten = torch.ops.quantized_decomposed, torch.ops.aten
+LAYERS = aten.conv2d.default, aten.linear.default
 QUANTIZE, DEQUANTIZE = qd.quantize_per_tensor.default, qd.dequantize_per_tensor.default
 
 
 def for_xnnpack(student: fx.GraphModule) -> fx.GraphModule:
     """The same function as XNNPACK reads it: activations are int8, each reader has a dequantize, biases are float."""
     net = g.duplicate(student)
-    for node in sorted(net.graph.nodes, key=lambda n: n.target in (g.CONV, g.LINEAR)):  # layers see what was changed
-        if node.target in (g.CONV, g.LINEAR):
+    for node in sorted(net.graph.nodes, key=lambda n: n.target in LAYERS):  # layers see what was changed
+        if node.target in LAYERS:
             after = next(iter(node.users))
             after = next(iter(after.users)) if after.target in (aten.relu.default, aten.hardtanh.default) else after
             for stored in node.args[2:3] if after.target is QUANTIZE else node.args[1:3]:  # a float layer, whole

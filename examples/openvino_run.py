@@ -1,4 +1,7 @@
-"""Run a student's ONNX file in OpenVINO: python examples/openvino_run.py [RUN_DIR]"""
+"""Run a student's ONNX file in OpenVINO: python examples/openvino_run.py [RUN_DIR]
+
+Its integers are the student's up to the first residual sum: it adds to a convolution's output before rounding it.
+"""
 
 import sys
 import tempfile

@@ -1,9 +1,10 @@
 """One peer on one network, in the peer's own environment: quantize, run, write logits.
 
-    python one.py nncf work/ --calibration probes.npy --per channel --bits 8
+    cd work; python one.py nncf . --calibration probes.npy --per channel --bits 8
 
 `work` holds the network as a graph of plain PyTorch modules (model.pt) and the images to run (images.npy). Writes
-logits.npy there and prints one line of JSON: the peer's version and the seconds it took to quantize.
+logits.npy there and prints one line of JSON: the peer's version and the seconds it took to quantize. What a peer writes
+on the way is left in the current folder.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 
 PACKAGES = {  # peer -> what pip calls it; the code is in with_<peer>.py
     "aimet": "aimet-torch", "brevitas": "brevitas", "mct": "model-compression-toolkit", "nncf": "nncf",
-    "onnxruntime": "onnxruntime",
+    "onnxruntime": "onnxruntime", "onnxsim": "onnxsim",
 }  # fmt: skip
 BATCH = 32
 

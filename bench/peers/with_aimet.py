@@ -18,7 +18,8 @@ def quantized(
     model: nn.Module, images: Tensor | None, *, bits: int, per: str, example: Tensor
 ) -> Callable[[Tensor], Tensor]:
     """Equalize, then choose ranges of tensors on images."""
-    assert images is not None, "compute_encodings needs calibration images"
+    if images is None:
+        raise NotImplementedError("compute_encodings runs the network on images; it has none of its own")
     prepared = prepare_model(model)
     equalize_model(prepared, dummy_input=example)
     simulated = QuantizationSimModel(

@@ -24,11 +24,13 @@ def quantized(
     model: nn.Module, images: Tensor | None, *, bits: int, per: str, example: Tensor
 ) -> Callable[[Tensor], Tensor]:
     """Post-training quantization calibrated on images."""
-    assert images is not None, "nncf.quantize needs calibration images"
+    if images is None:
+        raise NotImplementedError("nncf.quantize needs images; without, compress_weights leaves activations in float")
     weights = QuantizationParameters(num_bits=bits, per_channel=per == "channel")
     return nncf.quantize(
         Plain(model),
         nncf.Dataset(images.split(1)),
         subset_size=len(images),
+        target_device=nncf.TargetDevice.ANY if bits == 8 else nncf.TargetDevice.NPU,  # no other has 4-bit weights
         advanced_parameters=nncf.AdvancedQuantizationParameters(weights_quantization_params=weights),
     )

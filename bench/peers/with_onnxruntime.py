@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
-import torch
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnx_files import in_onnxruntime, written
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
@@ -27,32 +25,17 @@ class Reader(CalibrationDataReader):
 def quantized(
     model: nn.Module, images: Tensor | None, *, bits: int, per: str, example: Tensor
 ) -> Callable[[Tensor], np.ndarray]:
-    """Static quantization calibrated on the extremes of images."""
-    assert images is not None, "quantize_static needs calibration images"
-    with tempfile.TemporaryDirectory() as folder:
-        plain, ready, small = (str(Path(folder) / f"{name}.onnx") for name in ("plain", "ready", "small"))
-        torch.onnx.export(
-            model,
-            (example.repeat(2, 1, 1, 1),),
-            plain,
-            input_names=["x"],
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("n")},),
-            external_data=False,
-            opset_version=21,
-            verbose=False,
-        )
-        quant_pre_process(plain, ready, skip_symbolic_shape=True)
+    """Static quantization calibrated on the extremes of images; without, ranges of the image at hand."""
+    if images is None and bits != 8:
+        raise NotImplementedError("quantize_dynamic writes ConvInteger, whose weights have 8 bits")
+    ready, small = Path("ready.onnx"), Path("small.onnx")
+    quant_pre_process(written(model, example, Path("plain.onnx")), ready, skip_symbolic_shape=True)
+    wide = per == "channel"
+    if images is None:
+        quantize_dynamic(ready, small, per_channel=wide, weight_type=QuantType.QUInt8)  # its kernel has no other
+    else:
+        kind = QuantType.QInt8 if bits == 8 else QuantType.QInt4
         quantize_static(
-            ready,
-            small,
-            Reader(images),
-            quant_format=QuantFormat.QDQ,
-            per_channel=per == "channel",
-            weight_type=QuantType.QInt8 if bits == 8 else QuantType.QInt4,
-        )
-        options = onnxruntime.SessionOptions()
-        options.add_session_config_entry("session.x64quantprecision", "1")  # else x86 without VNNI saturates
-        options.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(small, options, providers=["CPUExecutionProvider"])
-    return lambda x: session.run(None, {"x": x.numpy()})[0]
+            ready, small, Reader(images), quant_format=QuantFormat.QDQ, per_channel=wide, weight_type=kind
+        )  # fmt: skip
+    return in_onnxruntime(str(small))
