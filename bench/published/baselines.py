@@ -43,12 +43,13 @@ from datafree.teacher.equalize import equalize_
 
 PLAIN = (
     "signal.kind=propagated", "equalize=off", "solve.sequential=false", "solve.method=nearest", "solve.clip=false",
-    "solve.bias_correction=false",
+    "solve.bias_correction=false", "solve.mend=false",
 )  # fmt: skip
 LAYERWISE = (  # the paper's way (arXiv 2011.09058)
     "signal.kind=gaussian", "equalize=free", "solve.method=straight_through", "solve.sequential=false",
+    "solve.mend=false",
 )  # fmt: skip
-SQUANT = ("signal.kind=propagated", "equalize=off", "solve.sequential=false", "solve.method=squant")
+SQUANT = ("signal.kind=propagated", "equalize=off", "solve.sequential=false", "solve.method=squant", "solve.mend=false")
 
 
 def by_settings(

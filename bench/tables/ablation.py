@@ -21,7 +21,7 @@ PRESETS = ("paper-w8a8", "paper-w4a8", "paper-prune50")
 FOUR = ["efficientnet_lite0", "resnet20_cifar10", "mobilenetv1_025_imagenet", "mobilenetv2_tiny200"]
 WHOLE = "the paper's"
 REAL = references(REFERENCES[name] for name in AS_MANY)
-UNTOUCHED = Way(("solve.method=nearest", "solve.bias_correction=false"))
+UNTOUCHED = Way(("solve.method=nearest", "solve.bias_correction=false", "solve.mend=false"))
 GROUPS = {
     "equalization": {
         "none": Way(("equalize=off",)),

@@ -10,10 +10,16 @@ from bench.published.baselines import LAYERWISE, TRIVIAL
 from datafree import Recipe
 from datafree.recipe import presets
 
-PLAIN = ("signal.kind=propagated", "equalize=off", "solve.method=nearest", "solve.sequential=false")  # bias corrected
+PLAIN = (
+    "signal.kind=propagated",
+    "equalize=off",
+    "solve.method=nearest",
+    "solve.sequential=false",
+    "solve.mend=false",
+)  # bias corrected
 MAGNITUDE = (
     "signal.kind=propagated", "equalize=off", "prune.score=magnitude", "solve.method=nearest",
-    "solve.bias_correction=false", "solve.sequential=false",
+    "solve.bias_correction=false", "solve.sequential=false", "solve.mend=false",
 )  # fmt: skip
 ALONE = ("signal.kind=propagated", "solve.sequential=false")
 TENSOR = ("weights.per=tensor", "first_last=same", "equalize=foldable")  # as the presets `...-tensor`

@@ -192,10 +192,14 @@ def test_method_brings_its_own_fields(text, kind):
         (
             "solve: {method: straight_through, damping: 1}",
             "solve.*damping",
-            "sequential, compensation, method, steps, rows, lr",
+            "sequential, compensation, mend, method, steps, rows, lr",
         ),
-        ("solve: {method: gptq, steps: 1}", "solve.*steps", "sequential, compensation, method, damping"),
-        ("solve: {method: nearest, lr: 1}", "solve.*lr", "sequential, compensation, method, bias_correction, clip"),
+        ("solve: {method: gptq, steps: 1}", "solve.*steps", "sequential, compensation, mend, method, damping"),
+        (
+            "solve: {method: nearest, lr: 1}",
+            "solve.*lr",
+            "sequential, compensation, mend, method, bias_correction, clip",
+        ),
         ("layers: {fc: {bits: 4}}", "layers.fc.*bits", "weights, activations"),
         ("layers: {fc: {weights: {bit: 4}}}", "layers.fc.*weights.bit", "bits, per, symmetric"),
     ],
@@ -360,7 +364,10 @@ def test_settings_leave_the_rest_of_the_preset():
         ("weights.bit=4", "weights.bit: unknown key; allowed here are bits, per, symmetric"),
         ("wieghts.bits=4", "wieghts: unknown key; allowed here are signal"),
         ("solve.method=magic", r"solve.method: .*'nearest', 'gptq', 'straight_through'"),
-        ("solve.steps=3", "solve.*steps: unknown key; allowed here are sequential, compensation, method, damping"),
+        (
+            "solve.steps=3",
+            "solve.*steps: unknown key; allowed here are sequential, compensation, mend, method, damping",
+        ),
         ("weights=4", "weights: .*dictionary.*got 4"),
     ],
 )

@@ -14,6 +14,7 @@ from datafree.app.forecast import Forecast
 from datafree.app.inspect import inspect
 from datafree.app.sentences import forecasts, losses
 from datafree.export import exporter_for
+from datafree.recipe import presets
 from datafree.solve.mending import ALIVE, channel_db, floor_db
 from nets import calibrate_batchnorm_
 
@@ -224,3 +225,9 @@ def test_a_dead_channel_takes_nothing_from_those_alive():
     run = compress(model.eval(), Recipe.preset("w8a8-tensor").updated(["slim=off", "signal.images=8"]), x[:1])
     assert run.summary.mended == run.summary.coarse_inputs == ()
     assert all(found.channel_db > 30 and found.input_db > 30 for found in run.layers)
+
+
+def test_baselines_are_not_mended():
+    run = compressed(["weights.per=tensor", "solve.mend=false"], spread=1e3)
+    assert run.summary.mended == () and layer(run).channel_db < 2
+    assert not any(Recipe.preset(name).solve.mend for name in presets() if name.startswith("paper"))

@@ -47,7 +47,10 @@ from datafree.solve import LayerError
 
 WIDTH = 100  # columns, where there is no terminal to ask
 DEMO_PRESETS = ("w8a8-tensor", "w8a8", "w4a8", "w4a4")
-PLAIN_ROUNDING = {"equalize": "off", "solve": {"method": "nearest", "clip": False, "bias_correction": False}}
+PLAIN_ROUNDING = {
+    "equalize": "off",
+    "solve": {"method": "nearest", "clip": False, "bias_correction": False, "mend": False},
+}
 EXPORTED = ", ".join(f"NAME{row.suffix} ({name})" for name, row in EXPORTERS.items())
 PIXELS = "pixels.json"  # in a run directory: how the network's pixels are normalised, where that is published
 UsageError: Any = typer.BadParameter.__base__  # click's own, which older typer imports and newer typer contains

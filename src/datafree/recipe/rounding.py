@@ -16,6 +16,7 @@ class RoundingRecipe(Choice):
     tag, usual = "method", "gptq"
     sequential: bool = False  # layers in order, each on the inputs its student sees; else each by itself (the paper)
     compensation: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"  # share of the error upstream
+    mend: bool = True  # solve a layer that lost channels again, in ways that cost more; false: as published methods
     method: Any  # of every subclass a Literal, with its name as the default
 
 

@@ -168,7 +168,7 @@ def compress_layer(job: LayerJob) -> LayerResult:
         raise LayerError(f"{job.name}: the weights are not finite; load a checkpoint without NaN or infinity")
     start = time.perf_counter()
     result = as_asked = _solve_once(job, job.weight)
-    for remedy, other in remedies(job):
+    for remedy, other in remedies(job) if job.method.mend else ():
         if result.channel_db >= floor_db(job.spec.bits):
             break
         tried = (*result.tried, result.remedy) if result.remedy else ()
