@@ -78,7 +78,7 @@ def inspect(
     teacher = trace(model, example)
     num_batchnorms = len(batch_norms(teacher))
     stats, kept = fold_batchnorm_(teacher)
-    num_parameters = sum(len(g.bias(teacher, r)) + g.weight(teacher, r).numel() for r in g.layers(teacher).values())
+    num_parameters = g.num_parameters(teacher)
     slimmed = slim(teacher, stats, mode="on")[2]
     teacher, stats, _ = slim(teacher, stats, mode=recipe.slim)
     plan = plan_layers(teacher, recipe)

@@ -65,6 +65,11 @@ def num_macs(node: fx.Node) -> int:
     return LAYER_TYPES[node.target].macs(shape(operand(node, 1)), x, y)
 
 
+def num_parameters(graph: fx.GraphModule) -> int:
+    """Weights and biases of all layers."""
+    return sum(weight(graph, layer).numel() + bias(graph, layer).numel() for layer in layers(graph).values())
+
+
 def duplicate(graph: fx.GraphModule) -> fx.GraphModule:
     """A graph of its own with the same node names and the same tensors (which nobody writes into)."""
     new, made = fx.Graph(), {}

@@ -40,8 +40,7 @@ def solve_layers(
         if result.name not in known:
             checkpoints.write_layer(result)
         on_done(result)
-    in_order = {name: results[name] for name in plan.layers if name in results}
-    return Solution(problem.teacher, plan, in_order, grids)
+    return Solution(problem.teacher, plan, {name: results[name] for name in plan.layers if name in results}, grids)
 
 
 def in_sequence(problem: Problem, grids: Grids, known: Mapping[str, LayerResult]) -> Iterator[LayerResult]:

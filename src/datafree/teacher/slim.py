@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import permutations
 
 import torch
@@ -58,9 +58,7 @@ def slim(teacher: fx.GraphModule, stats: Stats, *, mode: str) -> tuple[fx.GraphM
 
 def _size(teacher: fx.GraphModule) -> tuple[int, int]:
     """Parameters and multiply-adds of all layers."""
-    nodes, layers = g.nodes_by_name(teacher), g.layers(teacher).values()
-    parameters = sum(g.weight(teacher, layer).numel() + len(g.bias(teacher, layer)) for layer in layers)
-    return parameters, sum(g.num_macs(nodes[layer.node]) for layer in layers)
+    return g.num_parameters(teacher), sum(g.num_macs(n) for n in teacher.graph.nodes if g.note(n).layer)
 
 
 def _drop_zeros_(teacher: fx.GraphModule, constants: Constants) -> list[str]:
@@ -113,11 +111,14 @@ def _goes_too(layer: Layer, num_columns: int, rows: tuple[int, ...]) -> bool:
 
 def _remove_(teacher: fx.GraphModule, groups: list[Group], constants: Constants) -> dict[str, Bool[Tensor, " c"]]:
     """Let biases stand for the channels, then remove them. Says which are still there, by node."""
-    for name, layer in g.layers(teacher).items():
-        columns = [c for group in groups for reader, own in group.consumers if reader == name for c in own]
-        values = torch.zeros(len(constants.inputs[name])).index_copy_(
-            0, torch.tensor(columns, dtype=torch.long), constants.inputs[name][columns].nan_to_num(0)
-        )
+    columns: dict[str, list[int]] = defaultdict(list)
+    for group in groups:
+        for name, own in group.consumers:
+            columns[name].extend(own)
+    layers = g.layers(teacher)
+    for name, own in columns.items():
+        layer, values = layers[name], torch.zeros_like(constants.inputs[name])
+        values[own] = constants.inputs[name][own].nan_to_num(0)
         weights = g.grouped(g.weight(teacher, layer), layer.groups)
         taps = values.view(layer.groups, -1).repeat_interleave(layer.kernel_size, 1)
         shift = torch.einsum("gon,gn->go", weights.double(), taps.double()).flatten().float()

@@ -68,8 +68,12 @@ def _padded(
     before, after = _pads(node, x, kernel, stride, dilation)
     if before == after:
         return x, before
-    around = [side for pair in zip(reversed(before), reversed(after), strict=True) for side in pair]
-    return F.pad(x, around, value=value), [0] * len(before)
+    return F.pad(x, _around(before, after), value=value), [0] * len(before)
+
+
+def _around(before: list[int], after: list[int]) -> list[int]:
+    """Pads as PyTorch has them: from the last dimension back, both ends of one behind each other."""
+    return [side for pair in zip(reversed(before), reversed(after), strict=True) for side in pair]
 
 
 def _pads(
@@ -141,7 +145,7 @@ def _average_pool(node: Node, x: Tensor) -> Tensor:
     pool = AVERAGE_POOLS[len(kernel)]
     if before == after:
         return pool(x, kernel, stride, before, up, counted or not any(before))
-    around = [side for pair in zip(reversed(before), reversed(after), strict=True) for side in pair]
+    around = _around(before, after)
     pooled = pool(F.pad(x, around), kernel, stride, 0, up)
     if counted:
         return pooled
@@ -300,7 +304,7 @@ def _pad(node: Node, x: Tensor, pads: Any = None, value: Any = None, axes: Any =
     if axes is not None:
         raise refuse(node, "padding of some axes")
     mode, rank = node.attributes.get("mode", "constant"), len(given) // 2
-    around = [side for dim in range(rank - 1, -1, -1) for side in (given[dim], given[rank + dim])]
+    around = _around(given[:rank], given[rank:])
     while len(around) > 2 and not any(around[-2:]):
         around = around[:-2]
     if mode == "constant":
