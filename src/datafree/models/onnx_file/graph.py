@@ -14,6 +14,7 @@ import numpy as np
 from datafree.models.state_dict import ModelError
 
 OPSETS = range(7, 23)
+QUANTIZING = 13
 QUANTIZED = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger", "QLinearMatMul")
 FLOATS = ("float16", "float64", "bfloat16")  # read as float32
 
@@ -58,8 +59,7 @@ def read_graph(path: Path) -> Graph:
     Raises:
         ModelError: not an ONNX file, damaged, external data is missing, or something in it cannot be read; one line.
     """
-    onnx = _import_onnx()
-    model = _load(onnx, path)
+    onnx, model = _import_onnx(), read_onnx(path)
     opset = _opset(model, path)
     graph = model.graph
     constants = {tensor.name: _array(onnx, tensor, path) for tensor in graph.initializer}
@@ -77,8 +77,27 @@ def read_graph(path: Path) -> Graph:
     return Graph(opset, nodes, constants, inputs, outputs, {e.key: e.value for e in model.metadata_props})
 
 
+def read_onnx(path: Path) -> Any:
+    """An ONNX file as `onnx.ModelProto`, its weights in it; of opset 13 at least, where onnx can bring it there.
+
+    Opset 13 is the first that rounds weights with a scale for each channel.
+
+    Raises:
+        ModelError: not an ONNX file, damaged, of an opset that is not read, or external data is missing.
+    """
+    onnx = _import_onnx()
+    model = _load(onnx, path)
+    if _opset(model, path) >= QUANTIZING:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, QUANTIZING)
+    except Exception:  # it has no way for some operators, and raises what C++ gives it
+        return model
+
+
 def _import_onnx() -> Any:
     try:
+        importlib.import_module("onnx.version_converter")
         return importlib.import_module("onnx")
     except ModuleNotFoundError as error:
         raise ModelError('ONNX files need the package onnx; pip install "datafree[onnx]"') from error

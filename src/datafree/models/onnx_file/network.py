@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.fx.traceback import annotate
 
 from datafree.models.onnx_file.graph import Graph, Input, Node, read_graph
 from datafree.models.onnx_file.operators import OPERATORS
 from datafree.models.onnx_file.shapes import SHAPE_OPERATORS
 from datafree.models.state_dict import ModelError
+from datafree.records import ORIGIN
 
 WEIGHTS = {  # operators that own their constants: what each input is called
     "Conv": ("", "weight", "bias"),
@@ -32,7 +34,9 @@ ARGUMENTS = ("Resize", "Upsample", "Clip", "Pad")
 """Operators whose floats say what to do and are no tensors that anything is computed with."""
 
 
-def load_onnx(path: str | Path, input_shape: tuple[int, ...] | None = None) -> tuple[nn.Module, Float[Tensor, "1 ..."]]:
+def load_onnx(
+    path: str | Path, input_shape: tuple[int, ...] | None = None
+) -> tuple[OnnxNetwork, Float[Tensor, "1 ..."]]:
     """Read an ONNX file as a network, and make an example input of zeros.
 
     Args:
@@ -47,7 +51,7 @@ def load_onnx(path: str | Path, input_shape: tuple[int, ...] | None = None) -> t
     if len(shapes) != 1:
         names = ", ".join(given.name for given in graph.inputs)
         raise ModelError(f"{path} has {len(shapes)} inputs ({names}); files with one input are read")
-    network = OnnxNetwork(graph).eval()
+    network = OnnxNetwork(graph, Path(path)).eval()
     if not any(node.operator in ("Conv", "ConvTranspose", "Gemm", "MatMul") for node in graph.nodes):
         raise ModelError(f"{path} has no convolution and no linear layer: there is nothing to compress")
     example = torch.zeros(1, *shapes[0][1:])
@@ -80,10 +84,11 @@ def _sides(sides: tuple[int | None, ...]) -> str:
 
 
 class OnnxNetwork(nn.Module):
-    """The network of an ONNX file. Layers have the names of their weights in it."""
+    """The network of an ONNX file, at `source`. Layers have the names of their weights in it."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, source: Path | None = None) -> None:
         super().__init__()
+        self.source = source
         unknown = sorted(
             {str(n) for n in graph.nodes if n.operator not in OPERATORS and n.operator not in SHAPE_OPERATORS}
         )
@@ -97,12 +102,18 @@ class OnnxNetwork(nn.Module):
             self._own(number, node)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        values: dict[str, Any] = {self._graph.inputs[0].name: x}
-        for number, node in enumerate(self._graph.nodes):
-            found = _run(node, [self._value(number, i, name, values) for i, name in enumerate(node.inputs)])
-            values.update(zip(node.outputs, found if isinstance(found, tuple | list) else (found,), strict=False))
+        values = self.values(x)
         answers = tuple(values[name] for name in self._graph.outputs)
         return answers[0] if len(answers) == 1 else answers
+
+    def values(self, x: Tensor) -> dict[str, Any]:
+        """All that is computed, by name: tensors, and arrays of integers where it is a shape."""
+        values: dict[str, Any] = {self._graph.inputs[0].name: x}
+        for number, node in enumerate(self._graph.nodes):
+            with annotate({ORIGIN: node.outputs[0]}):
+                found = _run(node, [self._value(number, i, name, values) for i, name in enumerate(node.inputs)])
+            values.update(zip(node.outputs, found if isinstance(found, tuple | list) else (found,), strict=False))
+        return values
 
     def _value(self, number: int, place: int, name: str, values: dict[str, Any]) -> Any:
         if not name:
