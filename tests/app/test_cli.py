@@ -116,7 +116,8 @@ def test_one_command_from_python_code(capsys):
     """The float file beside it is written for the timing alone; a packed file is not timed."""
     pytest.importorskip("onnx")
     for out in ("net.onnx", "net.safetensors"):
-        code, shown, err = call(capsys, "compress", MODEL, "--recipe", "w8a8", "--set", FEW, "--no-estimate", "--out", out)
+        arguments = ("--recipe", "w8a8", "--set", FEW, "--no-estimate", "--out", out)
+        code, shown, err = call(capsys, "compress", MODEL, *arguments)
         assert code == 0, err
         assert ("speed" in facts(shown)) == (out == "net.onnx") and Path(out).is_file()
 

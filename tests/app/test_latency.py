@@ -79,7 +79,8 @@ def test_open_sizes_are_asked_for(tmp_path):
     ends = [helper.make_tensor_value_info(name, 1, ("n", 3, "h", "w")) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "net", ends[:1], ends[1:])
     opset = helper.make_opsetid("", 13)
-    (tmp_path / "net.onnx").write_bytes(helper.make_model(graph, opset_imports=[opset], ir_version=7).SerializeToString())
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=7)
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(BenchError, match=r"the input x is .*; say at which size, as in --input 1,3,224,224"):
         bench([tmp_path / "net.onnx"], turns=1)
     [found] = bench([tmp_path / "net.onnx"], turns=1, size=(3, 8, 8))
