@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -45,13 +44,13 @@ def unfold(x: Tensor, layer: Layer, at: Int[Tensor, "r d"]) -> Float[Tensor, "r 
     is_bordered = not bool(inside.all())
     if places.shape[1] == 1 and not is_bordered:
         return x.flatten(2)[at[:, 0], :, places[:, 0]].reshape(len(at), layer.groups, -1)
-    nowhere = math.prod(x.shape[2:])  # one zero behind the last pixel
-    places = torch.where(inside, places, nowhere)
+    places = torch.where(inside, places, 0)
     found = x.new_empty(len(at), x.shape[1], places.shape[1])
     for image, own in _by_image(at[:, 0]):  # one image after another, plane by plane: memory is read in order
-        plane = F.pad(x[image].flatten(1), (0, int(is_bordered)))
-        taken = plane.index_select(1, places[own].flatten())
+        taken = x[image].flatten(1).index_select(1, places[own].flatten())
         found[own] = taken.view(x.shape[1], len(own), -1).transpose(0, 1)
+    if is_bordered:
+        found.masked_fill_(~inside[:, None], 0)
     return found.reshape(len(at), layer.groups, -1)
 
 

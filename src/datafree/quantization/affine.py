@@ -40,7 +40,7 @@ def choose_qparams(low: Float[Tensor, " c"], high: Float[Tensor, " c"], *, bits:
 def quantize(x: Float[Tensor, ...], qparams: QParams) -> Float[Tensor, ...]:
     """Integers (as floats) of `x`; scale and zero_point broadcast along dimension 0 where there is one for each row."""
     scale, zero_point = _along_rows(x, qparams)
-    return (torch.round(x / scale) + zero_point).clamp_(qparams.qmin, qparams.qmax)
+    return (x / scale).round_().add_(zero_point).clamp_(qparams.qmin, qparams.qmax)
 
 
 def dequantize(q: Float[Tensor, ...], qparams: QParams) -> Float[Tensor, ...]:
@@ -51,7 +51,8 @@ def dequantize(q: Float[Tensor, ...], qparams: QParams) -> Float[Tensor, ...]:
 
 def fake_quantize(x: Float[Tensor, ...], qparams: QParams) -> Float[Tensor, ...]:
     """Round `x` to the grid and come back."""
-    return dequantize(quantize(x, qparams), qparams)
+    scale, zero_point = _along_rows(x, qparams)
+    return quantize(x, qparams).sub_(zero_point).mul_(scale)
 
 
 def rounded_rows(rows: Float[Tensor, "c n"], bits: int) -> Float[Tensor, "c n"]:

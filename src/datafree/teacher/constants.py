@@ -18,6 +18,7 @@ from datafree import graph as g
 from datafree.graph import UNKNOWN, operator_of
 from datafree.records import Stats
 
+FEW = 64  # positions of a channel that are looked at first
 EXACT = 1e-5  # of the output's range, what constants may cost
 STILL = (1e-5, 1e-7, 0.0)  # of a tensor's largest deviation; a channel below is constant
 
@@ -102,7 +103,11 @@ def _along(channels: Tensor, value: Tensor) -> Tensor:
 def _same_everywhere(x: Tensor, axis: int) -> Float[Tensor, " c"]:
     """The value of every channel, NaN where it differs from place to place or is not known."""
     rows = x.movedim(axis, 0).flatten(1)
-    return torch.where(torch.isclose(rows, rows[:, :1], rtol=1e-5, atol=0).all(1), rows[:, 0], math.nan)
+    found = torch.full_like(rows[:, 0], math.nan)
+    likely = torch.isclose(rows[:, :FEW], rows[:, :1], rtol=1e-5, atol=0).all(1).nonzero()[:, 0]  # most are told by few
+    same = likely[torch.isclose(rows[likely], rows[likely, :1], rtol=1e-5, atol=0).all(1)]
+    found[same] = rows[same, 0]
+    return found
 
 
 def _moves(teacher: fx.GraphModule, stats: Stats, still: dict[str, Bool[Tensor, " c"]]) -> float:
