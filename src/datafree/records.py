@@ -222,6 +222,19 @@ class Equalization:
 
 
 @dataclass(frozen=True)
+class Fit:
+    """How far images that were given are from what BatchNorm remembers.
+
+    distance: mean square deviation of means and standard deviations, in units of what is remembered.
+    nearer: another way to read the same pixels that comes much nearer, with its distance `other`; "" = none does.
+    """
+
+    distance: float
+    nearer: str = ""
+    other: float = 0.0
+
+
+@dataclass(frozen=True)
 class SignalSummary:
     """What layers were solved on.
 
@@ -230,6 +243,7 @@ class SignalSummary:
     distance: from BatchNorm's statistics, before and after images were moved to them; None = none were.
     asked: percent of the images that show the class they were asked for; None = none was.
     unmoved: why images of a kind that is moved are as they were.
+    fit: of images that were given; None = of made ones, or nothing is remembered.
     """
 
     kind: str
@@ -239,6 +253,7 @@ class SignalSummary:
     distance: tuple[float, float] | None = None
     asked: float | None = None
     unmoved: str = ""
+    fit: Fit | None = None
 
 
 @dataclass(frozen=True)
@@ -335,6 +350,9 @@ class Summary:
     coarse_inputs: tuple[CoarseInput, ...] = ()
     source: str = ""  # the ONNX file that the network was read from
 
+
+NATURAL_MEAN, NATURAL_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of natural images, pixels in 0..1: the constants that ImageNet training uses everywhere."""
 
 ORIGIN = "origin"
 """What networks read from files write on their calls (torch.fx.traceback.annotate): which node of the file it is."""

@@ -29,6 +29,8 @@ def signal_text(signal: SignalSummary, chosen: InputRange) -> str:
     if signal.distance is not None:
         asked = "" if signal.asked is None else f", {signal.asked:.0f} % show the class asked for"
         parts.append(f"distance from BatchNorm {signal.distance[0]:.3g} -> {signal.distance[1]:.3g}{asked}")
+    if signal.fit is not None:
+        parts.append(f"distance from BatchNorm {signal.fit.distance:.3g}")
     if signal.unmoved:
         parts.append(f"as they were: {signal.unmoved}")
     return "; ".join(parts)

@@ -22,13 +22,9 @@ from torch import Tensor, nn
 
 from datafree.models.onnx_file import load_onnx
 from datafree.models.state_dict import ModelError, existing, load_weights_
-from datafree.records import InputRange
+from datafree.records import NATURAL_MEAN, NATURAL_STD, InputRange
 
 DEFAULT_SIZE = (3, 224, 224)
-
-# Natural images, pixels in 0..1: the constants that ImageNet training uses everywhere.
-NATURAL_MEAN = (0.485, 0.456, 0.406)
-NATURAL_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)

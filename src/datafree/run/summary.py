@@ -18,6 +18,7 @@ from datafree.records import (
     CoarseInput,
     Distilled,
     Equalization,
+    Fit,
     InputRange,
     LayerResult,
     Mended,
@@ -66,7 +67,7 @@ def summarize(steps: Steps, model: nn.Module, *, fingerprint: str, seconds: floa
         equalization=steps.equalization,
         activations=ActivationBits(bits, bits and max(widths, default=8)),
         skipped=plan.skipped + steps.kept,
-        warnings=(*warnings_of(model, signal.stats, signal.input_range), *lost_inputs(coarse)),
+        warnings=(*warnings_of(model, signal.stats, signal.input_range, signal.fit), *lost_inputs(coarse)),
         fingerprint=fingerprint,
         removed=tuple(described(steps.allocation.channels)),
         pareto=steps.allocation.pareto,
@@ -87,7 +88,7 @@ def model_name(model: nn.Module) -> str:
 def _signal_summary(signal: Signal) -> SignalSummary:
     drawn = bool(signal.input_stats)
     return SignalSummary(
-        signal.kind, signal.num_images, drawn, signal.pooling, signal.distance, signal.asked, signal.unmoved
+        signal.kind, signal.num_images, drawn, signal.pooling, signal.distance, signal.asked, signal.unmoved, signal.fit
     )
 
 
@@ -118,7 +119,7 @@ def lost_inputs(found: Iterable[CoarseInput]) -> Iterator[str]:
             )
 
 
-def warnings_of(model: nn.Module, stats: Stats, chosen: InputRange) -> tuple[str, ...]:
+def warnings_of(model: nn.Module, stats: Stats, chosen: InputRange, fit: Fit | None = None) -> tuple[str, ...]:
     """What may make the result worse than it could be."""
     found = []
     if model.training:
@@ -126,6 +127,12 @@ def warnings_of(model: nn.Module, stats: Stats, chosen: InputRange) -> tuple[str
     if not stats:
         found.append(
             "there is no BatchNorm: layers were solved on procedural images alone, unlike the training data perhaps"
+        )
+    if fit and fit.nearer:
+        found.append(
+            f"the images given would be much nearer to what BatchNorm remembers {fit.nearer}: a distance of "
+            f"{fit.other:.2g} instead of {fit.distance:.2g}; check how they are read, or the order and scale that the "
+            "network was trained with"
         )
     if "assumed" in chosen.source:
         found.append(f"the scale of the network's input is {chosen}; set it if your images look otherwise")

@@ -141,7 +141,7 @@ class _Objective:
         method, x = self.method, in_range(view, self.input_range)
         published = PUBLISHED.get(method.setting) if isinstance(method, Inverted) else None
         if published is None:
-            distance, logits = mismatch(self.teacher, self.stats, x, _relative_distance)
+            distance, logits = mismatch(self.teacher, self.stats, x, relative_distance)
             loss = distance + method.smoothness * _roughness(view)
             class_weight = method.class_weight if isinstance(method, Inverted) else 0.0
         else:
@@ -248,7 +248,7 @@ def mismatch(
     return total, logits
 
 
-def _relative_distance(mean: Tensor, std: Tensor, wanted: ChannelStats) -> Tensor:
+def relative_distance(mean: Tensor, std: Tensor, wanted: ChannelStats) -> Tensor:
     floor = 1e-2 * wanted.std.square().mean()
     return (((mean - wanted.mean) ** 2 + (std - wanted.std) ** 2) / (wanted.std.square() + floor)).mean()
 

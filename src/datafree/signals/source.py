@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.records import ChannelStats, InputRange, Stats
+from datafree.records import ChannelStats, Fit, InputRange, Stats
 from datafree.signals.gaussian import draw, is_passed_over, passed_over
 
 DROWNED = 1e3  # mean^2 / variance above which float32 sums of squares are not enough
@@ -35,6 +35,7 @@ class Signal:
     distance: from BatchNorm's statistics, before and after images were moved to them; None = none were.
     asked: percent of the images that show the class they were asked for; None = none was.
     unmoved: why images of a kind that is moved are as they were.
+    fit: of given images with the statistics.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Signal:
     distance: tuple[float, float] | None = None
     asked: float | None = None
     unmoved: str = ""
+    fit: Fit | None = None
     generator: Any = None  # the network that made them
     input_stats: Stats = field(default_factory=dict)
 
