@@ -394,16 +394,18 @@ def test_the_network_ends_in_front_of_what_is_not_read(tmp_path):
 
 
 def test_the_tail_takes_comparisons_and_shapes_along(tmp_path):
-    """What yields no floats is no output of a network, and shapes are computed from what is in the file."""
+    """No output of a network is what yields no floats, nor what hangs on no layer, such as shapes."""
     tail = (
         node("Greater", "scores level", "o"), node("NonZero", "o", "z"), node("Gather", "s zero", "n", axis=0),
-        node("Add", "z n", "y"),
+        node("Mul", "least n", "l"), node("Add", "z l", "y"),
     )  # fmt: skip
     proto = detector(*tail)
+    proto.graph.input.append(helper.make_tensor_value_info("least", 7, []))
     proto.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "level"))
     graph = without_tail(read_graph(written(tmp_path, proto)), "net.onnx")
     assert graph.outputs == ("scores",)
     assert [n.operator for n in graph.tail] == ["Greater", "NonZero", "Add"]
+    assert [given.name for given in graph.inputs] == ["x"]
 
 
 def branches(name, *nodes, constants=()):

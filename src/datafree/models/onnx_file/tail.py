@@ -112,11 +112,15 @@ def _check_kind(graph: Graph, path: str | Path) -> None:
 
 
 def _ended(graph: Graph, nodes: Sequence[Node], tail: Sequence[Node]) -> Graph:
-    """The network of these nodes; shapes that the tail reads are no outputs: their nodes stay in the file."""
-    shapes = shape_values(nodes, graph.constants)
-    made = {name for node in nodes for name in node.outputs} - shapes
-    read = (name for node in tail for name in node.inputs)
-    outputs = tuple(name for name in dict.fromkeys([*graph.outputs, *read]) if name in made)
+    """The network of these nodes. What of it the tail reads is an output, if it is no shape and hangs on a layer."""
+    made = {name for node in nodes for name in node.outputs} - shape_values(nodes, graph.constants)
+    reached: set[str] = set()
+    for node in nodes:
+        if reached & {*node.inputs} or _holds_layers(node, graph.constants):
+            reached |= made & {*node.outputs}
+    own = (name for name in graph.outputs if name in made)
+    read = (name for node in tail for name in node.inputs if name in reached)
+    outputs = tuple(dict.fromkeys([*own, *read]))
     nodes = needed(nodes, outputs)
     read = {name for node in nodes for name in node.inputs}
     inputs = tuple(given for given in graph.inputs if given.name in read)
