@@ -322,6 +322,34 @@ def test_parts_that_hold_nothing_are_left_out(tmp_path):
     assert torch.ops.aten.cat.default not in called
 
 
+@pytest.mark.parametrize("scale", [2.0, 1.5, 0.5])
+@pytest.mark.parametrize(
+    ("mode", "how", "rounding"),
+    [
+        ("nearest", "asymmetric", "floor"),
+        ("nearest", "asymmetric", "ceil"),
+        ("nearest", "half_pixel", "round_prefer_floor"),
+        ("nearest", "half_pixel", "round_prefer_ceil"),
+        ("nearest", "align_corners", "round_prefer_floor"),
+        ("nearest", "tf_half_pixel_for_nn", "floor"),
+        ("linear", "asymmetric", "floor"),
+        ("linear", "half_pixel", "floor"),
+        ("linear", "pytorch_half_pixel", "floor"),
+        ("linear", "align_corners", "floor"),
+    ],
+)
+def test_every_way_to_resize(mode, how, rounding, scale, tmp_path):
+    resize = node("Resize", "x  scales", "y", mode=mode, coordinate_transformation_mode=how, nearest_mode=rounding)
+    scales = np.array([1, 1, scale, 2], np.float32)
+    same(written(tmp_path, model(resize, constants={"scales": scales}, opset=13)), captured=scale == 1.5)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_upsampling_of_old_files(mode, tmp_path):
+    upsample = node("Upsample", "x scales", "y", mode=mode)
+    same(written(tmp_path, model(upsample, constants={"scales": np.array([1, 1, 2, 3], np.float32)}, opset=9)))
+
+
 @pytest.mark.parametrize("axis", [1, 2])
 def test_softmax_of_old_files_goes_over_all_that_follows(axis, tmp_path):
     same(written(tmp_path, model(node("Softmax", "x", "y", axis=axis), opset=11)))

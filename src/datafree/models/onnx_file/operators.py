@@ -16,6 +16,7 @@ from torch import Tensor
 
 from datafree.models.onnx_file.records import Node
 from datafree.models.onnx_file.recurrent import gru, lstm
+from datafree.models.onnx_file.resize import resize
 from datafree.models.onnx_file.shapes import axes_of, ints, slice_arguments
 from datafree.models.state_dict import ModelError
 
@@ -368,32 +369,6 @@ def _expand(node: Node, x: Tensor, shape: Any) -> Tensor:
     return torch.broadcast_to(x, torch.broadcast_shapes(x.shape, ints(shape)))
 
 
-def _resize(node: Node, x: Tensor, *rest: Any) -> Tensor:
-    """Upsample has (scales); Resize has (scales) in opset 10, (roi, scales, sizes) since."""
-    scales, sizes = (rest[0], None) if len(rest) == 1 else (*rest[1:], None, None)[:2]
-    scales = node.attributes.get("scales", ()) if scales is None else scales
-    if sizes is not None and np.size(sizes):
-        size = ints(sizes)[2:]
-    else:
-        size = [int(side * float(s)) for side, s in zip(x.shape[2:], list(scales)[2:], strict=True)]
-    mode = node.attributes.get("mode", "nearest")
-    how = node.attributes.get("coordinate_transformation_mode", "asymmetric" if len(rest) == 1 else "half_pixel")
-    if mode == "nearest":
-        return _nearest(node, x, size, how)
-    if mode != "linear" or how not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
-        raise refuse(node, f"resizing {mode} with {how}")
-    kind = {3: "linear", 4: "bilinear", 5: "trilinear"}[x.dim()]
-    return F.interpolate(x, size=size, mode=kind, align_corners=how == "align_corners")
-
-
-def _nearest(node: Node, x: Tensor, size: list[int], how: str) -> Tensor:
-    whole = all(isinstance(s, int) and n % s == 0 for n, s in zip(size, x.shape[2:], strict=True))
-    floors = how == "asymmetric" and node.attributes.get("nearest_mode", "floor") == "floor"
-    if not (floors or (whole and how in ("asymmetric", "half_pixel", "pytorch_half_pixel"))):
-        raise refuse(node, f"resizing to the nearest pixel with {how}, {node.attributes.get('nearest_mode')}")
-    return F.interpolate(x, size=size, mode="nearest")
-
-
 def _tile(node: Node, x: Tensor, times: Any) -> Tensor:
     return x.repeat(*ints(times))
 
@@ -464,7 +439,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Pow": _binary(torch.pow), "Min": _many(torch.minimum), "Max": _many(torch.maximum), "Sum": _many(torch.add),
     "Concat": _concat, "Split": _split, "Reshape": _reshape,
     "Flatten": _flatten, "Transpose": _transpose, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Slice": _slice,
-    "Gather": _gather, "Pad": _pad, "Expand": _expand, "Resize": _resize, "Upsample": _resize,
+    "Gather": _gather, "Pad": _pad, "Expand": _expand, "Resize": resize, "Upsample": resize,
     "DepthToSpace": _depth_to_space, "SpaceToDepth": _space_to_depth, "Shape": _shape,
     "Size": lambda node, x: np.array(math.prod(x.shape), dtype=object), "Tile": _tile,
     "GatherElements": _gather_elements,
