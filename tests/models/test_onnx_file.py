@@ -115,6 +115,11 @@ CASES = {
         [node("Slice", "x starts ends axes steps", "y")],
         {"starts": np.array([1, 0]), "ends": np.array([9, 2**62]), "axes": np.array([2, 3]), "steps": np.array([2, 1])},
     ),
+    "slice backwards": (
+        [node("Slice", "x starts ends axes steps", "y")],
+        {"starts": np.array([-1, 7]), "ends": np.array([-(2**63), -8]), "axes": np.array([1, -1]),
+         "steps": np.array([-1, -2])},
+    ),
     "gather of one channel": ([node("Gather", "x i", "y", axis=1)], {"i": np.int64(1)}),
     "reduced": ([node("ReduceMean", "x", "y", axes=[2, 3], keepdims=0)], {}),
     "layer norm": (

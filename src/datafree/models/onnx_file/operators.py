@@ -323,11 +323,13 @@ def _slice(node: Node, x: Tensor, *rest: Any) -> Tensor:
     starts, ends, axes, steps = slice_arguments(node, rest)
     axes, steps = axes or range(len(starts)), steps or [1] * len(starts)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        if step < 0:
-            raise refuse(node, "a step that goes back")
-        places: list[Any] = [slice(None)] * x.dim()
-        places[axis % x.dim()] = slice(start, None if isinstance(end, int) and end > 2**31 - 2 else end, step)
-        x = x[tuple(places)]
+        if step < 0:  # as channels are turned from BGR to RGB
+            backwards = range(*slice(start, end, step).indices(x.shape[axis]))
+            x = torch.index_select(x, axis, torch.tensor(backwards))
+        else:
+            places: list[Any] = [slice(None)] * x.dim()
+            places[axis % x.dim()] = slice(start, None if isinstance(end, int) and end > 2**31 - 2 else end, step)
+            x = x[tuple(places)]
     return x
 
 
