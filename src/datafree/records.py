@@ -333,6 +333,11 @@ class Summary:
     slimmed: Slimmed = Slimmed()
     mended: tuple[Mended, ...] = ()
     coarse_inputs: tuple[CoarseInput, ...] = ()
+    source: str = ""  # the ONNX file that the network was read from
+
+
+ORIGIN = "origin"
+"""What networks read from files write on their calls (torch.fx.traceback.annotate): which node of the file it is."""
 
 
 def decibel(signal: float, noise: float) -> float:

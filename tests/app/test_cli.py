@@ -92,6 +92,36 @@ def test_an_onnx_file_is_a_model(finished, capsys):
     assert code == 2 and "(1, 2, 8, 8) does not fit" in err
 
 
+def test_one_command_to_a_file(finished, capsys):
+    """From an ONNX file to a smaller one that keeps its names, a few lines that say what it is, and nothing else."""
+    pytest.importorskip("onnx")
+    call(capsys, "export", finished[0], "float.onnx", "--float")
+    before = {*Path().iterdir()}
+    arguments = ("compress", "float.onnx", "--recipe", "w8a8", "--set", FEW, "--input", "1,1,8,8")
+    code, out, err = call(capsys, *arguments, "--out", "small.onnx")
+    assert code == 0, err
+    shown = facts(out)
+    assert [*shown][:4] == ["size", "speed", "agreement", "file against student"] and len(shown) <= 8
+    assert re.fullmatch(r"[\d.]+ times float: [\d.]+ -> [\d.]+ ms an image, \d+ threads?", shown["speed"])
+    assert shown["advice"].startswith("the network is tiny")
+    assert {*Path().iterdir()} - before == {Path("small.onnx")}
+    code, out, err = call(capsys, *arguments, "--out", "small.onnx")
+    assert (code, out) == (2, "") and "small.onnx exists; choose another --out, or --force to replace a file" in err
+    code, out, err = call(capsys, *arguments, "--out", "float.onnx", "--force")
+    assert (code, out) == (2, "") and "float.onnx is the network that is compressed; choose another --out" in err
+    assert call(capsys, *arguments, "--out", "small.onnx", "--force", "--no-estimate")[0] == 0
+
+
+def test_one_command_from_python_code(capsys):
+    """The float file beside it is written for the timing alone; a packed file is not timed."""
+    pytest.importorskip("onnx")
+    for out in ("net.onnx", "net.safetensors"):
+        arguments = ("--recipe", "w8a8", "--set", FEW, "--no-estimate", "--out", out)
+        code, shown, err = call(capsys, "compress", MODEL, *arguments)
+        assert code == 0, err
+        assert ("speed" in facts(shown)) == (out == "net.onnx") and Path(out).is_file()
+
+
 # What is wrong
 
 

@@ -12,6 +12,7 @@ from datafree.app.latency import BenchError, bench
 from nets import NETS
 
 pytest.importorskip("onnxruntime")
+helper = pytest.importorskip("onnx").helper
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,18 @@ def test_a_file_that_cannot_be_timed_is_named(files, tmp_path):
     (tmp_path / "net.pt").write_bytes(b"x")
     with pytest.raises(BenchError, match=r"net.pt is not run here; give .onnx or .safetensors files"):
         bench([tmp_path / "net.pt"])
+
+
+def test_open_sizes_are_asked_for(tmp_path):
+    ends = [helper.make_tensor_value_info(name, 1, ("n", 3, "h", "w")) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "net", ends[:1], ends[1:])
+    opset = helper.make_opsetid("", 13)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=7)
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(BenchError, match=r"the input x is .*; say at which size, as in --input 1,3,224,224"):
+        bench([tmp_path / "net.onnx"], turns=1)
+    [found] = bench([tmp_path / "net.onnx"], turns=1, size=(3, 8, 8))
+    assert found.median_ms > 0
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def test_what_is_written_runs(run, name, tmp_path):
     with pytest.raises(ValueError, match="exists; choose another name"):
         exporter.write(run, path, exporter.options(), force=False)
     exporter.write(run, path, exporter.options(), force=True)
-    run_once = exporter.runtime.open(path, 1, 2)
+    run_once = exporter.runtime.open(path, 1, 2, None)
     answer = run_once()
     assert len(answer[0] if isinstance(answer, list) else answer) == 2  # images
 

@@ -37,8 +37,9 @@ from datafree.app.export_options import options_for, with_exporter_options
 from datafree.app.inspect import inspect as inspect_model
 from datafree.app.labelled_images import BATCH_SIZE, load_images
 from datafree.app.sentences import forecasts, losses
+from datafree.app.verdict import time_beside_float, verdict
 from datafree.execution import processes, serial
-from datafree.export import EXPORTERS, exporter_for
+from datafree.export import EXPORTERS, exporter_for, exporters_by_suffix
 from datafree.models import Normalization, load_model, normalization, provenance
 from datafree.recipe import Recipe, presets
 from datafree.records import LayerResult
@@ -167,7 +168,10 @@ def demo(seed: Seed = 0, threads: Threads = 1, debug: Debug = False) -> None:
 @app.command()
 def compress(
     model: Model,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The run directory to write.")],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE|DIR", help=f"What to write: {EXPORTED}; or a run directory, from which all follow."),
+    ],
     recipe: RecipeName = "w4a8",
     settings: Settings = None,
     weights: Weights = None,
@@ -187,17 +191,21 @@ def compress(
     predict: Annotated[
         bool, typer.Option("--estimate/--no-estimate", help="Predict the agreement with the float network.")
     ] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace the run that DIR holds.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE, or the run that DIR holds.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the same command where it was stopped, from DIR.part.")
+        bool, typer.Option("--resume", help="Go on with the same command where it was stopped, from its .part folder.")
     ] = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Compress MODEL and write a run directory; until it is whole, its work is kept in DIR.part."""
+    """Compress MODEL into a file that was checked and timed, or into a run directory.
+
+    Until that is there, the work is kept beside it in a folder that ends in .part.
+    """
     _set_threads(threads)
     chosen = _read_recipe(recipe, settings)
-    _check_out(out, force=force)
+    is_file = out.suffix in exporters_by_suffix()
+    _check_out(out, Path(model), force=force, is_file=is_file)
     torch.manual_seed(seed)  # a model of random weights is the same one next time
     network, example = load_model(model, weights=weights, pretrained=pretrained, input_shape=_shape(input_shape))
     origin = provenance(model, weights, pretrained=pretrained)
@@ -207,15 +215,19 @@ def compress(
         network, chosen, example, seed=seed, workers=workers, images=kept, device=device, predict=predict,
         resume=unfinished,
     )  # fmt: skip
-    done.save(out, force=force)
+    warnings = (*tables.about_weights(origin), *done.summary.warnings, *losses(done.summary))
+    if is_file:
+        _deliver(done, out, warnings, force=force)
+    else:
+        done.save(out, force=force)
+        _write_pixels(out, normalization(network))
     shutil.rmtree(unfinished, ignore_errors=True)
-    _write_pixels(out, normalization(network))
     if verbose:
         _show(tables.layers_table(done.layers))
-    facts = {"model": origin, "recipe": " ".join([recipe, *(settings or [])]), **tables.run_facts(done)}
-    _show(tables.facts_table(f"{done.summary.model}, compressed into {out}", facts))
-    warnings = (*tables.about_weights(origin), *done.summary.warnings, *losses(done.summary))
-    _show(*tables.notes(warnings, done.summary.skipped))
+    if verbose or not is_file:
+        facts = {"model": origin, "recipe": " ".join([recipe, *(settings or [])]), **tables.run_facts(done)}
+        _show(tables.facts_table(f"{done.summary.model}, compressed into {out}", facts))
+        _show(*tables.notes(warnings, done.summary.skipped))
 
 
 @app.command()
@@ -311,6 +323,7 @@ def bench(
     threads: Annotated[int, typer.Option(min=1, metavar="N", help="Of each runtime.")] = 1,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images in a run.")] = 1,
     turns: Annotated[int, typer.Option(min=1, metavar="N", help="Rounds in which every file runs.")] = 20,
+    input_shape: InputShape = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -319,7 +332,8 @@ def bench(
 
     with _progress() as progress:
         progress.add_task("taking turns", total=None)
-        found = timed(files, threads=threads, batch=batch, turns=turns)
+        size = (_shape(input_shape) or (1,))[1:]
+        found = timed(files, threads=threads, batch=batch, turns=turns, size=size)
     if as_json:
         print(json.dumps([asdict(item) for item in found], indent=2))
     else:
@@ -334,12 +348,30 @@ def _read_recipe(name: str, settings: list[str] | None) -> Recipe:
     return recipe.updated(settings or [])
 
 
-def _check_out(out: Path, *, force: bool) -> None:
+def _check_out(out: Path, model: Path, *, force: bool, is_file: bool) -> None:
     """Refuse before the work what would be refused after it."""
-    run.check_free(out, force=force)
-    place = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    if is_file and out.exists():
+        if model.exists() and out.samefile(model):
+            raise RunError(f"{out} is the network that is compressed; choose another --out")
+        if out.is_dir() or not force:
+            raise RunError(f"{out} exists; choose another --out, or --force to replace a file")
+    if not is_file:
+        run.check_free(out, force=force)
+    place = next(p for p in (*([] if is_file else [out.absolute()]), *out.absolute().parents) if p.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise RunError(f"nothing can be written into {place}; choose another --out")
+
+
+def _deliver(done: Run, file: Path, warnings: Sequence[str], *, force: bool) -> None:
+    """Write, check and time a file, and say in a few lines what it is."""
+    exporter, options = exporter_for(file), options_for(file, {})
+    with _progress() as progress:
+        task = progress.add_task(f"writing {file}", total=None)
+        written = exporter.write(done, file, options, force=force)
+        progress.update(task, description="timing it beside float")
+        speed = time_beside_float(done, file, exporter, options, torch.get_num_threads())
+    found = verdict(done, file, written, speed, warnings)
+    _show(tables.facts_table(f"{done.summary.model}, written to {file}", found))
 
 
 def _unfinished(out: Path, *, resume: bool) -> Path:

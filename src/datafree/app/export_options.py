@@ -54,7 +54,8 @@ def with_exporter_options(signature: Signature) -> Signature:
 def _parameter(option: ExporterOption) -> Parameter:
     """None where it is not given."""
     names = f"{option.flag}/{option.written(False)}" if option.default is True else option.flag
-    usual = {False: "", True: f"  [default: {option.flag[2:]}]"}.get(option.default, f"  [default: {option.default}]")
+    shown = option.flag[2:] if option.default is True else option.default
+    usual = f"  [default: {shown}]" if shown else ""
     said = f"{option.exporter}: {option.said.help}{usual}"
     offered = typer.Option(names, metavar=option.said.metavar, help=said)
     annotation = Annotated[option.kind | None, offered]

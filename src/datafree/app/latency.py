@@ -17,6 +17,7 @@ from datafree.export import Runtime, exporters_by_suffix
 
 TURN = 0.1  # seconds of one file's turn, at least
 WARM_UP = 3  # runs before the first turn
+Size = tuple[int, ...] | None
 
 
 class BenchError(ValueError):
@@ -46,7 +47,9 @@ class Latency:
     peak_memory_bytes: int
 
 
-def bench(files: Sequence[str | Path], *, threads: int = 1, batch: int = 1, turns: int = 20) -> list[Latency]:
+def bench(
+    files: Sequence[str | Path], *, threads: int = 1, batch: int = 1, turns: int = 20, size: Size = None
+) -> list[Latency]:
     """Time files side by side on random images.
 
     Args:
@@ -55,6 +58,7 @@ def bench(files: Sequence[str | Path], *, threads: int = 1, batch: int = 1, turn
         threads: of each runtime.
         batch: images in a run.
         turns: rounds; in each, every file runs for a tenth of a second or once.
+        size: (C, H, W) of an input, where a file leaves that open.
 
     Raises:
         BenchError: no such file, not one that is run here, or one that its runtime refuses.
@@ -62,7 +66,7 @@ def bench(files: Sequence[str | Path], *, threads: int = 1, batch: int = 1, turn
     paths = [Path(file) for file in files]
     runtimes = [_runtime(path) for path in paths]
     with ExitStack() as stack:
-        opened = [_Worker(path, r, threads, batch) for path, r in zip(paths, runtimes, strict=True)]
+        opened = [_Worker(path, r, threads, batch, size) for path, r in zip(paths, runtimes, strict=True)]
         workers = [stack.enter_context(worker) for worker in opened]
         times = [[worker.turn() for worker in workers] for _ in range(turns)]
         peaks = [worker.peak() for worker in workers]
@@ -109,10 +113,10 @@ def _latency(
 class _Worker:
     """A process that holds one opened file and runs it when asked."""
 
-    def __init__(self, path: Path, runtime: Runtime, threads: int, batch: int) -> None:
+    def __init__(self, path: Path, runtime: Runtime, threads: int, batch: int, size: Size) -> None:
         context, self._path = multiprocessing.get_context("spawn"), path
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, path, runtime, threads, batch), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, path, runtime, threads, batch, size), daemon=True)
 
     def __enter__(self) -> _Worker:
         self._process.start()
@@ -149,10 +153,10 @@ class _Worker:
         return answer
 
 
-def _serve(pipe: Connection, path: Path, runtime: Runtime, threads: int, batch: int) -> None:
+def _serve(pipe: Connection, path: Path, runtime: Runtime, threads: int, batch: int, size: Size) -> None:
     """Answer turns until the process is ended."""
     try:
-        run = runtime.open(path, threads, batch)
+        run = runtime.open(path, threads, batch, size)
         for _ in range(WARM_UP):
             run()
     except Exception as error:  # any runtime's; told on the other side
@@ -160,10 +164,11 @@ def _serve(pipe: Connection, path: Path, runtime: Runtime, threads: int, batch: 
         return
     pipe.send(0.0)
     while True:
-        pipe.send(_timed(run) if pipe.recv() == "turn" else float(peak_memory()))
+        pipe.send(timed(run) if pipe.recv() == "turn" else float(peak_memory()))
 
 
-def _timed(run: Callable[[], object]) -> float:
+def timed(run: Callable[[], object]) -> float:
+    """Seconds of one run, over a tenth of a second or one."""
     start, count = time.perf_counter(), 0
     while (spent := time.perf_counter() - start) < TURN or not count:
         run()

@@ -61,7 +61,7 @@ def run_facts(done: Run) -> dict[str, str]:
         "multiply-adds": f"{count(s.macs)} for one image, {share(s.macs, s.float_macs)} of {count(s.float_macs)}",
         "bit operations": f"{work} of {count(s.float_bit_operations)} in float32",
         "predicted SQNR": f"{_worst(errors)}; its weights alone, on the signal",
-        "agreement": _estimate_text(s.estimate),
+        "agreement": estimate_text(s.estimate),
         "distillation": distilled_text(s.distilled),
         "time": f"{s.seconds:.1f} s",
         "spent": f"{count(s.spent_macs)} multiply-adds, as {s.forward_equivalents:.0f} forward passes of one image",
@@ -81,7 +81,7 @@ def _dropped(layers: Sequence[LayerResult]) -> str:
     return ", ".join(f"{step} in {n} of {len(layers)} layers" for step, n in found.items()) or "none"
 
 
-def _estimate_text(found: Estimate | None) -> str:
+def estimate_text(found: Estimate | None) -> str:
     """Agreement, predicted."""
     if found is None:
         return "not estimated"

@@ -16,12 +16,13 @@ class Runtime:
     """What runs a file where `datafree bench` times it.
 
     name: as shown; one that says "simulated" does not compute with integers, so that its speed says nothing.
-    open: function(path, threads, batch) -> function that runs the file once on random images; from a module that can be
-        imported, for every file is timed in a process of its own.
+    open: function(path, threads, batch, size) -> function that runs the file once on random images; from a module that
+        can be imported, for every file is timed in a process of its own. size: (C, H, W) of an input whose sides the
+        file leaves open, None = it has none such.
     """
 
     name: str
-    open: Callable[[Path, int, int], Callable[[], object]]
+    open: Callable[[Path, int, int, tuple[int, ...] | None], Callable[[], object]]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ class Annotation:
     v_o, v_i: name of the layer whose outputs, or inputs, it multiplies.
     affine: path of the BatchNorm that it is a part of, where that could not be folded.
     grid: name of the tensor and bits that a quantize node rounds to.
+    origin: the first output of the ONNX node that it is a part of, where the network was read from a file.
     """
 
     shape: tuple[int, ...] = ()
@@ -31,6 +32,7 @@ class Annotation:
     v_i: str | None = None
     affine: str | None = None
     grid: tuple[str, int] | None = None
+    origin: str = ""
 
 
 NOTHING = Annotation()

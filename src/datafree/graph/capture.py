@@ -10,11 +10,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.traceback import preserve_node_meta
 
 from datafree.graph.annotations import annotate, note, operand, shape
 from datafree.graph.layer_types import LAYER_TYPES, PADDED_BY_NAME, as_kept, set_parameters
 from datafree.graph.operators import BATCH_NORM, argument, aten, operator_of
 from datafree.graph.view import attribute, call, get_tensor, map_args, tidy
+from datafree.records import ORIGIN
 
 _ASSERTIONS = ("_assert", "sym_constrain_range", "_guards_fn")
 
@@ -62,7 +64,7 @@ def _batch_of_two(x: Tensor) -> Tensor:
 
 def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), preserve_node_meta(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.export.export(model, examples, dynamic_shapes=_free_batch(model, examples), strict=False)
     except Exception as error:  # torch.export raises whatever the model's own forward raises
@@ -100,11 +102,12 @@ def _user_frame(error: Exception) -> str:
 
 
 def _annotation(node: fx.Node) -> dict[str, object]:
-    """Shape for a batch of two (or the value of a symbolic integer) and the module the node was called in."""
-    value, path = node.meta.get("val"), _module_path(node)
+    """Shape for a batch of two (or the value of a symbolic integer), and where the node was called."""
+    value = node.meta.get("val")
+    known: dict[str, object] = {"path": _module_path(node), "origin": (node.meta.get("custom") or {}).get(ORIGIN, "")}
     if isinstance(value, Tensor):
-        return {"shape": tuple(_size(s) for s in value.shape), "path": path}
-    return {"size": _size(value), "path": path} if isinstance(value, int | torch.SymInt) else {"path": path}
+        return known | {"shape": tuple(_size(s) for s in value.shape)}
+    return known | {"size": _size(value)} if isinstance(value, int | torch.SymInt) else known
 
 
 def _size(value: int | torch.SymInt) -> int:

@@ -1,12 +1,18 @@
 """Names and files -> networks, with what is known of their inputs."""
 
 from datafree.models.load import Normalization, check_weights, input_range, load_model, normalization, provenance
+from datafree.models.onnx_file import OnnxNetwork, load_onnx, read_onnx
+from datafree.models.state_dict import ModelError
 
 __all__ = [
+    "ModelError",
     "Normalization",
+    "OnnxNetwork",
     "check_weights",
     "input_range",
     "load_model",
+    "load_onnx",
     "normalization",
     "provenance",
+    "read_onnx",
 ]

@@ -11,6 +11,7 @@ from datafree import graph as g
 from datafree.allocation import Allocation
 from datafree.execution import peak_memory
 from datafree.graph import described
+from datafree.models import OnnxNetwork
 from datafree.quantization import stored_size
 from datafree.records import (
     ActivationBits,
@@ -55,7 +56,7 @@ def summarize(steps: Steps, model: nn.Module, *, fingerprint: str, seconds: floa
     widths = (max(bits) for bits in plan.activation_bits.values())
     bits, coarse = recipe.activations.bits, coarse_inputs(steps.solution, signal)
     return Summary(
-        model=type(model).__name__,
+        model=model_name(model),
         seed=signal.seed,
         signal=_signal_summary(signal),
         input_range=signal.input_range,
@@ -72,8 +73,15 @@ def summarize(steps: Steps, model: nn.Module, *, fingerprint: str, seconds: floa
         distilled=steps.distilled,
         mended=tuple(_mended(steps.solution)),
         coarse_inputs=coarse,
+        source=str(model.source.absolute()) if isinstance(model, OnnxNetwork) and model.source else "",
         **vars(costs(problem.teacher, steps.solution, slimmed=steps.slimmed, spent=spent)),
     )
+
+
+def model_name(model: nn.Module) -> str:
+    """A network's class, or the name of the file it was read from."""
+    from_file = isinstance(model, OnnxNetwork) and model.source
+    return from_file.stem if from_file else type(model).__name__
 
 
 def _signal_summary(signal: Signal) -> SignalSummary:

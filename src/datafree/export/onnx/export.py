@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -11,16 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from datafree.execution import atomic_write
 from datafree.export.onnx.conv_pads import fold_paddings
 from datafree.export.onnx.fusion import QUANTIZE
-from datafree.export.onnx.onnxruntime import agreement, repeatability, run_and_read, run_module, sqnr
+from datafree.export.onnx.onnxruntime import agreement, repeatability, run_and_read, run_file, run_module, session, sqnr
 from datafree.export.onnx.optimized import NodeShare
 from datafree.export.onnx.pad_channels import pad_channels
+from datafree.export.onnx.source_file import open_source
 from datafree.export.onnx.space_to_depth import fold_pixels
 from datafree.export.onnx.translate import translate
+from datafree.export.onnx.write_back import write_back
 from datafree.export.onnx.writer import IR_VERSIONS, ExportError, remove_unread
 from datafree.recipe import Propagated
 from datafree.run import Run, lost_inputs
@@ -28,11 +32,13 @@ from datafree.signals import make_signal
 
 if TYPE_CHECKING:
     import onnx
+    from onnxruntime import InferenceSession
 
 __all__ = ["ExportCheck", "ExportError", "export_onnx"]
 
 NUM_PROBES = 32
 NEAR_DB, SLACK_DB = 10.0, 6.0  # above the quantization noise: near enough; below the student's own repeatability: not
+LARGER = 32  # pixels more a side, where sizes are open
 SAME_DB = 80.0  # float rounding alone; a file this near to the student is the student, however little that lost
 
 
@@ -81,6 +87,8 @@ def export_onnx(
     space_to_depth: bool = True,
     force: bool = False,
     probes: Tensor | tuple[Tensor, ...] | None = None,
+    into: str | Path = "",
+    new_graph: bool = False,
 ) -> ExportCheck:
     """Write the student as an ONNX file and check the file by running it.
 
@@ -97,6 +105,9 @@ def export_onnx(
         force: replace a file that is there.
         probes: images to compare on, (N, C, H, W) as the network sees them, one tensor for each input; None = the
             run's own images, or dead leaves in the run's input range.
+        into: the ONNX file that the network was read from, where it lies elsewhere now. The student is written into its
+            graph: names, open sizes, metadata, opset and all that was not compressed stay. "" = where it was.
+        new_graph: write a graph of its own, though the network was read from an ONNX file.
 
     Raises:
         ExportError: packages are missing, a file is there, an operator that ONNX lacks, a disk that is full; or the
@@ -104,7 +115,8 @@ def export_onnx(
     """
     path = Path(path)
     _check_arguments(path, opset, int4=int4, force=force)
-    model = translate(run.student, opset=opset, int4=int4)
+    source = "" if new_graph else str(into or run.summary.source)
+    model = _written(run, path, opset=opset, int4=int4, source=source)
     fold_paddings(model)
     folded = fold_pixels(model) if space_to_depth else None
     padded = pad_channels(model)
@@ -114,7 +126,7 @@ def export_onnx(
     try:
         with atomic_write(path) as place:
             place.write_bytes(model.SerializeToString())
-            check = _check(run, place, inputs, tuple(_notes(run, model, folded, padded)))
+            check = _check(run, place, inputs, tuple(_notes(run, model, folded, padded)), source)
     except OSError as error:
         raise ExportError(
             f"{path} could not be written: {error.strerror or error}; free some space or choose another place"
@@ -138,6 +150,18 @@ def _check_arguments(path: Path, opset: int, *, int4: bool, force: bool) -> None
         raise ExportError(f"{path} exists; choose another name, or force=True (--force) to replace it")
 
 
+def _written(run: Run, path: Path, *, opset: int, int4: bool, source: str) -> onnx.ModelProto:
+    """A graph of its own, or that of the file the network was read from."""
+    if not source:
+        return translate(run.student, opset=opset, int4=int4)
+    if path.exists() and path.samefile(source):
+        raise ExportError(f"{path} is the file that the network was read from; choose another name")
+    opened = open_source(Path(source), run.teacher, run.summary.fingerprint)
+    if int4 and opened.opset < 21:
+        raise ExportError(f"{source} is of opset {opened.opset}, which has no INT4; leave it out, or write a new graph")
+    return write_back(run.student, opened, int4=int4)
+
+
 def _add_metadata(model: onnx.ModelProto, run: Run) -> None:
     from onnx import helper
 
@@ -151,8 +175,10 @@ def _add_metadata(model: onnx.ModelProto, run: Run) -> None:
         "input_std": json.dumps(known and known.std),
         "input_range": str(run.summary.input_range),
     }
-    helper.set_model_props(model, entries)
-    model.producer_version = entries["datafree_version"]
+    known = {entry.key: entry.value for entry in model.metadata_props}
+    helper.set_model_props(model, entries | known)
+    if model.producer_name == "datafree":
+        model.producer_version = entries["datafree_version"]
 
 
 def _probes(run: Run, given: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
@@ -165,20 +191,15 @@ def _probes(run: Run, given: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor
     return make_signal(run.teacher, run.stats, signal, seed=0, input_range=run.input_range).inputs
 
 
-def _check(run: Run, path: Path, inputs: tuple[Tensor, ...], notes: tuple[str, ...]) -> ExportCheck:
+def _check(run: Run, path: Path, inputs: tuple[Tensor, ...], notes: tuple[str, ...], source: str) -> ExportCheck:
     """Run the file and compare.
 
     Raises:
         ExportError: the file is not valid, or not the student.
     """
-    import onnx
-
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(
-            f"the file is no valid ONNX and was not written: {' '.join(str(error).split())[:300]}; try the other opset"
-        ) from None
+    fault = _fault(path)
+    if fault and not (source and _fault(Path(source))):
+        raise ExportError(f"the file is no valid ONNX and was not written: {fault}; try the other opset")
     found, nodes = run_and_read(path, inputs, threads=torch.get_num_threads())
     wanted = run_module(run.student, inputs)
     check = ExportCheck(
@@ -192,7 +213,51 @@ def _check(run: Run, path: Path, inputs: tuple[Tensor, ...], notes: tuple[str, .
         notes=notes,
         num_probes=len(inputs[0]),
     )
-    return _judged(check, run, inputs, wanted)
+    check = _judged(check, run, inputs, wanted)
+    _check_other_sizes(run, path, inputs, source, check.quantization_db)
+    return check
+
+
+def _fault(path: Path) -> str:
+    """What ONNX's own checker finds wrong; "" = nothing."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return " ".join(str(error).split())[:300]
+    return ""
+
+
+def _check_other_sizes(run: Run, path: Path, inputs: tuple[Tensor, ...], source: str, quantization_db: float) -> None:
+    """Run the file on a single image, and on larger ones where its height and width are open.
+
+    A student has its size written in where the file has not, so that larger images are compared with the float file.
+
+    Raises:
+        ExportError: it gives something else there.
+    """
+    opened, one = session(path), tuple(x[:1] for x in inputs)
+    _check_near(opened, one, run_module(run.student, one), min(quantization_db, SAME_DB))
+    sides = [item.shape for item in opened.get_inputs()]
+    if source and all(len(side) == 4 and not any(isinstance(s, int) for s in side[2:]) for side in sides):
+        larger = tuple(F.interpolate(x[:2], size=[s + LARGER for s in x.shape[2:]], mode="bilinear") for x in inputs)
+        try:
+            wanted = run_file(session(Path(source)), larger)
+        except Exception:  # the float file takes one size only; ONNX Runtime's exceptions share no class below this one
+            return
+        _check_near(opened, larger, wanted, quantization_db / 2 - NEAR_DB)  # other sizes have other values
+
+
+def _check_near(opened: InferenceSession, inputs: tuple[Tensor, ...], wanted: list[Tensor], limit: float) -> None:
+    found = run_file(opened, inputs)
+    near = sqnr(found, wanted) if [f.shape for f in found] == [w.shape for w in wanted] else -math.inf
+    if not near > limit:
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        raise ExportError(
+            f"at {shapes} the file is {near:.1f} dB near what it should give, not the {limit:.1f} dB of its rounding; "
+            "nothing was written. Try a graph of its own"
+        )
 
 
 def _judged(check: ExportCheck, run: Run, inputs: tuple[Tensor, ...], wanted: list[Tensor]) -> ExportCheck:
@@ -227,13 +292,15 @@ def _notes(run: Run, model: onnx.ModelProto, folded: str | None, padded: int) ->
     if padded:
         notes.append(f"stored weights of {padded} layers have channels of zeros, 16 at a time, and run faster")
     narrow = Counter(
-        r.bits for r in run.layers if r.weight_qparams and r.bits < 8 and stored[f"{r.name}.weight"] == TensorProto.INT8
+        r.bits
+        for r in run.layers
+        if r.weight_qparams and r.bits < 8 and stored.get(f"{r.name}.weight") == TensorProto.INT8
     )
     notes += [f"{bits}-bit weights of {count} layers ride in int8" for bits, count in sorted(narrow.items())]
     notes += [f"{layer.name} was solved with {layer.remedy}" for layer in run.summary.mended]
     notes += lost_inputs(run.summary.coarse_inputs)
     if TensorProto.INT4 in stored.values():
-        count = sum(stored[f"{r.name}.weight"] == TensorProto.INT4 for r in run.layers)
+        count = sum(stored.get(f"{r.name}.weight") == TensorProto.INT4 for r in run.layers)
         notes.append(f"weights of {count} layers are INT4, for size only: ONNX Runtime unpacks them, which is slower")
     grids = [n.args[3:5] for n in run.student.graph.nodes if n.target is QUANTIZE]
     widths = Counter((high - low).bit_length() for low, high in grids)

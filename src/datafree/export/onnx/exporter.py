@@ -27,15 +27,16 @@ class OnnxOptions:
     opset: Annotated[int, Option("version of its operators.", metavar="13|21")] = 21
     int4: Annotated[bool, Option("4-bit weights in 4 bits; smaller, slower.")] = False
     space_to_depth: Annotated[bool, Option("first layer on 2x2 pixels; OpenVINO is faster without.")] = True
+    into: Annotated[str, Option("where the .onnx file lies now that the network was read from.", metavar="FILE")] = ""
+    new_graph: Annotated[bool, Option("a graph of its own, though the network was read from an .onnx file.")] = False
     float32: Annotated[bool, Option("write the float network instead, to compare with.", flag="--float")] = False
 
 
 def write_onnx(run: Run, path: Path, options: OnnxOptions, *, force: bool) -> Written:
     """Write and check as `export_onnx` does."""
     shown = replace(run, student=run.teacher) if options.float32 else run
-    check = export_onnx(
-        shown, path, opset=options.opset, int4=options.int4, space_to_depth=options.space_to_depth, force=force
-    )
+    chosen = {name: value for name, value in vars(options).items() if name != "float32"}
+    check = export_onnx(shown, path, force=force, **chosen)
     return Written(_findings(check), check.notes, tuple(map(_described, _dearest_first(check.nodes))))
 
 
@@ -71,15 +72,18 @@ def _described(node: NodeShare) -> str:
     return f"{node.share:.1f} % of the time: {node}, {what}"
 
 
-def open_onnx(path: Path, threads: int, batch: int) -> Callable[[], object]:
+def open_onnx(path: Path, threads: int, batch: int, size: tuple[int, ...] | None) -> Callable[[], object]:
     """A function that runs the file once on random images.
 
     Raises:
-        ExportError: an input has open sizes besides the batch; ONNX Runtime does not take the file.
+        ExportError: an input has open sizes besides the batch, and none were given; ONNX Runtime refuses the file.
     """
     opened, generator = session(path, threads=threads), torch.Generator().manual_seed(0)
-    shapes = {item.name: (batch, *item.shape[1:]) for item in opened.get_inputs()}
-    if any(not isinstance(side, int) for shape in shapes.values() for side in shape):
-        raise ExportError(f"its inputs have open sizes besides the batch: {shapes}")
-    feed = {name: torch.randn(shape, generator=generator).numpy() for name, shape in shapes.items()}
+    feed = {}
+    for item in opened.get_inputs():
+        given = (batch, *(size or item.shape[1:]))
+        shape = [own if isinstance(own, int) else side for own, side in zip(item.shape, given, strict=False)]
+        if len(given) != len(item.shape) or not all(isinstance(side, int) for side in shape):
+            raise ExportError(f"the input {item.name} is {item.shape}; say at which size, as in --input 1,3,224,224")
+        feed[item.name] = torch.randn(shape, generator=generator).numpy()
     return lambda: opened.run(None, feed)

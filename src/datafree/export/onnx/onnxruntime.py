@@ -97,13 +97,20 @@ def _one_line(error: Exception) -> str:
 
 
 def run_file(opened: onnxruntime.InferenceSession, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Outputs of the whole set, computed a batch at a time."""
+    """Outputs of the whole set, computed a batch at a time: of the file's own size, where it has one."""
     names = [item.name for item in opened.get_inputs()]
-    parts = [
-        opened.run(None, {name: x.numpy() for name, x in zip(names, batch, strict=True)})
-        for batch in zip(*(x.split(BATCH) for x in inputs), strict=True)
-    ]
+    size = opened.get_inputs()[0].shape[0]
+    size = size if isinstance(size, int) else None
+    parts = []
+    for batch in zip(*(x.split(size or BATCH) for x in inputs), strict=True):
+        feed = {name: _filled(x, size).numpy() for name, x in zip(names, batch, strict=True)}
+        parts.append([np.asarray(answer)[: len(batch[0])] for answer in opened.run(None, feed)])
     return [torch.cat([torch.from_numpy(values) for values in column]) for column in zip(*parts, strict=True)]
+
+
+def _filled(x: Tensor, size: int | None) -> Tensor:
+    """A batch as large as the file wants it; the last image is repeated."""
+    return x if size is None else torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])])
 
 
 def run_module(module: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Tensor]:

@@ -41,7 +41,7 @@ def translate(graph: fx.GraphModule, *, opset: int, int4: bool = False) -> onnx.
     Raises:
         ExportError: an operator that cannot be written, or not in this opset; names layer, operator and what to do.
     """
-    walk = _Walk(graph, Writer(opset), int4)
+    walk = Walk(graph, Writer(opset), int4)
     names = _output_names(graph)
     inputs = [walk.writer.unique(str(n.target)) for n in g.placeholders(graph)]
     outputs = [walk.writer.unique(name) for name in names]
@@ -49,7 +49,7 @@ def translate(graph: fx.GraphModule, *, opset: int, int4: bool = False) -> onnx.
     for node in graph.graph.nodes:
         if node.op == "call_function":
             walk.values[node] = walk.call(node)
-    found = _returned(graph)
+    found = returned(graph)
     values = [walk.value(node) for node in found]
     for node, value, name in zip(found, values, outputs, strict=True):
         walk.finish(node, name, again=values.count(value) > 1)
@@ -58,7 +58,7 @@ def translate(graph: fx.GraphModule, *, opset: int, int4: bool = False) -> onnx.
     )
 
 
-def _returned(graph: fx.GraphModule) -> list[fx.Node]:
+def returned(graph: fx.GraphModule) -> list[fx.Node]:
     """What the graph returns, flattened, one entry for each output."""
     node = next(n for n in reversed(graph.graph.nodes) if n.op == "output")
     return [n for n in pytree.tree_leaves(node.args[0]) if isinstance(n, fx.Node)]
@@ -68,18 +68,19 @@ def _output_names(graph: fx.GraphModule) -> list[str]:
     """`output` of a single tensor, the keys of a dictionary, else `output_0`, `output_1`, ..."""
     spec = g.pytree_of(graph).out_spec
     assert spec is not None, "capture writes it down"
-    tree, count = pytree.tree_unflatten(list(range(spec.num_leaves)), spec), len(_returned(graph))
+    tree, count = pytree.tree_unflatten(list(range(spec.num_leaves)), spec), len(returned(graph))
     if isinstance(tree, dict) and len(tree) == count and all(isinstance(leaf, int) for leaf in tree.values()):
         return [str(key) for key in tree]
     return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
 
 
-class _Walk:
+class Walk:
     """The names that the graph's nodes have in the file so far."""
 
     def __init__(self, graph: fx.GraphModule, writer: Writer, int4: bool) -> None:
         self.graph, self.writer, self.int4, self.fusion = graph, writer, int4, fuse(graph)
         self.values: dict[fx.Node, Any] = {}
+        self.names: dict[fx.Node, str] = {}  # of nodes whose value has another than its layer's, or its own
 
     def call(self, node: fx.Node) -> Any:
         """Write one call; returns the name(s) of its value, or that it is a size of the batch."""
@@ -91,7 +92,7 @@ class _Walk:
         if node in self.fusion.pads or node in self.fusion.bounds:
             return self.value(g.operand(node))
         given: list[Any] = [map_arg(a, self.value) for a in _bound(node)]
-        call = Call(self.writer, node, g.note(node).layer or node.name)
+        call = Call(self.writer, node, self.names.get(node) or g.note(node).layer or node.name)
         if node.target is aten.sym_size.int or (given and all(isinstance(a, Size | int) for a in given)):
             return Size.OPEN
         if node.target not in TABLE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
@@ -40,6 +41,14 @@ class Writer:
             found = f"{name}_{count}"
         self._taken.add(found)
         return found
+
+    def reserve(self, names: Iterable[str]) -> None:
+        """Keep names free for values that are written as they are."""
+        self._taken.update(names)
+
+    def release(self, name: str) -> None:
+        """Let the next value that asks for a reserved name have it."""
+        self._taken.discard(name)
 
     def tensor(self, name: str, value: np.ndarray) -> str:
         """Store a tensor under its own name."""

@@ -28,7 +28,7 @@ def write_packed(run: Run, path: Path, options: PackedOptions, *, force: bool) -
     return Written(notes=tuple(lost_inputs(run.summary.coarse_inputs)))
 
 
-def open_packed(path: Path, threads: int, batch: int) -> Callable[[], object]:
+def open_packed(path: Path, threads: int, batch: int, size: tuple[int, ...] | None) -> Callable[[], object]:
     """A function that runs the student once on random images, as PyTorch simulates it in float."""
     torch.set_num_threads(threads)
     student, generator = load(path), torch.Generator().manual_seed(0)

@@ -14,6 +14,7 @@ from datafree.models.onnx_file.records import Graph, Input, Node, needed
 from datafree.models.state_dict import ModelError
 
 OPSETS = range(7, 23)
+QUANTIZING = 13
 QUANTIZED = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger", "QLinearMatMul")
 FLOATS = ("float16", "float64", "bfloat16")  # read as float32
 FLATTENING = ("Softmax", "LogSoftmax")  # before opset 13 over all dimensions from `axis` on
@@ -25,8 +26,7 @@ def read_graph(path: Path) -> Graph:
     Raises:
         ModelError: not an ONNX file, damaged, external data is missing, or something in it cannot be read; one line.
     """
-    onnx = _import_onnx()
-    model = _load(onnx, path)
+    onnx, model = _import_onnx(), read_onnx(path)
     try:
         return _graph(onnx, model, _opset(model, path), path)
     except ModelError:
@@ -52,8 +52,38 @@ def _graph(onnx: Any, model: Any, opset: int, path: Path) -> Graph:
     return Graph(opset, nodes, constants, tuple(inputs), outputs, {e.key: e.value for e in model.metadata_props})
 
 
+def read_onnx(path: Path) -> Any:
+    """An ONNX file as `onnx.ModelProto`, its weights in it; of opset 13 at least, where onnx can bring it there.
+
+    Opset 13 is the first that rounds weights with a scale for each channel.
+
+    Raises:
+        ModelError: not an ONNX file, damaged, of an opset that is not read, or external data is missing.
+    """
+    onnx = _import_onnx()
+    model = _load(onnx, path)
+    if _opset(model, path) >= QUANTIZING:
+        return model
+    try:
+        return _with_old_resizes(onnx, onnx.version_converter.convert_version(model, QUANTIZING), _opset(model, path))
+    except Exception:  # it has no way for some operators, and raises what C++ gives it
+        return model
+
+
+def _with_old_resizes(onnx: Any, model: Any, opset: int) -> Any:
+    """The converter leaves out how pixels were placed before opset 11, so that they would be placed as since."""
+    for node in model.graph.node:
+        if opset < 11 and node.op_type == "Resize":
+            known = {a.name for a in node.attribute}
+            old = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+            added = [onnx.helper.make_attribute(name, value) for name, value in old.items() if name not in known]
+            node.attribute.extend(added)
+    return model
+
+
 def _import_onnx() -> Any:
     try:
+        importlib.import_module("onnx.version_converter")
         return importlib.import_module("onnx")
     except ModuleNotFoundError as error:
         raise ModelError('ONNX files need the package onnx; pip install "datafree[onnx]"') from error

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.fx.traceback import annotate
 
 from datafree.models.onnx_file.graph import read_graph
 from datafree.models.onnx_file.inputs import example_inputs
@@ -18,6 +19,7 @@ from datafree.models.onnx_file.records import Graph, Node
 from datafree.models.onnx_file.shapes import SHAPE_OPERATORS, shape_values
 from datafree.models.onnx_file.tail import without_tail
 from datafree.models.state_dict import ModelError
+from datafree.records import ORIGIN
 
 WEIGHTS = {  # operators that own their constants: what each input is called
     "Conv": ("", "weight", "bias"),
@@ -37,7 +39,7 @@ ARGUMENTS = ("Resize", "Upsample", "Clip", "Pad")
 
 def load_onnx(
     path: str | Path, input_shape: tuple[int, ...] | None = None
-) -> tuple[nn.Module, Float[Tensor, "1 ..."] | tuple[Tensor, ...]]:
+) -> tuple[OnnxNetwork, Float[Tensor, "1 ..."] | tuple[Tensor, ...]]:
     """Read an ONNX file as a network, and make an example input of zeros: a tuple where it has several inputs.
 
     Args:
@@ -49,7 +51,7 @@ def load_onnx(
     """
     graph = without_tail(read_graph(Path(path)), path)
     example = example_inputs(graph, input_shape, path)
-    network = OnnxNetwork(graph).eval()
+    network = OnnxNetwork(graph, Path(path)).eval()
     try:
         with torch.no_grad():
             network(*example)
@@ -63,10 +65,11 @@ def load_onnx(
 
 
 class OnnxNetwork(nn.Module):
-    """The network of an ONNX file. Layers have the names of their weights in it."""
+    """The network of an ONNX file, at `source`. Layers have the names of their weights in it."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, source: Path | None = None) -> None:
         super().__init__()
+        self.source = source
         unknown = sorted(
             {str(n) for n in graph.nodes if n.operator not in OPERATORS and n.operator not in SHAPE_OPERATORS}
         )
@@ -82,13 +85,19 @@ class OnnxNetwork(nn.Module):
                 self._own(number, node)
 
     def forward(self, x: Tensor, *others: Tensor) -> Tensor | tuple[Tensor, ...]:
-        names = (given.name for given in self._graph.inputs)
-        values: dict[str, Any] = dict(zip(names, (x, *others), strict=True))
-        for number, node in enumerate(self._graph.nodes):
-            found = _run(node, [self._value(number, i, name, values) for i, name in enumerate(node.inputs)])
-            values.update(zip(node.outputs, found if isinstance(found, tuple | list) else (found,), strict=False))
+        values = self.values(x, *others)
         answers = tuple(values[name] for name in self._graph.outputs)
         return answers[0] if len(answers) == 1 else answers
+
+    def values(self, *inputs: Tensor) -> dict[str, Any]:
+        """All that is computed, by name: tensors, and arrays of integers where it is a shape."""
+        names = (given.name for given in self._graph.inputs)
+        values: dict[str, Any] = dict(zip(names, inputs, strict=True))
+        for number, node in enumerate(self._graph.nodes):
+            with annotate({ORIGIN: node.outputs[0]}):
+                found = _run(node, [self._value(number, i, name, values) for i, name in enumerate(node.inputs)])
+            values.update(zip(node.outputs, found if isinstance(found, tuple | list) else (found,), strict=False))
+        return values
 
     def _value(self, number: int, place: int, name: str, values: dict[str, Any]) -> Any:
         if not name:

@@ -290,7 +290,8 @@ def _cast(node: Node, x: Tensor) -> Tensor:
 def _reshape(node: Node, x: Tensor, shape: Any = None) -> Tensor:
     wanted = ints(node.attributes["shape"] if shape is None else shape)
     sides = [x.shape[i] if s == 0 and not node.attributes.get("allowzero") else s for i, s in enumerate(wanted)]
-    if wanted[0] == 1 and x.shape[0] != 1:  # written for a batch of one
+    is_written = shape is None or shape.dtype != object  # and not computed from the batch that there is
+    if is_written and wanted[0] == 1 and x.shape[0] != 1:  # written for a batch of one
         sides[0] = x.shape[0]
     if wanted[0] == -1 and all(isinstance(s, int) and s > 0 for s in sides[1:]) and sides[1:]:
         sides[0] = x.shape[0] if math.prod(x.shape[1:]) == math.prod(sides[1:]) else -1

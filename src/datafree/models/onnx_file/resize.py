@@ -56,7 +56,7 @@ def resize(node: Node, x: Tensor, *rest: Any) -> Tensor:
     return x
 
 
-def _sides(node: Node, x: Tensor, scales: list[Any], sizes: list[int]) -> list[Side]:
+def _sides(node: Node, x: Tensor, scales: list[Any], sizes: list[Any]) -> list[Side]:
     dims = [dim % x.dim() for dim in node.attributes.get("axes", range(x.dim()))]
     given = {}
     for i, dim in enumerate(dims):

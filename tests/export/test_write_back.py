@@ -1,0 +1,199 @@
+"""Students written into the ONNX file their network came from: the same answers, and all that was not touched stays."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper, numpy_helper
+
+from datafree import Recipe, compress, load_model
+from datafree.export.onnx.export import ExportError, export_onnx
+from datafree.export.onnx.onnxruntime import run_file, session, sqnr
+from datafree.export.onnx.translate import translate
+from datafree.graph.capture import trace
+from datafree.run import Run
+from datafree.teacher.batchnorm import fold_batchnorm_
+from nets import NETS
+
+CHEAP = "signal: {kind: propagated, images: 2}\nsolve: {method: nearest, clip: false}\nequalize: off\n"
+EIGHT = CHEAP + "weights: {bits: 8}\nactivations: {bits: 8}\n"
+FOUR = CHEAP + "weights: {bits: 4, symmetric: false}\nactivations: {bits: 4}\n"
+SPARSE = CHEAP + "weights: {bits: null}\nactivations: {bits: null}\nprune: {sparsity: 0.5}\n"
+CHANNELS = CHEAP + "weights: {bits: 8}\nactivations: {bits: 8}\nprune: {sparsity: 0.4, pattern: channels}\n"
+FAST = ("residual", "squeeze and excitation", "channel shuffle and split", "pools")
+OTHERS = [n for n in NETS if n not in ("in place through a view", "two inputs", *FAST)]
+EVERY_NET = pytest.mark.parametrize("name", [*FAST, *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)])
+
+
+def floats(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def node(operator, inputs, output, **attributes):
+    made = helper.make_node(operator, inputs.split(" "), [output], name=f"/{output}/{operator}", **attributes)
+    made.doc_string = f"makes {output}"
+    return made
+
+
+def a_file(path, *, opset=17, sides=("batch", 3, "height", "width")):
+    """Three convolutions, the first with BatchNorm, a residual sum, an upsampling to the size of the input, a score."""
+    norm = {"bn.weight": 1 + 0.1 * floats(4), "bn.bias": floats(4), "bn.mean": floats(4), "bn.var": floats(4) ** 2}
+    constants = {
+        "w1": floats(4, 3, 3, 3),
+        "w2": floats(4, 4, 3, 3, seed=1),
+        "b2": floats(4),
+        "w3": floats(4, 4, 1, 1, seed=2),
+    }
+    constants |= {f"at_{n}": np.array([n]) for n in (0, 1, 2, 4)}
+    nodes = [
+        node("Conv", "image w1", "c1", strides=[2, 2], pads=[1, 1, 1, 1]),
+        node("BatchNormalization", f"c1 {' '.join(norm)}", "n1"), node("Relu", "n1", "r1"),
+        node("Conv", "r1 w2 b2", "c2", pads=[1, 1, 1, 1]), node("Add", "c2 r1", "sum"), node("Relu", "sum", "r2"),
+        node("Shape", "n1", "n1_shape"), node("Slice", "n1_shape at_0 at_1", "count"), node("Shape", "image", "whole"),
+        node("Slice", "whole at_2 at_4", "back"), node("Concat", "count at_4 back", "size", axis=0),
+        node("Conv", "r2 w3", "c3"),
+        node("Resize", "c3   size", "up", mode="nearest", coordinate_transformation_mode="asymmetric",
+             nearest_mode="floor"),
+        node("Sigmoid", "up", "scores"),
+    ]  # fmt: skip
+    stored = [numpy_helper.from_array(np.asarray(v), k) for k, v in {**constants, **norm}.items()]
+    image, scores = (
+        helper.make_tensor_value_info(n, 1, s) for n, s in (("image", sides), ("scores", ("batch", 4, None, None)))
+    )
+    graph = helper.make_graph(nodes, "segmenter", [image], [scores], stored, doc_string="of a customer")
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    model.producer_name = "theirs"
+    helper.set_model_props(model, {"labels": "sky, sea"})
+    onnx.save(model, path)
+    return path
+
+
+def compressed(path, text=EIGHT, shape=(1, 3, 16, 16)):
+    network, example = load_model(str(path), input_shape=shape)
+    return compress(network, Recipe.parse(text), example)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Compress a file and write the student back: (run, check, the file, what was written)."""
+
+    def write(text=EIGHT, options=None, **of_file):
+        path, out = a_file(tmp_path / "theirs.onnx", **of_file), tmp_path / "ours.onnx"
+        run = compressed(path, text)
+        return run, export_onnx(run, out, **(options or {})), onnx.load(path), onnx.load(out)
+
+    return write
+
+
+def by_output(model):
+    return {name: n for n in model.graph.node for name in n.output}
+
+
+@pytest.mark.parametrize("text", [EIGHT, FOUR, SPARSE, CHANNELS], ids=["w8a8", "w4a4", "sparse", "channels"])
+def test_the_file_gives_what_the_student_gives(text, written):
+    _, check, theirs, ours = written(text)
+    assert check.sqnr_db > min(check.quantization_db + 10, 80)
+    assert len(by_output(ours)) != len(by_output(theirs)) or text is SPARSE
+
+
+def test_everything_else_stays(written):
+    _, _, theirs, ours = written()
+    assert ours.graph.input == theirs.graph.input and ours.graph.output == theirs.graph.output
+    assert (ours.graph.name, ours.graph.doc_string, ours.producer_name) == ("segmenter", "of a customer", "theirs")
+    assert ours.opset_import == theirs.opset_import
+    known = {entry.key: entry.value for entry in ours.metadata_props}
+    assert known["labels"] == "sky, sea" and known["recipe"]
+    before, after = by_output(theirs), by_output(ours)
+    for name in ("whole", "back", "size", "scores"):
+        assert after[name] == before[name]
+    for name in ("c1", "c2", "sum"):
+        assert (after[name].name, after[name].doc_string) == (before[name].name, before[name].doc_string)
+        assert [after[i].op_type for i in after[name].input[:2]] == ["DequantizeLinear"] * 2
+    assert "n1" not in after and after["n1_shape"].input == ["c1"]
+
+
+def test_open_sizes_stay_open(written, tmp_path):
+    written()
+    larger = torch.randn(3, 3, 24, 40, generator=torch.Generator().manual_seed(0))
+    opened = session(tmp_path / "ours.onnx")
+    [found], [float_] = (run_file(s, (larger,)) for s in (opened, session(tmp_path / "theirs.onnx")))
+    assert found.shape == float_.shape == (3, 4, 24, 40)
+    assert sqnr([found], [float_]) > 5
+
+
+def test_a_fixed_batch_stays_fixed(written):
+    _, check, _, ours = written(sides=(1, 3, 16, 16))
+    assert [d.dim_value for d in ours.graph.input[0].type.tensor_type.shape.dim] == [1, 3, 16, 16]
+    assert check.sqnr_db > check.quantization_db + 10
+
+
+def test_an_old_opset_is_brought_to_the_first_that_can_say_it(tmp_path):
+    path = tmp_path / "theirs.onnx"
+    old = [node("Conv", "image w1", "c1"), node("Clip", "c1", "scores", min=0.0, max=6.0)]
+    stored = [numpy_helper.from_array(floats(4, 3, 3, 3), "w1")]
+    ends = (
+        helper.make_tensor_value_info(n, 1, s) for n, s in (("image", ("n", 3, 16, 16)), ("scores", ("n", 4, 14, 14)))
+    )
+    graph = helper.make_graph(old, "old", *([e] for e in ends), stored)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 9)], ir_version=4), path)
+    check = export_onnx(compressed(path), tmp_path / "ours.onnx")
+    ours = onnx.load(tmp_path / "ours.onnx")
+    assert ours.opset_import[0].version == 13 and check.sqnr_db > check.quantization_db + 10
+    assert [v.name for v in ours.graph.output] == ["scores"]
+
+
+@EVERY_NET
+def test_every_net_is_written_back(name, tmp_path):
+    net, inputs = NETS[name]()
+    graph = trace(net, inputs)
+    fold_batchnorm_(graph)
+    try:
+        onnx.save(translate(graph, opset=21), tmp_path / "theirs.onnx")
+    except ExportError:
+        pytest.skip("this net cannot be written")
+    run = compressed(tmp_path / "theirs.onnx", FOUR, tuple(inputs[0].shape))
+    check = export_onnx(run, tmp_path / "ours.onnx", probes=inputs)
+    assert check.sqnr_db > min(check.quantization_db + 10, 80)
+    found = by_output(onnx.load(tmp_path / "ours.onnx"))
+    assert any(n.op_type == "QuantizeLinear" for n in found.values())
+
+
+def test_a_run_that_was_saved_finds_its_file(written, tmp_path):
+    run, check, *_ = written()
+    run.save(tmp_path / "run")
+    again = export_onnx(Run.load(tmp_path / "run"), tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == (
+        tmp_path / "ours.onnx"
+    ).read_bytes() and again.bytes == check.bytes
+
+
+def test_a_graph_of_its_own_on_request(written):
+    *_, ours = written(options={"new_graph": True})
+    assert ours.graph.name == "student" and ours.graph.output[0].name == "output"
+
+
+def test_a_file_that_moved(written, tmp_path):
+    run, *_ = written()
+    (tmp_path / "theirs.onnx").rename(tmp_path / "moved.onnx")
+    with pytest.raises(ExportError, match=r"there is no file .*theirs\.onnx.*put it back, or write a graph of its own"):
+        export_onnx(run, tmp_path / "again.onnx")
+    export_onnx(run, tmp_path / "again.onnx", into=tmp_path / "moved.onnx")
+
+
+def test_a_file_that_was_changed(written, tmp_path):
+    run, _, theirs, _ = written()
+    theirs.graph.initializer[0].raw_data = floats(4, 3, 3, 3, seed=9).tobytes()
+    onnx.save(theirs, tmp_path / "theirs.onnx")
+    with pytest.raises(ExportError, match="was changed since, or is another one"):
+        export_onnx(run, tmp_path / "again.onnx")
+
+
+def test_the_file_itself_is_never_replaced(written, tmp_path):
+    run, *_ = written()
+    with pytest.raises(ExportError, match="is the file that the network was read from; choose another name"):
+        export_onnx(run, tmp_path / "theirs.onnx", force=True)
+
+
+def test_four_bits_need_a_newer_opset(written):
+    with pytest.raises(ExportError, match="is of opset 17, which has no INT4; leave it out, or write a new graph"):
+        written(FOUR, {"int4": True})
