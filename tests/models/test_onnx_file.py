@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from datafree import Recipe, compress, load_model
+from datafree import Recipe, compress, export_onnx, load_model
 from datafree import graph as g
 from datafree.export.onnx.translate import translate
+from datafree.export.onnx.writer import ExportError
 from datafree.graph.capture import trace
 from datafree.models.onnx_file import OnnxNetwork, load_onnx
 from datafree.models.onnx_file.graph import read_graph
@@ -462,6 +463,9 @@ def test_a_network_with_a_tail_is_compressed(tmp_path):
     network, example = load_model(str(written(tmp_path, detector(NMS))))
     run = compress(network, Recipe.preset("w8a8").updated(["signal.images=8"]), example)
     assert len(run.layers) == 1
+    with pytest.raises(ExportError, match=r"ends in front of NonMaxSuppression .*: write a graph of its own"):
+        export_onnx(run, tmp_path / "small.onnx")
+    export_onnx(run, tmp_path / "small.onnx", new_graph=True)
 
 
 HAZARDS = (

@@ -89,6 +89,11 @@ class OnnxNetwork(nn.Module):
         answers = tuple(values[name] for name in self._graph.outputs)
         return answers[0] if len(answers) == 1 else answers
 
+    @property
+    def tail(self) -> str:
+        """The first node of the file that is not read and follows the network; "" = none."""
+        return str(self._graph.tail[0]) if self._graph.tail else ""
+
     def values(self, *inputs: Tensor) -> dict[str, Any]:
         """All that is computed, by name: tensors, and arrays of integers where it is a shape."""
         names = (given.name for given in self._graph.inputs)
