@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from datafree import Recipe, compress
 from datafree.models.load import (
     ModelError,
     Normalization,
@@ -396,3 +397,25 @@ def test_the_first_damaged_tensor_is_named_with_its_counts():
         model[0].weight.view(-1)[5] = -float("inf")
     with pytest.raises(ModelError, match=r"model.0.weight holds 3 NaN and 1 inf of 108 values"):
         check_weights(model)
+
+
+@pytest.mark.parametrize("name", ["net.pt", "net.ts", "nets/net.torchscript"])
+def test_files_of_torchscript_are_refused(name):
+    with pytest.raises(
+        ModelError, match=rf"{name} is not read as a network.*weights=FILE.*torch.onnx.export\(torch.jit"
+    ):
+        load_model(name)
+
+
+def test_exported_programs_are_refused_and_compressed_as_the_message_says(tmp_path):
+    path = tmp_path / "net.pt2"
+    with pytest.raises(ModelError, match=r"can run code that is in it.*compress\(torch.export.load\(.*\).module\(\)"):
+        load_model(str(path))
+    net, example = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval(), torch.zeros(2, 3, 8, 8)
+    program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own pytrees
+        torch.export.save(program, path)
+        loaded = torch.export.load(path).module()
+        run = compress(loaded, Recipe.preset("w8a8").updated(["signal.images=8"]), example)
+    assert [layer.name for layer in run.layers] == ["0"]

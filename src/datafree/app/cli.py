@@ -441,7 +441,7 @@ def _image_shape(done: Run) -> tuple[int, ...]:
 def _compress(
     model: nn.Module,
     recipe: Recipe,
-    example: Tensor,
+    example: Tensor | tuple[Tensor, ...],
     *,
     workers: int = 1,
     label: str = "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 import warnings
 from collections.abc import Callable
@@ -62,13 +63,10 @@ def _batch_of_two(x: Tensor) -> Tensor:
 
 
 def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim.DYNAMIC
     try:
         with torch.no_grad(), preserve_node_meta(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(
-                model, examples, dynamic_shapes=tuple({0: batch} for _ in examples), strict=False
-            )
+            return torch.export.export(model, examples, dynamic_shapes=_free_batch(model, examples), strict=False)
     except Exception as error:  # torch.export raises whatever the model's own forward raises
         kind = type(model).__name__
         shapes = ", ".join(str(tuple(x.shape)) for x in examples)
@@ -77,6 +75,14 @@ def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> torch.export.Expo
             "The forward pass must be free of data-dependent Python branches and must accept any batch size; "
             "check that model(example) runs and the example has the right shape"
         ) from error
+
+
+def _free_batch(model: nn.Module, examples: tuple[Tensor, ...]) -> tuple[object, ...]:
+    """That the first dimension of every input is free; inputs of `forward(x, *others)` are nested as it has them."""
+    free = tuple({0: torch.export.Dim.DYNAMIC} for _ in examples)
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    named = kinds.index(inspect.Parameter.VAR_POSITIONAL) if inspect.Parameter.VAR_POSITIONAL in kinds else len(free)
+    return (*free[:named], free[named:]) if named < len(free) else free
 
 
 def _first_line(error: Exception) -> str:

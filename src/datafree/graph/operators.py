@@ -59,7 +59,9 @@ UNKNOWN = Operator()
 
 
 def operator_of(node: fx.Node) -> Operator:
-    """The row of the operator that a node calls."""
+    """The row of the operator that a node calls; one of several results of an unknown operator is as unknown."""
+    if node.target is operator.getitem and operand(node).target not in OPERATORS:
+        return UNKNOWN
     return OPERATORS.get(node.target, UNKNOWN)
 
 

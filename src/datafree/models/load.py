@@ -42,8 +42,10 @@ def load_model(
     weights: str | Path | None = None,
     pretrained: bool = False,
     input_shape: tuple[int, ...] | None = None,
-) -> tuple[nn.Module, Float[Tensor, "n ..."]]:
+) -> tuple[nn.Module, Float[Tensor, "n ..."] | tuple[Tensor, ...]]:
     """Build the network `name` in eval mode, and an example input of zeros in its size.
+
+    The example of an .onnx file with several inputs is a tuple. No code is run from a file.
 
     Without `weights` and `pretrained`, the weights of timm and torchvision networks are random, and nothing
     is downloaded. The digits network of `demo` is always trained.
@@ -68,6 +70,7 @@ def load_model(
         if pretrained or weights is not None:
             raise ModelError(f"{name} holds its own weights; leave weights and pretrained out")
         return load_onnx(name, input_shape)
+    _refuse_code(name)
     scheme, _, rest = name.partition(":")
     if scheme == "timm":
         model, size = _timm_model(rest, pretrained=pretrained)
@@ -87,6 +90,21 @@ def load_model(
     if weights is not None:
         load_weights_(model, Path(weights), name=name)
     return model.eval(), torch.zeros(input_shape or (1, *size))
+
+
+def _refuse_code(name: str) -> None:
+    """Refuse a file of PyTorch's own that holds a network, and say how to come from it to one that is read."""
+    if name.endswith(".pt2"):
+        raise ModelError(
+            f"{name} is not read: loading an exported program can run code that is in it; where you trust it, call "
+            f'compress(torch.export.load("{name}").module(), recipe, example), or export the network as .onnx'
+        )
+    if name.endswith((".pt", ".pth", ".ts", ".torchscript", ".ckpt")):
+        raise ModelError(
+            f"{name} is not read as a network: it holds code, or weights alone. Give weights to their network with "
+            "weights=FILE; write TorchScript that you trust as .onnx: torch.onnx.export(torch.jit.load(FILE), example, "
+            '"net.onnx", dynamo=False, training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False)'
+        )
 
 
 def normalization(model: nn.Module) -> Normalization | None:

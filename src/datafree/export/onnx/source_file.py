@@ -143,10 +143,15 @@ def open_source(path: Path, teacher: fx.GraphModule, fingerprint: str) -> Source
         captured, model = trace(network, example), read_onnx(path)
     except ModelError as error:
         raise ExportError(f"{error}; the run came from it: put it back, or write a graph of its own") from None
+    if network.tail:
+        raise ExportError(
+            f"the network of {path} ends in front of {network.tail}, which is not read; a student cannot be written "
+            "back there yet: write a graph of its own, and put what follows behind it"
+        )
     if g.fingerprint(captured) != fingerprint:
         raise ExportError(f"{path} was changed since, or is another one; give that one, or write a graph of its own")
     with torch.no_grad():
-        values = network.values(example)
+        values = network.values(*(example if isinstance(example, tuple) else (example,)))
     tensors = frozenset(name for name, value in values.items() if isinstance(value, Tensor))
     found = SourceFile(model, captured, tensors)
     if found.opset < LOWEST_OPSET:

@@ -3,54 +3,21 @@
 from __future__ import annotations
 
 import importlib
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from datafree.models.onnx_file.joins import joined_layers
+from datafree.models.onnx_file.records import Graph, Input, Node, needed
 from datafree.models.state_dict import ModelError
 
 OPSETS = range(7, 23)
 QUANTIZING = 13
 QUANTIZED = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger", "QLinearMatMul")
 FLOATS = ("float16", "float64", "bfloat16")  # read as float32
-
-
-@dataclass(frozen=True)
-class Node:
-    """One call: an operator, the names of its inputs ("" = left out) and outputs, its attributes."""
-
-    name: str
-    operator: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: dict[str, Any] = field(hash=False)
-
-    def __str__(self) -> str:
-        return f"{self.operator} ({self.name or self.outputs[0]})"
-
-
-@dataclass(frozen=True)
-class Input:
-    """An input of the network; None = a side that may be any."""
-
-    name: str
-    sides: tuple[int | None, ...]
-
-
-@dataclass(frozen=True)
-class Graph:
-    """What an ONNX file holds. Constants are of nodes too, and of what can be computed from constants alone."""
-
-    opset: int
-    nodes: tuple[Node, ...]
-    constants: dict[str, np.ndarray]
-    inputs: tuple[Input, ...]
-    outputs: tuple[str, ...]
-    metadata: dict[str, str]
+FLATTENING = ("Softmax", "LogSoftmax")  # before opset 13 over all dimensions from `axis` on
 
 
 def read_graph(path: Path) -> Graph:
@@ -60,21 +27,29 @@ def read_graph(path: Path) -> Graph:
         ModelError: not an ONNX file, damaged, external data is missing, or something in it cannot be read; one line.
     """
     onnx, model = _import_onnx(), read_onnx(path)
-    opset = _opset(model, path)
-    graph = model.graph
-    constants = {tensor.name: _array(onnx, tensor, path) for tensor in graph.initializer}
+    try:
+        return _graph(onnx, model, _opset(model, path), path)
+    except ModelError:
+        raise
+    except Exception as error:  # of protobuf and onnx, on a file that was altered
+        raise ModelError(f"{path} is damaged: {_line(error)}; take another copy of the file") from error
+
+
+def _graph(onnx: Any, model: Any, opset: int, path: Path) -> Graph:
+    proto = model.graph
+    constants = {tensor.name: _array(onnx, tensor, path) for tensor in proto.initializer}
     nodes = []
-    for proto in graph.node:
-        node = _node(onnx, proto, path)
-        values = _constant(onnx, proto, node, constants, opset, path)
+    for call in proto.node:
+        node = _node(onnx, call, opset, path)
+        values = _constant(onnx, call, node, constants, opset, path)
         if values is None:
             nodes.append(node)
         else:
             constants.update(zip(node.outputs, values, strict=True))
-    inputs = tuple(_input(value) for value in graph.input if value.name not in constants)
-    outputs = tuple(value.name for value in graph.output)
-    nodes = _with_biases(_needed(nodes, outputs), constants, outputs)
-    return Graph(opset, nodes, constants, inputs, outputs, {e.key: e.value for e in model.metadata_props})
+    outputs = tuple(value.name for value in proto.output)
+    nodes = joined_layers(needed(nodes, outputs), constants, outputs)
+    inputs = [_input(onnx, value) for value in proto.input if value.name not in constants]
+    return Graph(opset, nodes, constants, tuple(inputs), outputs, {e.key: e.value for e in model.metadata_props})
 
 
 def read_onnx(path: Path) -> Any:
@@ -90,9 +65,20 @@ def read_onnx(path: Path) -> Any:
     if _opset(model, path) >= QUANTIZING:
         return model
     try:
-        return onnx.version_converter.convert_version(model, QUANTIZING)
+        return _with_old_resizes(onnx, onnx.version_converter.convert_version(model, QUANTIZING), _opset(model, path))
     except Exception:  # it has no way for some operators, and raises what C++ gives it
         return model
+
+
+def _with_old_resizes(onnx: Any, model: Any, opset: int) -> Any:
+    """The converter leaves out how pixels were placed before opset 11, so that they would be placed as since."""
+    for node in model.graph.node:
+        if opset < 11 and node.op_type == "Resize":
+            known = {a.name for a in node.attribute}
+            old = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+            added = [onnx.helper.make_attribute(name, value) for name, value in old.items() if name not in known]
+            node.attribute.extend(added)
+    return model
 
 
 def _import_onnx() -> Any:
@@ -139,22 +125,33 @@ def _array(onnx: Any, tensor: Any, path: Path) -> np.ndarray:
     return value.astype(np.float32) if value.dtype.name in FLOATS else value
 
 
-def _node(onnx: Any, proto: Any, path: Path) -> Node:
-    if proto.domain not in ("", "ai.onnx"):
-        raise ModelError(
-            f"{path}: {proto.op_type} ({proto.name}) is of the domain {proto.domain!r}, unknown here; "
-            "export the network with operators of ONNX alone"
-        )
+def _node(onnx: Any, proto: Any, opset: int, path: Path) -> Node:
     if proto.op_type in QUANTIZED:
         raise ModelError(f"{path} is quantized already ({proto.op_type}); give the float network it was made from")
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
-    if any(isinstance(value, onnx.GraphProto) for value in attributes.values()):
-        raise ModelError(
-            f"{path}: {proto.op_type} ({proto.name}) holds a network of its own, which may or may not run; export the "
-            "network without control flow"
-        )
-    attributes = {k: v.decode() if isinstance(v, bytes) else v for k, v in attributes.items()}
-    return Node(proto.name, proto.op_type, tuple(proto.input), tuple(proto.output), attributes)
+    graphs = [value for value in attributes.values() if isinstance(value, onnx.GraphProto)]
+    attributes = {k: v.decode() if isinstance(v, bytes) else v for k, v in attributes.items() if v not in graphs}
+    if proto.op_type in FLATTENING and opset < 13:
+        attributes = {"axis": 1, **attributes, "flattens": True}
+    domain = "" if proto.domain in ("", "ai.onnx") else f"{proto.domain}."
+    inputs = (*proto.input, *(name for graph in graphs for name in _outer(graph)))
+    inner = tuple(name for graph in graphs for name in _operators(graph)) if graphs else None
+    return Node(proto.name, domain + proto.op_type, inputs, tuple(proto.output), attributes, inner=inner)
+
+
+def _operators(graph: Any) -> list[str]:
+    inner = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+    return [*(node.op_type for node in graph.node), *(name for other in inner for name in _operators(other))]
+
+
+def _outer(graph: Any) -> list[str]:
+    """What the network of a control-flow node reads of the one around it."""
+    own = {t.name for t in (*graph.initializer, *graph.input)} | {name for node in graph.node for name in node.output}
+    read = [name for node in graph.node for name in node.input]
+    read += [name for node in graph.node for a in node.attribute if a.HasField("g") for name in _outer(a.g)]
+    return [
+        name for name in dict.fromkeys([*read, *(value.name for value in graph.output)]) if name and name not in own
+    ]
 
 
 def _constant(
@@ -165,9 +162,13 @@ def _constant(
         [(kind, value)] = node.attributes.items()
         return [_array(onnx, value, path) if kind == "value" else np.array(value)]
     given = [name for name in node.inputs if name]
-    if not given or not all(name in constants for name in given) or node.operator.startswith("Random"):
+    if (
+        not given
+        or node.inner is not None
+        or not all(name in constants for name in given)
+        or node.operator.startswith("Random")
+    ):
         return None
-    reference = importlib.import_module("onnx.reference")
     inputs = [onnx.helper.make_tensor_value_info(name, 1, None) for name in given]
     outputs = [onnx.helper.make_tensor_value_info(name, 1, None) for name in node.outputs]
     alone = onnx.helper.make_model(
@@ -175,38 +176,15 @@ def _constant(
         opset_imports=[onnx.helper.make_opsetid("", opset)],
     )
     try:
-        found = reference.ReferenceEvaluator(alone).run(None, {name: constants[name] for name in given})
+        evaluator = importlib.import_module("onnx.reference").ReferenceEvaluator(alone)
+        found = evaluator.run(None, {name: constants[name] for name in given})
     except Exception as error:
         raise ModelError(f"{path}: {node} of constants cannot be computed: {_line(error)}") from None
     return [np.asarray(value) for value in found]
 
 
-def _input(value: Any) -> Input:
-    sides = value.type.tensor_type.shape.dim
-    return Input(value.name, tuple(side.dim_value or None for side in sides))
-
-
-def _needed(nodes: Sequence[Node], outputs: Sequence[str]) -> tuple[Node, ...]:
-    """Nodes that the outputs hang on."""
-    wanted, needed = {*outputs}, []
-    for node in reversed(nodes):
-        if wanted & {*node.outputs}:
-            wanted |= {*node.inputs}
-            needed.append(node)
-    return tuple(reversed(needed))
-
-
-def _with_biases(nodes: tuple[Node, ...], constants: dict[str, np.ndarray], outputs: Sequence[str]) -> tuple[Node, ...]:
-    """A product with a matrix and the sum behind it as one linear layer: MatMul with a third input."""
-    readers = Counter([*(name for node in nodes for name in node.inputs), *outputs])
-    ranks = {name: value.ndim for name, value in constants.items()}
-    matrices = {n.outputs[0]: n for n in nodes if n.operator == "MatMul" and ranks.get(n.inputs[1]) == 2}
-    joined, gone = [], set()
-    for node in nodes:
-        biases = [name for name in node.inputs if node.operator == "Add" and ranks.get(name) == 1]
-        product = next((matrices[name] for name in node.inputs if name in matrices and readers[name] == 1), None)
-        if biases and product:
-            gone.add(product.outputs)
-            node = replace(product, inputs=(*product.inputs, biases[0]), outputs=node.outputs)
-        joined.append(node)
-    return tuple(node for node in joined if node.outputs not in gone)
+def _input(onnx: Any, value: Any) -> Input:
+    kind = value.type.tensor_type
+    sides = tuple(side.dim_value if side.dim_value > 0 else None for side in kind.shape.dim)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    return Input(value.name, sides, "float32" if dtype in FLOATS else dtype)

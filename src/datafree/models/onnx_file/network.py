@@ -12,9 +12,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.fx.traceback import annotate
 
-from datafree.models.onnx_file.graph import Graph, Input, Node, read_graph
+from datafree.models.onnx_file.graph import read_graph
+from datafree.models.onnx_file.inputs import example_inputs
 from datafree.models.onnx_file.operators import OPERATORS
-from datafree.models.onnx_file.shapes import SHAPE_OPERATORS
+from datafree.models.onnx_file.records import Graph, Node
+from datafree.models.onnx_file.shapes import SHAPE_OPERATORS, shape_values
+from datafree.models.onnx_file.tail import without_tail
 from datafree.models.state_dict import ModelError
 from datafree.records import ORIGIN
 
@@ -36,51 +39,29 @@ ARGUMENTS = ("Resize", "Upsample", "Clip", "Pad")
 
 def load_onnx(
     path: str | Path, input_shape: tuple[int, ...] | None = None
-) -> tuple[OnnxNetwork, Float[Tensor, "1 ..."]]:
-    """Read an ONNX file as a network, and make an example input of zeros.
+) -> tuple[OnnxNetwork, Float[Tensor, "1 ..."] | tuple[Tensor, ...]]:
+    """Read an ONNX file as a network, and make an example input of zeros: a tuple where it has several inputs.
 
     Args:
-        path: of the file; opsets 7 to 22, operators of ONNX's default domain.
+        path: of the file; opsets 7 to 22. Nodes that are not read may follow the last layer: the network ends in front.
         input_shape: (N, C, H, W) to make inputs at, where the file leaves sides open.
 
     Raises:
         ModelError: the file is damaged, quantized already, or holds what is not read; the input's shape is not known.
     """
-    graph = read_graph(Path(path))
-    shapes = [_shape(given, input_shape if i == 0 else None, path) for i, given in enumerate(graph.inputs)]
-    if len(shapes) != 1:
-        names = ", ".join(given.name for given in graph.inputs)
-        raise ModelError(f"{path} has {len(shapes)} inputs ({names}); files with one input are read")
+    graph = without_tail(read_graph(Path(path)), path)
+    example = example_inputs(graph, input_shape, path)
     network = OnnxNetwork(graph, Path(path)).eval()
-    if not any(node.operator in ("Conv", "ConvTranspose", "Gemm", "MatMul") for node in graph.nodes):
-        raise ModelError(f"{path} has no convolution and no linear layer: there is nothing to compress")
-    example = torch.zeros(1, *shapes[0][1:])
     try:
         with torch.no_grad():
-            network(example)
+            network(*example)
     except ModelError:
         raise
     except Exception as error:  # of PyTorch's operators, which raise types of their own
         reason = " ".join(str(error).split())[:200]
-        raise ModelError(
-            f"{path} does not run at {tuple(example.shape)}: {reason}; give another input shape"
-        ) from error
-    return network, example
-
-
-def _shape(given: Input, wanted: tuple[int, ...] | None, path: str | Path) -> tuple[int, ...]:
-    known = given.sides
-    if wanted is not None:
-        if len(wanted) != len(known) or any(k not in (None, w) for k, w in zip(known[1:], wanted[1:], strict=True)):
-            raise ModelError(f"{path}: the input {given.name} is {_sides(known)}; {_sides(wanted)} does not fit")
-        return wanted
-    if None in known[1:] or not known:
-        raise ModelError(f"{path}: the input {given.name} is {_sides(known)}; say at which size, as in 1,3,224,224")
-    return tuple(side or 1 for side in known)
-
-
-def _sides(sides: tuple[int | None, ...]) -> str:
-    return f"({', '.join('any' if side is None else str(side) for side in sides)})"
+        sizes = " and ".join(str(tuple(x.shape)) for x in example)
+        raise ModelError(f"{path} does not run at {sizes}: {reason}; give another input shape") from error
+    return network, example[0] if len(example) == 1 else example
 
 
 class OnnxNetwork(nn.Module):
@@ -98,17 +79,25 @@ class OnnxNetwork(nn.Module):
         self._graph = graph
         self._owned: dict[tuple[int, int], str] = {}  # (node, input) -> parameter
         self._kept: dict[str, str] = {}  # other tensors
+        shapes = shape_values(graph.nodes, graph.constants)
         for number, node in enumerate(graph.nodes):
-            self._own(number, node)
+            if not shapes & {*node.outputs}:
+                self._own(number, node)
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        values = self.values(x)
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor | tuple[Tensor, ...]:
+        values = self.values(x, *others)
         answers = tuple(values[name] for name in self._graph.outputs)
         return answers[0] if len(answers) == 1 else answers
 
-    def values(self, x: Tensor) -> dict[str, Any]:
+    @property
+    def tail(self) -> str:
+        """The first node of the file that is not read and follows the network; "" = none."""
+        return str(self._graph.tail[0]) if self._graph.tail else ""
+
+    def values(self, *inputs: Tensor) -> dict[str, Any]:
         """All that is computed, by name: tensors, and arrays of integers where it is a shape."""
-        values: dict[str, Any] = {self._graph.inputs[0].name: x}
+        names = (given.name for given in self._graph.inputs)
+        values: dict[str, Any] = dict(zip(names, inputs, strict=True))
         for number, node in enumerate(self._graph.nodes):
             with annotate({ORIGIN: node.outputs[0]}):
                 found = _run(node, [self._value(number, i, name, values) for i, name in enumerate(node.inputs)])

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datafree.models.onnx_file.graph import Node
+from datafree.models.onnx_file.records import Node
+from datafree.models.onnx_file.recurrent import gru, lstm
+from datafree.models.onnx_file.resize import resize
 from datafree.models.onnx_file.shapes import axes_of, ints, slice_arguments
 from datafree.models.state_dict import ModelError
 
@@ -42,11 +44,8 @@ def _conv(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
 def _conv_transpose(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     rank = weight.dim() - 2
     stride, dilation = _sides(node, "strides", rank), _sides(node, "dilations", rank)
-    pads = node.attributes.get("pads", [0] * 2 * rank)
     extra = node.attributes.get("output_padding", [0] * rank)
-    if "output_shape" in node.attributes or node.attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        raise refuse(node, "padding that follows from the output's shape")
-    before, after = pads[:rank], pads[rank:]
+    before, after = _transposed_pads(node, x, weight.shape[2:], stride, dilation)
     uneven = [a - b for a, b in zip(after, before, strict=True)]
     if any(e - u < 0 for e, u in zip(extra, uneven, strict=True)):  # what is too much is cut off behind
         full = TRANSPOSED[rank](x, weight, bias, stride, 0, extra, node.attributes.get("group", 1), dilation)
@@ -57,18 +56,34 @@ def _conv_transpose(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None =
     return TRANSPOSED[rank](x, weight, bias, stride, before, extra, node.attributes.get("group", 1), dilation)
 
 
+def _transposed_pads(
+    node: Node, x: Tensor, kernel: Sequence[int], stride: list[int], dilation: list[int]
+) -> tuple[list[int], list[int]]:
+    """What is cut off at both ends: given, or what makes the output `output_shape`, or stride times the input."""
+    mode, rank = node.attributes.get("auto_pad", "NOTSET"), len(kernel)
+    wanted = node.attributes.get("output_shape")
+    if wanted is None and mode in ("NOTSET", "VALID", ""):
+        given = list(node.attributes.get("pads", [0] * 2 * rank))
+        return given[:rank], given[rank:]
+    sides = [side * s for side, s in zip(x.shape[2:], stride, strict=True)] if wanted is None else wanted[-rank:]
+    extra = node.attributes.get("output_padding", [0] * rank)
+    full = [s * (side - 1) + e + d * (k - 1) + 1
+            for s, side, e, d, k in zip(stride, x.shape[2:], extra, dilation, kernel, strict=True)]  # fmt: skip
+    total = [f - side for f, side in zip(full, sides, strict=True)]
+    less, more = [t // 2 for t in total], [t - t // 2 for t in total]
+    return (less, more) if mode == "SAME_UPPER" else (more, less)
+
+
 def _sides(node: Node, name: str, rank: int) -> list[int]:
     return list(node.attributes.get(name, [1] * rank))
 
 
 def _padded(
-    node: Node, x: Tensor, kernel: Sequence[int], stride: list[int], dilation: list[int], value: float = 0.0
+    node: Node, x: Tensor, kernel: Sequence[int], stride: list[int], dilation: list[int]
 ) -> tuple[Tensor, list[int]]:
     """The input with what cannot be said as an operator's own padding around it, and that padding."""
     before, after = _pads(node, x, kernel, stride, dilation)
-    if before == after:
-        return x, before
-    return F.pad(x, _around(before, after), value=value), [0] * len(before)
+    return (x, before) if before == after else (F.pad(x, _around(before, after)), [0] * len(before))
 
 
 def _around(before: list[int], after: list[int]) -> list[int]:
@@ -131,10 +146,24 @@ def _layer_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor | None = None
 
 
 def _max_pool(node: Node, x: Tensor) -> Tensor:
+    """Pads that differ are the edge's pixels once more, which every window that reaches over it holds anyway."""
     kernel = list(node.attributes["kernel_shape"])
     stride, dilation = _sides(node, "strides", len(kernel)), _sides(node, "dilations", len(kernel))
-    x, padding = _padded(node, x, kernel, stride, dilation, -math.inf)
-    return MAX_POOLS[len(kernel)](x, kernel, stride, padding, dilation, bool(node.attributes.get("ceil_mode", 0)))
+    before, after = _pads(node, x, kernel, stride, dilation)
+    up, pool = bool(node.attributes.get("ceil_mode", 0)), MAX_POOLS[len(kernel)]
+    if before != after and any(d > 1 for d in dilation):
+        raise refuse(node, "a dilated pool with pads that differ")
+    if before != after and not any(before) and _rounds_up(x, kernel, stride, after):
+        before, after, up = [0] * len(kernel), [0] * len(kernel), True
+    if before != after:
+        x, before = F.pad(x, _around(before, after), mode="replicate"), [0] * len(kernel)
+    return pool(x, kernel, stride, before, dilation, up)
+
+
+def _rounds_up(x: Tensor, kernel: list[int], stride: list[int], after: list[int]) -> bool:
+    """Pads behind give as many windows as counting those that reach over the edge does."""
+    sides = zip(x.shape[2:], kernel, stride, after, strict=True)
+    return all((side + a - k) // s == -(-(side - k) // s) for side, k, s, a in sides)
 
 
 def _average_pool(node: Node, x: Tensor) -> Tensor:
@@ -165,8 +194,14 @@ def _reduce(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
-def _softmax(node: Node, x: Tensor) -> Tensor:
-    return torch.softmax(x, node.attributes.get("axis", -1))
+def _softmax(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(node: Node, x: Tensor) -> Tensor:
+        axis = node.attributes.get("axis", -1) % x.dim()
+        if not node.attributes.get("flattens") or axis == x.dim() - 1:
+            return function(x, axis)
+        return function(x.flatten(axis), -1).reshape(x.shape)
+
+    return run
 
 
 # ---- element by element
@@ -184,6 +219,8 @@ def tensor(value: Any) -> Any:
     """A constant as an operand of tensors: a number where it is one, so that nothing is kept for it."""
     if not isinstance(value, np.ndarray):
         return value
+    if value.dtype == object:  # arithmetic on shapes
+        return torch.tensor(value.tolist()) if value.ndim else value.item()
     return value.item() if value.size == 1 and value.ndim == 0 else torch.from_numpy(np.ascontiguousarray(value))
 
 
@@ -216,6 +253,14 @@ def _number(value: Any, node: Node, name: str) -> float | None:
     return None if abs(number) > 3e38 else number
 
 
+def _where(node: Node, condition: Any, a: Any, b: Any) -> Tensor:
+    return torch.where(torch.as_tensor(tensor(condition)), tensor(a), tensor(b))
+
+
+def _modulo(node: Node, a: Any, b: Any) -> Tensor:
+    return (torch.fmod if node.attributes.get("fmod") else torch.remainder)(tensor(a), tensor(b))
+
+
 def _prelu(node: Node, x: Tensor, slope: Tensor) -> Tensor:
     if slope.dim() and slope.numel() == x.shape[1] and slope.numel() == slope.shape[0]:
         return F.prelu(x, slope.reshape(-1))
@@ -245,7 +290,8 @@ def _cast(node: Node, x: Tensor) -> Tensor:
 def _reshape(node: Node, x: Tensor, shape: Any = None) -> Tensor:
     wanted = ints(node.attributes["shape"] if shape is None else shape)
     sides = [x.shape[i] if s == 0 and not node.attributes.get("allowzero") else s for i, s in enumerate(wanted)]
-    if wanted[0] == 1 and x.shape[0] != 1:  # written for a batch of one
+    is_written = shape is None or shape.dtype != object  # and not computed from the batch that there is
+    if is_written and wanted[0] == 1 and x.shape[0] != 1:  # written for a batch of one
         sides[0] = x.shape[0]
     if wanted[0] == -1 and all(isinstance(s, int) and s > 0 for s in sides[1:]) and sides[1:]:
         sides[0] = x.shape[0] if math.prod(x.shape[1:]) == math.prod(sides[1:]) else -1
@@ -278,11 +324,13 @@ def _slice(node: Node, x: Tensor, *rest: Any) -> Tensor:
     starts, ends, axes, steps = slice_arguments(node, rest)
     axes, steps = axes or range(len(starts)), steps or [1] * len(starts)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        if step < 0:
-            raise refuse(node, "a step that goes back")
-        places: list[Any] = [slice(None)] * x.dim()
-        places[axis % x.dim()] = slice(start, None if isinstance(end, int) and end > 2**31 - 2 else end, step)
-        x = x[tuple(places)]
+        if step < 0:  # as channels are turned from BGR to RGB
+            backwards = range(*slice(start, end, step).indices(x.shape[axis]))
+            x = torch.index_select(x, axis, torch.tensor(backwards))
+        else:
+            places: list[Any] = [slice(None)] * x.dim()
+            places[axis % x.dim()] = slice(start, None if isinstance(end, int) and end > 2**31 - 2 else end, step)
+            x = x[tuple(places)]
     return x
 
 
@@ -291,6 +339,13 @@ def _gather(node: Node, x: Tensor, indices: Any) -> Tensor:
     if isinstance(indices, np.ndarray) and indices.ndim == 0:
         return x.select(axis, int(indices))
     return torch.index_select(x, axis, tensor(indices).long().reshape(-1)).unflatten(axis, list(indices.shape))
+
+
+def _concat(node: Node, *parts: Any) -> Tensor:
+    """Parts that hold nothing are left out: there is nothing in them to be quantized."""
+    axis, known = node.attributes["axis"], [tensor(part) for part in parts]
+    full = [part for part in known if not (isinstance(part.shape[axis], int) and part.shape[axis] == 0)]
+    return torch.cat(full or known, axis) if len(full) != 1 else full[0]
 
 
 def _split(node: Node, x: Tensor, sizes: Any = None) -> Sequence[Tensor]:
@@ -317,30 +372,23 @@ def _expand(node: Node, x: Tensor, shape: Any) -> Tensor:
     return torch.broadcast_to(x, torch.broadcast_shapes(x.shape, ints(shape)))
 
 
-def _resize(node: Node, x: Tensor, *rest: Any) -> Tensor:
-    """Upsample has (scales); Resize has (scales) in opset 10, (roi, scales, sizes) since."""
-    scales, sizes = (rest[0], None) if len(rest) == 1 else (*rest[1:], None, None)[:2]
-    scales = node.attributes.get("scales", ()) if scales is None else scales
-    if sizes is not None and np.size(sizes):
-        size = ints(sizes)[2:]
-    else:
-        size = [int(side * float(s)) for side, s in zip(x.shape[2:], list(scales)[2:], strict=True)]
-    mode = node.attributes.get("mode", "nearest")
-    how = node.attributes.get("coordinate_transformation_mode", "asymmetric" if len(rest) == 1 else "half_pixel")
-    if mode == "nearest":
-        return _nearest(node, x, size, how)
-    if mode != "linear" or how not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
-        raise refuse(node, f"resizing {mode} with {how}")
-    kind = {3: "linear", 4: "bilinear", 5: "trilinear"}[x.dim()]
-    return F.interpolate(x, size=size, mode=kind, align_corners=how == "align_corners")
+def _tile(node: Node, x: Tensor, times: Any) -> Tensor:
+    return x.repeat(*ints(times))
 
 
-def _nearest(node: Node, x: Tensor, size: list[int], how: str) -> Tensor:
-    whole = all(isinstance(s, int) and n % s == 0 for n, s in zip(size, x.shape[2:], strict=True))
-    floors = how == "asymmetric" and node.attributes.get("nearest_mode", "floor") == "floor"
-    if not (floors or (whole and how in ("asymmetric", "half_pixel", "pytorch_half_pixel"))):
-        raise refuse(node, f"resizing to the nearest pixel with {how}, {node.attributes.get('nearest_mode')}")
-    return F.interpolate(x, size=size, mode="nearest")
+def _einsum(node: Node, *parts: Tensor) -> Tensor:
+    return torch.einsum(node.attributes["equation"], *parts)
+
+
+def _gather_elements(node: Node, x: Tensor, indices: Any) -> Tensor:
+    return torch.gather(x, node.attributes.get("axis", 0), tensor(indices))
+
+
+def _lrn(node: Node, x: Tensor) -> Tensor:
+    known = node.attributes
+    return F.local_response_norm(
+        x, known["size"], known.get("alpha", 1e-4), known.get("beta", 0.75), known.get("bias", 1.0)
+    )
 
 
 def _depth_to_space(node: Node, x: Tensor) -> Tensor:
@@ -370,11 +418,21 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "MaxPool": _max_pool, "AveragePool": _average_pool, "GlobalAveragePool": _global(torch.mean),
     "GlobalMaxPool": _global(torch.amax), "ReduceMean": _reduce(torch.mean), "ReduceSum": _reduce(torch.sum),
     "ReduceMax": _reduce(torch.amax), "ReduceMin": _reduce(torch.amin),
-    "ReduceL2": _reduce(torch.linalg.vector_norm), "Softmax": _softmax,
+    "ReduceL2": _reduce(torch.linalg.vector_norm),
+    "ReduceL1": _reduce(lambda x, dim, keepdim: x.abs().sum(dim, keepdim)),
+    "ReduceSumSquare": _reduce(lambda x, dim, keepdim: x.square().sum(dim, keepdim)),
+    "ReduceLogSumExp": _reduce(torch.logsumexp),
+    "Softmax": _softmax(torch.softmax), "LogSoftmax": _softmax(torch.log_softmax), "LRN": _lrn,
+    "LSTM": lstm, "GRU": gru, "Einsum": _einsum,
     "Relu": _unary(F.relu), "Sigmoid": _unary(torch.sigmoid), "Tanh": _unary(torch.tanh),
     "HardSwish": _unary(F.hardswish), "Mish": _unary(F.mish), "Softplus": _unary(F.softplus), "Exp": _unary(torch.exp),
     "Log": _unary(torch.log), "Sqrt": _unary(torch.sqrt), "Abs": _unary(torch.abs), "Neg": _unary(torch.neg),
     "Reciprocal": _unary(torch.reciprocal), "Erf": _unary(torch.erf), "Floor": _unary(torch.floor),
+    "Ceil": _unary(torch.ceil), "Round": _unary(torch.round), "Sign": _unary(torch.sign), "Sin": _unary(torch.sin),
+    "Cos": _unary(torch.cos), "Softsign": _unary(F.softsign), "Not": _unary(torch.logical_not),
+    "Equal": _binary(torch.eq), "Greater": _binary(torch.gt), "GreaterOrEqual": _binary(torch.ge),
+    "Less": _binary(torch.lt), "LessOrEqual": _binary(torch.le), "And": _binary(torch.logical_and),
+    "Or": _binary(torch.logical_or), "Where": _where, "Mod": _modulo,
     "Identity": _unary(lambda x: x), "Dropout": lambda node, x, *rest: x,
     "LeakyRelu": lambda node, x: F.leaky_relu(x, node.attributes.get("alpha", 0.01)),
     "Elu": lambda node, x: F.elu(x, node.attributes.get("alpha", 1.0)), "Selu": _unary(F.selu),
@@ -382,8 +440,10 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "HardSigmoid": _hard_sigmoid, "Gelu": _gelu, "Cast": _cast,
     "Add": _binary(torch.add), "Sub": _binary(torch.sub), "Mul": _binary(torch.mul), "Div": _binary(torch.div),
     "Pow": _binary(torch.pow), "Min": _many(torch.minimum), "Max": _many(torch.maximum), "Sum": _many(torch.add),
-    "Concat": lambda node, *parts: torch.cat(parts, node.attributes["axis"]), "Split": _split, "Reshape": _reshape,
+    "Concat": _concat, "Split": _split, "Reshape": _reshape,
     "Flatten": _flatten, "Transpose": _transpose, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Slice": _slice,
-    "Gather": _gather, "Pad": _pad, "Expand": _expand, "Resize": _resize, "Upsample": _resize,
+    "Gather": _gather, "Pad": _pad, "Expand": _expand, "Resize": resize, "Upsample": resize,
     "DepthToSpace": _depth_to_space, "SpaceToDepth": _space_to_depth, "Shape": _shape,
+    "Size": lambda node, x: np.array(math.prod(x.shape), dtype=object), "Tile": _tile,
+    "GatherElements": _gather_elements,
 }  # fmt: skip

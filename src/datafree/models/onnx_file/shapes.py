@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import importlib
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
-from datafree.models.onnx_file.graph import Node
+from datafree.models.onnx_file.records import Node
+from datafree.models.state_dict import ModelError
 
 Shape = np.ndarray
 """Integers or symbolic integers (dtype object), as `Shape` yields them."""
@@ -18,7 +23,7 @@ def _gather(node: Node, data: Shape, indices: Shape) -> Shape:
 
 
 def _concat(node: Node, *parts: Shape) -> Shape:
-    return np.concatenate([np.atleast_1d(_objects(part)) for part in parts])
+    return np.concatenate([np.atleast_1d(_objects(part)) for part in parts], axis=node.attributes.get("axis", 0))
 
 
 def _slice(node: Node, data: Shape, *rest: Any) -> Shape:
@@ -53,7 +58,9 @@ def axes_of(node: Node, axes: Any) -> list[int]:
 
 
 def _cast(node: Node, data: Shape) -> Shape:
-    return data
+    """Numbers as numbers of that kind; symbols stay what they are."""
+    kind = {1: float, 6: int, 7: int, 9: bool, 10: float, 11: float, 16: float}.get(node.attributes["to"], int)
+    return _each(lambda x: kind(x) if isinstance(x, int | float) else x)(node, data)
 
 
 def _divide(node: Node, a: Shape, b: Shape) -> Shape:
@@ -65,22 +72,66 @@ def _elementwise(function: Callable[[Any, Any], Any]) -> Callable[..., Shape]:
     return lambda node, a, b: np.asarray(function(_objects(a), _objects(b)), dtype=object)
 
 
+def _each(function: Callable[[Any], Any]) -> Callable[..., Shape]:
+    return lambda node, data: _objects([function(x) for x in _objects(data).flat]).reshape(np.shape(data))
+
+
+def _many(function: Callable[[Any, Any], Any]) -> Callable[..., Shape]:
+    pair = np.frompyfunc(lambda a, b: function(a, b), 2, 1)
+    return lambda node, *parts: np.asarray(functools.reduce(pair, map(_objects, parts)), dtype=object)
+
+
 def _reshape(node: Node, data: Shape, shape: Shape) -> Shape:
     return data.reshape(ints(shape))
 
 
-def _constant_of_shape(node: Node, shape: Shape) -> Shape:
+def _constant_of_shape(node: Node, shape: Shape) -> Any:
+    """Zeros of a shape with a symbol in it are a tensor."""
     value = node.attributes.get("value")
-    filling = (
-        0 if value is None else value.int64_data[0] if value.int64_data else np.frombuffer(value.raw_data, "<i8")[0]
-    )
-    return np.full(ints(shape), int(filling), dtype=object)
+    filling = np.zeros(1, np.float32) if value is None else np.asarray(_numpy(value))
+    sides = ints(shape)
+    number = filling.reshape(-1)[0].item()
+    if isinstance(number, float):
+        return torch.full(sides, number)
+    if all(isinstance(side, int) for side in sides):
+        return np.full(sides, number, dtype=object)
+    return torch.full(sides, number)
 
 
-def _product(node: Node, data: Shape, axes: Any = None) -> Shape:
-    kept = node.attributes.get("keepdims", 1)
-    total = np.asarray(np.prod(_objects(data)), dtype=object)
-    return total.reshape(1) if kept else total
+def _numpy(value: Any) -> np.ndarray:
+    return importlib.import_module("onnx.numpy_helper").to_array(value)
+
+
+def _reduced(function: Callable[[Any, Any], Any]) -> Callable[..., Shape]:
+    def run(node: Node, data: Shape, axes: Any = None) -> Shape:
+        dims = tuple(axes_of(node, axes)) or tuple(range(np.ndim(data)))
+        found = _objects(data)
+        for dim in sorted((d % found.ndim for d in dims), reverse=True):
+            found = np.frompyfunc(lambda a, b: function(a, b), 2, 1).reduce(found, axis=dim, keepdims=True)
+        return found if node.attributes.get("keepdims", 1) else np.asarray(np.squeeze(found, dims), dtype=object)
+
+    return run
+
+
+def _where(node: Node, condition: Shape, a: Shape, b: Shape) -> Shape:
+    choose = np.frompyfunc(lambda c, x, y: x if c else y, 3, 1)
+    return np.asarray(choose(_objects(condition), _objects(a), _objects(b)), dtype=object)
+
+
+def _expand(node: Node, data: Shape, shape: Shape) -> Any:
+    """Numbers along a batch of any size are a tensor."""
+    sides = ints(shape)
+    if all(isinstance(side, int) for side in sides):
+        return np.broadcast_to(_objects(data), np.broadcast_shapes(data.shape, sides))
+    tensor = torch.tensor(data.tolist())
+    return tensor.broadcast_to(torch.broadcast_shapes(tensor.shape, sides))
+
+
+def _range(node: Node, start: Shape, limit: Shape, delta: Shape) -> Shape:
+    first, end, step = (_objects(value).item() for value in (start, limit, delta))
+    if not all(isinstance(value, int | float) for value in (first, end, step)):
+        raise ModelError(f"{node}: a range over the batch is not read; export the network without it")
+    return _objects(np.arange(first, end, step))
 
 
 SHAPE_OPERATORS: dict[str, Callable[..., Shape]] = {
@@ -90,16 +141,46 @@ SHAPE_OPERATORS: dict[str, Callable[..., Shape]] = {
     "Unsqueeze": _unsqueeze,
     "Squeeze": _squeeze,
     "Cast": _cast,
-    "Identity": _cast,
-    "Floor": lambda node, data: np.array([int(x // 1) for x in data.flat], dtype=object).reshape(data.shape),
+    "Identity": lambda node, data: data,
+    "Floor": _each(lambda x: int(x // 1)),
+    "Ceil": _each(lambda x: int(-(-x // 1))),
+    "Neg": _each(lambda x: -x),
+    "Not": _each(lambda x: not x),
+    "Sqrt": _each(lambda x: x**0.5),
+    "Shape": lambda node, data: _objects(np.shape(data))[node.attributes.get("start", 0) : node.attributes.get("end")],
+    "Size": lambda node, data: _objects(np.size(data)),
     "Add": _elementwise(np.add),
     "Sub": _elementwise(np.subtract),
     "Mul": _elementwise(np.multiply),
     "Div": _divide,
     "Reshape": _reshape,
     "ConstantOfShape": _constant_of_shape,
-    "ReduceProd": _product,
+    "Mod": _elementwise(np.mod),
+    "Pow": _elementwise(np.power),
+    "Equal": _elementwise(np.equal),
+    "Greater": _elementwise(np.greater),
+    "Less": _elementwise(np.less),
+    "Min": _many(lambda a, b: a if a <= b else b),
+    "Max": _many(lambda a, b: a if a >= b else b),
+    "ReduceProd": _reduced(operator.mul),
+    "ReduceSum": _reduced(operator.add),
+    "Where": _where,
+    "Range": _range,
+    "Expand": _expand,
+    "Transpose": lambda node, data: np.transpose(_objects(data), node.attributes.get("perm")),
+    "Tile": lambda node, data, times: np.tile(_objects(data), ints(times)),
 }
+
+
+def shape_values(nodes: Sequence[Node], constants: dict[str, np.ndarray]) -> set[str]:
+    """Names of values that are arithmetic on shapes, and no tensors."""
+    found: set[str] = set()
+    for node in nodes:
+        given = [name for name in node.inputs if name]
+        is_arithmetic = node.operator in SHAPE_OPERATORS and all(name in found or name in constants for name in given)
+        if node.operator in ("Shape", "Size") or (is_arithmetic and node.operator != "ConstantOfShape"):
+            found |= {*node.outputs}
+    return found
 
 
 def _objects(value: Any) -> Shape:

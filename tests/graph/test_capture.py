@@ -1,0 +1,47 @@
+"""Networks are captured as they are called: any number of inputs, operators with several results."""
+
+import torch
+from torch import Tensor, nn
+
+from datafree import Recipe, compress
+from datafree.graph.capture import trace
+
+
+class Sum(nn.Module):
+    """Of any number of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        return self.conv(torch.stack([x, *others]).sum(0))
+
+
+def test_any_number_of_inputs():
+    net, images = Sum().eval(), tuple(torch.randn(3, 3, 6, 6) for _ in range(3))
+    for given in (images[:1], images):
+        graph = trace(net, tuple(torch.zeros(1, 3, 6, 6) for _ in given))
+        torch.testing.assert_close(graph(*given), net(*given))
+
+
+class Reader(nn.Module):
+    """Columns of an image one after another through an LSTM, whose first result a layer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.recurrent, self.last = nn.Conv2d(3, 4, 3), nn.LSTM(16, 5, batch_first=True), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = self.conv(x).flatten(1, 2).transpose(1, 2)
+        return self.last(self.recurrent(columns)[0])
+
+
+def test_one_of_several_results_is_quantized_by_itself():
+    net = Reader().eval()
+    run = compress(net, Recipe.preset("w8a8").updated(["signal.images=8"]), torch.zeros(1, 3, 6, 6))
+    assert [layer.name for layer in run.layers] == ["conv", "last"]
+    assert [item.name for item in run.summary.skipped] == ["lstm"]
+    x = torch.randn(4, 3, 6, 6)
+    with torch.no_grad():
+        assert float((run.student(x) - net(x)).square().mean()) < 0.05 * float(net(x).var())
