@@ -8,10 +8,11 @@ from datafree.signals.make import input_range_of, made, make_signal, num_images,
 from datafree.signals.probes import dead_leaves
 from datafree.signals.propagated import propagated
 from datafree.signals.scale import in_range
-from datafree.signals.source import Signal, walk_both, walk_teacher
+from datafree.signals.source import GIVEN, Signal, walk_both, walk_teacher
 from datafree.signals.table import SIGNALS, SignalKind, signal_kind
 
 __all__ = [
+    "GIVEN",
     "SIGNALS",
     "Adversary",
     "Competitor",
