@@ -127,9 +127,9 @@ def warnings_of(model: nn.Module, stats: Stats, chosen: InputRange, *, towards: 
 
 def _known_without(chosen: InputRange, towards: str | None) -> str:
     """What is known and what is not where no BatchNorm tells, and what layers are solved on."""
-    how = "alone" if towards == "" else f"moved towards {towards or 'random classes or outputs'}"
+    how = " alone" if towards == "" else f", half of them moved towards {towards or 'random classes or outputs'}"
     scale = "assumed" if "assumed" in chosen.source else f"known ({chosen.source})"
     return (
-        f"layers are solved on procedural images {how}, unlike the training data perhaps; the scale of the input is "
+        f"layers are solved on procedural images{how}, unlike the training data perhaps; the scale of the input is "
         f"{scale}, what layers see is not known"
     )

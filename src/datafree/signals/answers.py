@@ -29,9 +29,11 @@ def procedural_images(job: SignalJob) -> Signal:
 
 
 def answered(job: SignalJob) -> Signal:
-    """Procedural images moved a few steps towards random classes, so that logits are used as by photographs.
+    """Procedural images, every second one moved a few steps towards a random class.
 
-    They stay as they are, with the reason in `unmoved`, where the loss has no gradient or does not fall.
+    The moved ones use logits as photographs do; the others stay, for no network should be judged by images made to
+    please it alone (ours). All stay as they are, with the reason in `unmoved`, where the loss has no gradient or does
+    not fall.
     """
     plain, nothing = propagated(job), _hindrance(job)
     if nothing:
@@ -45,7 +47,9 @@ def answered(job: SignalJob) -> Signal:
     if not after < before:
         said = f"the loss of {towards} went from {before:.3g} to {after:.3g}"
         return replace(plain, unmoved=f"there is no BatchNorm, and {said}")
-    images = in_range(found.images, job.ranges[0])
+    unit = job.unit[0].clone()
+    unit[::2] = found.images
+    images = in_range(unit, job.ranges[0])
     return replace(plain, inputs=(images,), towards=towards, distance=found.distance, asked=found.asked)
 
 
@@ -69,7 +73,7 @@ def _move(job: SignalJob, network: fx.GraphModule) -> tuple[Matched, str]:
         targets = torch.randint(count, (len(start),), generator=job.rng).to(start.device)
         return Answers(network, job.ranges[0], targets, reference)
 
-    found = move_all(job, job.unit[0], SHORT, STEPS, objective)
+    found = move_all(job, job.unit[0][::2], SHORT, STEPS, objective)
     return found, "random classes" if classes else "random outputs"
 
 
