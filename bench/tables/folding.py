@@ -27,14 +27,14 @@ from datafree.recipe import Inverted, Propagated
 from datafree.signals import SIGNALS, propagated
 
 PRESETS = ("w8a8", "w4a8")
-REAL = Real("real", 128, False)
+REAL = Real("real", 128, False), Real("real", None, False)  # 128, and of small images as many as ours makes, 128 too
 KEPT, FOLDED, UNTOLD, UNMOVED = "BatchNorm kept", "folded", "folded, scale not told", "folded, images not moved"
 WAYS = {
     KEPT: Way(),
     FOLDED: Way(),
     UNTOLD: Way(),
     UNMOVED: Way(),
-    "folded, 128 real images": Way(REAL.settings, REAL),
+    **{f"folded, {real.name}": Way(real.settings, real) for real in REAL},
 }
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PIXELS = {  # how each network's pixels in 0..1 are normalised: mean, std
