@@ -44,6 +44,7 @@ bench-all: bench-networks
 	$(BIN)/python -m bench.tables.methods
 	$(BIN)/python -m bench.tables.ablation
 	$(BIN)/python -m bench.tables.guard
+	$(BIN)/python -m bench.tables.folding
 	$(BIN)/python -m bench.tables.paper
 	$(BIN)/python -m bench.tables.paper --networks resnet20_cifar10 mobilenetv1_025_imagenet mobilenetv2_tiny200
 	$(BIN)/python -m bench.tables.render

@@ -7,6 +7,7 @@
 Module names such as `0.conv` are the user's names, so tests may ask for them.
 """
 
+import copy
 import functools
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from datafree import Recipe, compress
 
@@ -584,3 +586,12 @@ def small_network():
     x = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     calibrate_batchnorm_(model, x)
     return model.eval(), x
+
+
+def folded_copy(model):
+    """The same function without BatchNorm, as other tools fold it."""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        if isinstance(module, nn.Sequential) and isinstance(getattr(module, "bn", None), nn.BatchNorm2d):
+            module.conv, module.bn = fuse_conv_bn_eval(module.conv, module.bn), nn.Identity()
+    return copied

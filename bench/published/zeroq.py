@@ -12,7 +12,7 @@ from datafree.models.load import input_range
 from datafree.recipe import Propagated
 from datafree.records import InputRange
 from datafree.signals import make_signal
-from datafree.signals.matching import in_range
+from datafree.signals.scale import in_range
 from datafree.teacher.batchnorm import fold_batchnorm_
 
 NUM_IMAGES, STEPS, EPS = 32, 500, 1e-6  # as in the published code, and so are these two

@@ -86,13 +86,19 @@ class Cell:
     recipe: str
 
 
+def as_it_is(model: nn.Module) -> nn.Module:
+    """The `change` of a bench that measures networks as they are."""
+    return model
+
+
 @dataclass(frozen=True)
 class Subject:
-    """A network under measurement, loaded when it is needed."""
+    """A network under measurement, loaded when it is needed, and changed where a bench measures a changed copy."""
 
     zoo: Networks
     name: str
     count: int  # of images evaluated on
+    change: Callable[[nn.Module], nn.Module] = as_it_is
 
     @property
     def measured_on(self) -> str:
@@ -105,7 +111,7 @@ class Subject:
 
     @cached_property
     def model(self) -> nn.Module:
-        return self.zoo.load(self.name)
+        return self.change(self.zoo.load(self.name))
 
     @cached_property
     def data(self) -> list[tuple[Tensor, Tensor]]:
@@ -144,24 +150,30 @@ def fill_table(
     ways: Mapping[str, Way],
     page: Callable[[Path], str],
     blank: Callable[[str, str], str] = never,
+    change: Callable[[nn.Module], nn.Module] = as_it_is,
 ) -> None:
     """`fill` with every preset, row and seed asked for."""
     chosen = {name: ways[name] for name in options.rows}
-    fill(options, bench, lambda s: cells(s.name, options.presets, chosen, options.seeds, blank), page)
+    fill(options, bench, lambda s: cells(s.name, options.presets, chosen, options.seeds, blank), page, change)
 
 
 def fill(
-    options: argparse.Namespace, bench: str, cells_of: Callable[[Subject], Iterable[Cell]], page: Callable[[Path], str]
+    options: argparse.Namespace,
+    bench: str,
+    cells_of: Callable[[Subject], Iterable[Cell]],
+    page: Callable[[Path], str],
+    change: Callable[[nn.Module], nn.Module] = as_it_is,
 ) -> None:
     """Measure the cells of every network asked for, but those on file that current code made; write the bench's page.
 
     Args:
         cells_of: the rows a network should have; asked for the next one when the last one is on file.
         page: what the rows in a folder say.
+        change: of a network before it is measured; images made for the changed copy need an `options.cache` of its own.
     """
     zoo, settings = open_networks(options), " ".join(options.set)
     for network in options.networks:
-        subject = Subject(zoo, network, zoo.num_images(network, options.images))
+        subject = Subject(zoo, network, zoo.num_images(network, options.images), change)
         on_file = written(options.out, bench, settings, subject.measured_on)
         done = set() if options.again else finished(on_file, subject.count)
         also = (settings, subject.measured_on)

@@ -15,7 +15,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.rows import OLD, ROOT
-from bench.tables import ablation, budget, claim, guard, markdown, methods, paper, paper_pages, peers, prune, zoo
+from bench.tables import (
+    ablation,
+    budget,
+    claim,
+    folding,
+    guard,
+    markdown,
+    methods,
+    paper,
+    paper_pages,
+    peers,
+    prune,
+    zoo,
+)
 from bench.tables.accuracy import Row, written
 
 RESULT_PAGES: dict[str, Callable[[Path], str]] = {
@@ -27,6 +40,7 @@ RESULT_PAGES: dict[str, Callable[[Path], str]] = {
     "peers": peers.page,
     "ablation": ablation.page,
     "guard": guard.page,
+    "folding": folding.page,
     "paper": lambda folder: paper_pages.page(paper.written(folder / "paper.jsonl"), folder),
 }
 BLOCKS: dict[str, tuple[str, Callable[[Path], str]]] = {  # marker -> bench, text

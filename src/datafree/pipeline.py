@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, fx, nn
@@ -26,7 +27,7 @@ from datafree.models import check_weights, input_range
 from datafree.recipe import Recipe
 from datafree.records import InputRange, LayerResult, Summary
 from datafree.run import Run, Steps, images_of, summarize, with_estimate
-from datafree.signals import make_signal, signal_kind
+from datafree.signals import make_signal, measured_stats, signal_kind
 from datafree.solve import Pool, Problem, plan_layers, solve_layers
 from datafree.student import check_distillation, distill, remove_channels, snap_scales
 from datafree.teacher import equalize_, fold_batchnorm_, slim
@@ -84,10 +85,13 @@ def compress(
         work = Execution(device, on_step, open_checkpoints(resume, marks))
         stats, kept = fold_batchnorm_(teacher)
         teacher, stats, slimmed = slim(teacher, stats, mode=recipe.slim)
-        stats, equalization = equalize_(teacher, stats, mode=recipe.equalize, rows=recipe.weights.per == "tensor")
-        plan = plan_layers(teacher, recipe)  # refuses a wrong recipe before anything takes long
+        plan_layers(teacher, recipe)  # refuses a wrong recipe before anything takes long
         check_distillation(teacher, recipe.distill, recipe.signal)
-        signal = make_signal(teacher, stats, recipe.signal, seed=seed, input_range=known, images=given, work=work)
+        make = partial(make_signal, signal=recipe.signal, seed=seed, input_range=known, images=given, work=work)
+        early = None if stats else make(teacher, stats)  # no BatchNorm: images tell what equalizing goes by
+        remembered = measured_stats(teacher, early) if early else stats
+        stats, equalization = equalize_(teacher, remembered, mode=recipe.equalize, rows=recipe.weights.per == "tensor")
+        plan, signal = plan_layers(teacher, recipe), early or make(teacher, stats)
         allocated = allocate(Problem(teacher, plan, signal, recipe.solve), recipe, pool)
         solution = remove_channels(solve_layers(allocated.problem, pool, on_done, work.checkpoints), allocated.channels)
         solution, distilled = distill(allocated.problem, solution, recipe.distill, recipe.signal, work)

@@ -240,10 +240,12 @@ class SignalSummary:
 
     draws_input: the network's input is drawn too, independent Gaussians in the range of the summary.
     pooling: "executed", or "ignored" as in the paper.
-    distance: from BatchNorm's statistics, before and after images were moved to them; None = none were.
+    distance: from BatchNorm's statistics, before and after images were moved to them; None = none were. Without
+        BatchNorm, the cross entropy of what they were moved towards.
     asked: percent of the images that show the class they were asked for; None = none was.
     unmoved: why images of a kind that is moved are as they were.
     fit: of images that were given; None = of made ones, or nothing is remembered.
+    towards: what images were moved towards where there is no BatchNorm; "" = they were not.
     """
 
     kind: str
@@ -254,6 +256,7 @@ class SignalSummary:
     asked: float | None = None
     unmoved: str = ""
     fit: Fit | None = None
+    towards: str = ""
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,9 @@ def test_one_command_from_python_code(capsys):
         (["--out", "."], r"exists and is not a run directory; choose another --out"),
         (["--input", "1,3,h"], r"'1,3,h' is not a list of numbers"),
         (["--input", "1,-3,8,8"], r"'1,-3,8,8' is not a shape; write 1,3,224,224"),
+        (["--mean", "0.5"], r"mean and std go together: give both, or neither"),
+        (["--mean", "0,0,0", "--std", "1,1,1"], r"do not fit the network's 1 input channels; give one number for each"),
+        (["--mean", "0", "--std", "0"], r"mean \(0\.0,\) and std \(0\.0,\) do not fit .* and std above 0"),
         (["--workers", "0"], r"'--workers'.* 1.*; see datafree compress --help"),
         (["--nosuch"], r"No such option: --nosuch.*; see datafree compress --help"),
     ],
@@ -299,6 +302,16 @@ def test_published_normalisation_is_the_default_of_evaluate(finished, capsys):
     assert shown["agreement"].startswith(f"{found.agreement:.2f} %")
     given = facts(call(capsys, "evaluate", "run", "--data", "grey.npz", "--mean", "0", "--std", "1")[1])
     assert "less 0, divided by 1 (--mean, --std)" in given["pixels"]
+
+
+def test_normalisation_given_to_compress_is_used_and_kept(capsys):
+    few = ("--recipe", "w8a8", "--set", FEW, "--no-estimate", "--out", "run")
+    code, out, err = call(capsys, "compress", MODEL, *few, "--mean", "0.5", "--std", "0.25")
+    assert code == 0, err
+    assert facts(out)["input range"] == "mean -0.204, std 0.904 (--mean, --std)"
+    save_grey("grey.npz")
+    shown = facts(call(capsys, "evaluate", "run", "--data", "grey.npz")[1])
+    assert "less 0.5, divided by 0.25 (--mean, --std)" in shown["pixels"]
 
 
 def test_published_normalisation_of_other_channels_is_not_used(finished, capsys):

@@ -21,6 +21,14 @@ UNIT = InputRange((0.0,), (1.0,), "a test")
             "inverted, 4 images; distance from BatchNorm 6.59 -> 0.161, 100 % show the class asked for",
         ),
         (
+            SignalSummary("propagated", 4, distance=(8.5, 0.94), asked=72.0, towards="random classes"),
+            "propagated, 4 images; cross entropy of random classes 8.5 -> 0.94, 72 % show the class asked for",
+        ),
+        (
+            SignalSummary("propagated", 4, distance=(2.5, 1.2), asked=72.0, towards="random outputs"),
+            "propagated, 4 images; cross entropy of random outputs 2.5 -> 1.2, 72 % show what was asked for",
+        ),
+        (
             SignalSummary("matched", 4, unmoved="there is no BatchNorm"),
             "matched, 4 images; as they were: there is no BatchNorm",
         ),

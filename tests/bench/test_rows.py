@@ -14,7 +14,7 @@ pytest.importorskip("sklearn")
 from bench import rows
 from bench.networks import real_images, trained
 from bench.networks.real_images import REFERENCES, Real
-from bench.tables import accuracy, claim, guard, markdown, methods, prune, render, zoo
+from bench.tables import accuracy, claim, folding, guard, markdown, methods, prune, render, zoo
 from bench.tables.accuracy import Cell, Row, Way
 from datafree import Recipe, compress
 from nets import NETS
@@ -236,7 +236,7 @@ def test_as_many_is_what_inverted_makes():
     assert [real_images.as_many(network) for network in asked] == [128, 64, 74, 64]
 
 
-@pytest.mark.parametrize("bench", [zoo, prune, claim, methods, guard], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("bench", [zoo, prune, claim, methods, guard, folding], ids=lambda module: module.__name__)
 def test_rows_are_recipes(bench):
     for way in bench.WAYS.values():
         assert Recipe.preset("prune50").updated(list(way.settings))
@@ -249,6 +249,14 @@ def test_all_scales_are_taken_only_while_asked_for():
     with guard.unguarded():
         assert not compress(model, recipe, x).summary.equalization.dropped
     assert compress(model, recipe, x).summary.equalization == guarded
+
+
+def test_images_stay_unmoved_only_while_asked_for():
+    model, x = NETS["no batchnorm at all"]()
+    recipe = Recipe.preset("w8a8").updated(["signal.images=2"])
+    with folding.unmoved():
+        assert compress(model, recipe, x).summary.signal.towards == ""
+    assert compress(model, recipe, x).summary.signal.towards == "random classes"
 
 
 # ---- tables

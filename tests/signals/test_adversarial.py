@@ -11,7 +11,8 @@ from datafree.graph.capture import trace
 from datafree.recipe import Adversarial
 from datafree.records import ChannelStats, InputRange
 from datafree.signals.adversarial import NOISE, Generator, gaussian_divergence, new_adversary, rounded, train
-from datafree.signals.matching import MatchingError, mismatch
+from datafree.signals.matching import mismatch
+from datafree.signals.moving import MatchingError
 from datafree.teacher.batchnorm import fold_batchnorm_
 from nets import small_network
 

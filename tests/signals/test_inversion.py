@@ -13,7 +13,9 @@ from datafree.graph.capture import trace
 from datafree.recipe import Inverted, Matched
 from datafree.records import ChannelStats, InputRange
 from datafree.signals.inversion import PUBLISHED, competition, size, statistics_distance, total_variation
-from datafree.signals.matching import Competitor, MatchingError, check_loss, match, mismatch, schedule_of, steps_of
+from datafree.signals.job import Competitor
+from datafree.signals.matching import match, mismatch, schedule_of, steps_of
+from datafree.signals.moving import MatchingError, check_loss
 from datafree.teacher.batchnorm import fold_batchnorm_
 from datafree.teacher.equalize import equalize_
 from jobs import signal_job

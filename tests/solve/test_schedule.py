@@ -12,7 +12,8 @@ from datafree.graph.capture import trace
 from datafree.recipe import Gptq, Inverted, Matched
 from datafree.records import ChannelStats, InputRange, Moments, WeightSpec
 from datafree.run.record import RunError
-from datafree.signals.matching import SHORT, MatchingError, match
+from datafree.signals.matching import match
+from datafree.signals.moving import SHORT, MatchingError
 from datafree.solve.compensation import DAMPINGS, best_share, compensated, least_squares
 from datafree.solve.jobs import LayerJob
 from datafree.solve.solve_layer import compress_layer

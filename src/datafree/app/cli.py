@@ -40,9 +40,9 @@ from datafree.app.sentences import forecasts, losses
 from datafree.app.verdict import time_beside_float, verdict
 from datafree.execution import processes, serial
 from datafree.export import EXPORTERS, exporter_for, exporters_by_suffix
-from datafree.models import Normalization, load_model, normalization, provenance
+from datafree.models import Normalization, load_model, normalization, provenance, range_of
 from datafree.recipe import Recipe, presets
-from datafree.records import LayerResult
+from datafree.records import InputRange, LayerResult
 from datafree.run import Run, RunError, evaluate_models, with_estimate
 from datafree.solve import LayerError
 
@@ -88,6 +88,15 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, as in --set weights.bits=3; repeatable."),
 ]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        metavar="M,M,M",
+        help="Of 8-bit pixels in 0..1 a channel, as in training: 0.485,0.456,0.406. Left out: as published "
+        "with a timm or torchvision network; else none, and compress looks at the first layers.",
+    ),
+]
+Std = Annotated[str | None, typer.Option(metavar="S,S,S", help="As --mean.")]
 Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of torch in this process.")]
 Seed = Annotated[int, typer.Option(metavar="N", help="Of everything random.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also list every layer.")]
@@ -177,6 +186,8 @@ def compress(
     weights: Weights = None,
     pretrained: Pretrained = False,
     input_shape: InputShape = None,
+    mean: Mean = None,
+    std: Std = None,
     workers: Annotated[
         int,
         typer.Option(min=1, metavar="N", help="Processes that solve layers; any number gives the same bits."),
@@ -208,19 +219,21 @@ def compress(
     _check_out(out, Path(model), force=force, is_file=is_file)
     torch.manual_seed(seed)  # a model of random weights is the same one next time
     network, example = load_model(model, weights=weights, pretrained=pretrained, input_shape=_shape(input_shape))
+    used = _given(_numbers(mean), _numbers(std))
+    known = used and _range_given(used, example if isinstance(example, torch.Tensor) else example[0])
     origin = provenance(model, weights, pretrained=pretrained)
     kept = Run.load(images) if images else None
     unfinished = _unfinished(out, resume=resume)
     done = _compress(
         network, chosen, example, seed=seed, workers=workers, images=kept, device=device, predict=predict,
-        resume=unfinished,
+        resume=unfinished, on_range=known,
     )  # fmt: skip
     warnings = (*tables.about_weights(origin), *done.summary.warnings, *losses(done.summary))
     if is_file:
         _deliver(done, out, warnings, force=force)
     else:
         done.save(out, force=force)
-        _write_pixels(out, normalization(network))
+        _write_pixels(out, used or normalization(network))
     shutil.rmtree(unfinished, ignore_errors=True)
     if verbose:
         _show(tables.layers_table(done.layers))
@@ -265,15 +278,8 @@ def evaluate(
     data: Annotated[
         Path, typer.Option(metavar="PATH", help="A folder of CLASS/*.png or *.jpg, or an .npz with x and y.")
     ],
-    mean: Annotated[
-        str | None,
-        typer.Option(
-            metavar="M,M,M",
-            help="Of 8-bit pixels in 0..1 a channel, as in training: 0.485,0.456,0.406. Left out: as published "
-            "with a timm or torchvision network, else none.",
-        ),
-    ] = None,
-    std: Annotated[str | None, typer.Option(metavar="S,S,S", help="As --mean.")] = None,
+    mean: Mean = None,
+    std: Std = None,
     threads: Threads = None,
     debug: Debug = False,
 ) -> None:
@@ -411,6 +417,17 @@ def _given(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Nor
     if mean is None or std is None:
         raise ValueError("mean and std go together: give both, or neither")
     return Normalization(mean, std, "--mean, --std")
+
+
+def _range_given(used: Normalization, example: Tensor) -> InputRange:
+    """What the network sees of natural images that are normalised so."""
+    channels = example.shape[1]
+    if {len(used.mean), len(used.std)} != {channels} or min(used.std) <= 0:
+        raise ValueError(
+            f"mean {used.mean} and std {used.std} do not fit the network's {channels} input channels; give one number "
+            "for each channel, and std above 0"
+        )
+    return range_of(used)
 
 
 def _write_pixels(directory: Path, published: Normalization | None) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from datafree import graph as g
 from datafree.recipe import Nearest, Propagated, Recipe
 from datafree.records import InputRange, LayerResult, Stats
-from datafree.signals import Signal, make_signal, walk_teacher
+from datafree.signals import Signal, propagated, signal_job, walk_teacher
 from datafree.solve import (
     Grids,
     LayerJob,
@@ -55,7 +55,7 @@ def forecast(teacher: fx.GraphModule, stats: Stats, recipe: Recipe, known: Input
         known: mean and std of the network's input.
     """
     plan = _without_pruning(plan_layers(teacher, recipe))
-    signal = make_signal(teacher, stats, Propagated(images=_num_images(teacher)), seed=0, input_range=known)
+    signal = propagated(signal_job(teacher, stats, Propagated(images=_num_images(teacher)), 0, known))
     grids: Grids = {}
     found: list[Forecast] = []
     results: dict[str, LayerResult] = {}

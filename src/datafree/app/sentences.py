@@ -27,13 +27,18 @@ def signal_text(signal: SignalSummary, chosen: InputRange) -> str:
     if signal.draws_input:
         parts.append(f"the network's input is drawn at {chosen}; pooling is {signal.pooling}")
     if signal.distance is not None:
-        asked = "" if signal.asked is None else f", {signal.asked:.0f} % show the class asked for"
-        parts.append(f"distance from BatchNorm {signal.distance[0]:.3g} -> {signal.distance[1]:.3g}{asked}")
+        what = f"cross entropy of {signal.towards}" if signal.towards else "distance from BatchNorm"
+        asked = "" if signal.asked is None else f", {signal.asked:.0f} % show {_asked_for(signal)}"
+        parts.append(f"{what} {signal.distance[0]:.3g} -> {signal.distance[1]:.3g}{asked}")
     if signal.fit is not None:
         parts.append(f"distance from BatchNorm {signal.fit.distance:.3g}")
     if signal.unmoved:
         parts.append(f"as they were: {signal.unmoved}")
     return "; ".join(parts)
+
+
+def _asked_for(signal: SignalSummary) -> str:
+    return "what was asked for" if signal.towards == "random outputs" else "the class asked for"
 
 
 def equalization_text(done: Equalization) -> str:

@@ -1,6 +1,14 @@
 """Names and files -> networks, with what is known of their inputs."""
 
-from datafree.models.load import Normalization, check_weights, input_range, load_model, normalization, provenance
+from datafree.models.load import (
+    Normalization,
+    check_weights,
+    input_range,
+    load_model,
+    normalization,
+    provenance,
+    range_of,
+)
 from datafree.models.onnx_file import OnnxNetwork, load_onnx, read_onnx
 from datafree.models.state_dict import ModelError
 
@@ -14,5 +22,6 @@ __all__ = [
     "load_onnx",
     "normalization",
     "provenance",
+    "range_of",
     "read_onnx",
 ]

@@ -124,17 +124,23 @@ def normalization(model: nn.Module) -> Normalization | None:
 
 
 def input_range(model: nn.Module) -> InputRange | None:
-    """Say what natural images look like at the network's input; None where its normalisation is unknown.
-
-    Natural images have mean m = (0.485, 0.456, 0.406) and std s = (0.229, 0.224, 0.225) as pixels in 0..1, so
-    the input (x - mean) / std has mean (m - mean) / std and std s / std, per channel.
-    """
+    """Say what natural images look like at the network's input; None where its normalisation is unknown."""
     known = normalization(model)
-    if known is None or len(known.mean) != len(NATURAL_MEAN):
-        return None
+    return None if known is None or len(known.mean) != len(NATURAL_MEAN) else range_of(known)
+
+
+def range_of(known: Normalization) -> InputRange:
+    """What natural images look like once they are normalised.
+
+    They have mean m = (0.485, 0.456, 0.406) and std s = (0.229, 0.224, 0.225) as pixels in 0..1, so the input
+    (x - mean) / std has mean (m - mean) / std and std s / std, per channel; grey ones have the means of both.
+    """
+    m, s = NATURAL_MEAN, NATURAL_STD
+    if len(known.mean) != len(m):
+        m, s = ((sum(values) / len(values),) * len(known.mean) for values in (m, s))
     return InputRange(
-        mean=tuple((m - shift) / scale for m, shift, scale in zip(NATURAL_MEAN, known.mean, known.std, strict=True)),
-        std=tuple(s / scale for s, scale in zip(NATURAL_STD, known.std, strict=True)),
+        mean=tuple((middle - shift) / scale for middle, shift, scale in zip(m, known.mean, known.std, strict=True)),
+        std=tuple(spread / scale for spread, scale in zip(s, known.std, strict=True)),
         source=known.source,
     )
 

@@ -14,7 +14,7 @@ from datafree import graph as g
 from datafree.recipe import Matched, Propagated
 from datafree.records import Estimate
 from datafree.run.record import Run
-from datafree.signals import make_signal, num_images
+from datafree.signals import make_signal, num_images, signal_job
 
 HELD_OUT = 2**20  # added to the run's seed: other images than those the student was solved on
 NUM_IMAGES = 16
@@ -79,10 +79,9 @@ def calibrate(run: Run) -> Yardstick:
     if len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][1] < 2:
         raise EstimateError(f"an estimate needs logits (N, classes); this network returns {shapes}; nothing to compare")
     seed = run.summary.seed + HELD_OUT
-    kinds = Matched(images=NUM_IMAGES, steps=num_steps(run)), Propagated(images=NUM_PROBES)
-    matched, probes = (
-        make_signal(run.teacher, run.stats, kind, seed=seed, input_range=run.input_range).inputs for kind in kinds
-    )
+    kind, probe = Matched(images=NUM_IMAGES, steps=num_steps(run)), Propagated(images=NUM_PROBES)
+    matched = make_signal(run.teacher, run.stats, kind, seed=seed, input_range=run.input_range).inputs
+    probes = signal_job(run.teacher, run.stats, probe, seed, run.input_range).inputs
     logits, others = (logits_of(run.teacher, images) for images in (matched, probes))
     return Yardstick(matched, logits, sureness(logits, others))
 

@@ -18,7 +18,6 @@ from datafree.records import (
     CoarseInput,
     Distilled,
     Equalization,
-    Fit,
     InputRange,
     LayerResult,
     Mended,
@@ -30,7 +29,7 @@ from datafree.records import (
     WeightSpec,
 )
 from datafree.run.cost import costs, weight_bytes
-from datafree.signals import Signal
+from datafree.signals import GIVEN, Signal
 from datafree.solve import Solution, coarse_inputs, floor_db
 
 
@@ -67,7 +66,7 @@ def summarize(steps: Steps, model: nn.Module, *, fingerprint: str, seconds: floa
         equalization=steps.equalization,
         activations=ActivationBits(bits, bits and max(widths, default=8)),
         skipped=plan.skipped + steps.kept,
-        warnings=(*warnings_of(model, signal.stats, signal.input_range, signal.fit), *lost_inputs(coarse)),
+        warnings=(*_about_signal(model, signal), *lost_inputs(coarse)),
         fingerprint=fingerprint,
         removed=tuple(described(steps.allocation.channels)),
         pareto=steps.allocation.pareto,
@@ -87,9 +86,8 @@ def model_name(model: nn.Module) -> str:
 
 def _signal_summary(signal: Signal) -> SignalSummary:
     drawn = bool(signal.input_stats)
-    return SignalSummary(
-        signal.kind, signal.num_images, drawn, signal.pooling, signal.distance, signal.asked, signal.unmoved, signal.fit
-    )
+    told = signal.distance, signal.asked, signal.unmoved, signal.fit, signal.towards
+    return SignalSummary(signal.kind, signal.num_images, drawn, signal.pooling, *told)
 
 
 def _mended(solution: Solution) -> Iterator[Mended]:
@@ -119,21 +117,37 @@ def lost_inputs(found: Iterable[CoarseInput]) -> Iterator[str]:
             )
 
 
-def warnings_of(model: nn.Module, stats: Stats, chosen: InputRange, fit: Fit | None = None) -> tuple[str, ...]:
-    """What may make the result worse than it could be."""
-    found = []
-    if model.training:
-        found.append("the model was in train mode; a copy in eval mode was compressed")
-    if not stats:
-        found.append(
-            "there is no BatchNorm: layers were solved on procedural images alone, unlike the training data perhaps"
-        )
-    if fit and fit.nearer:
-        found.append(
+def _about_signal(model: nn.Module, signal: Signal) -> Iterator[str]:
+    yield from warnings_of(model, signal.stats, signal.input_range, towards=signal.towards)
+    if (fit := signal.fit) and fit.nearer:
+        yield (
             f"the images given would be much nearer to what BatchNorm remembers {fit.nearer}: a distance of "
             f"{fit.other:.2g} instead of {fit.distance:.2g}; check how they are read, or the order and scale that the "
             "network was trained with"
         )
+
+
+def warnings_of(model: nn.Module, stats: Stats, chosen: InputRange, *, towards: str | None = None) -> tuple[str, ...]:
+    """What may make the result worse than it could be.
+
+    Args:
+        towards: what images were moved towards where there is no BatchNorm, "" = they were not; None = not made yet.
+    """
+    found = []
+    if model.training:
+        found.append("the model was in train mode; a copy in eval mode was compressed")
+    if not stats and chosen is not GIVEN:
+        found.append(f"there is no BatchNorm: {_known_without(chosen, towards)}")
     if "assumed" in chosen.source:
         found.append(f"the scale of the network's input is {chosen}; set it if your images look otherwise")
     return tuple(found)
+
+
+def _known_without(chosen: InputRange, towards: str | None) -> str:
+    """What is known and what is not where no BatchNorm tells, and what layers are solved on."""
+    how = " alone" if towards == "" else f", half of them moved towards {towards or 'random classes or outputs'}"
+    scale = "assumed" if "assumed" in chosen.source else f"known ({chosen.source})"
+    return (
+        f"layers are solved on procedural images{how}, unlike the training data perhaps; the scale of the input is "
+        f"{scale}, what layers see is not known"
+    )

@@ -5,13 +5,15 @@ from datafree.signals.draws import LayerDraws, layer_draws
 from datafree.signals.gaussian import closed_form
 from datafree.signals.job import Competitor, SignalJob
 from datafree.signals.make import input_range_of, made, make_signal, num_images, signal_job
+from datafree.signals.measured import measured_stats
 from datafree.signals.probes import dead_leaves
 from datafree.signals.propagated import propagated
 from datafree.signals.scale import in_range
-from datafree.signals.source import Signal, walk_both, walk_teacher
+from datafree.signals.source import GIVEN, Signal, walk_both, walk_teacher
 from datafree.signals.table import SIGNALS, SignalKind, signal_kind
 
 __all__ = [
+    "GIVEN",
     "SIGNALS",
     "Adversary",
     "Competitor",
@@ -27,6 +29,7 @@ __all__ = [
     "layer_draws",
     "made",
     "make_signal",
+    "measured_stats",
     "new_adversary",
     "num_images",
     "propagated",

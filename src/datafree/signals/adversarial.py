@@ -22,7 +22,8 @@ from datafree.quantization import rounded_rows
 from datafree.recipe import Adversarial
 from datafree.records import ChannelStats, InputRange, Stats
 from datafree.signals.job import SignalJob
-from datafree.signals.matching import MatchingError, mismatch, on_device
+from datafree.signals.matching import mismatch
+from datafree.signals.moving import MatchingError, on_device
 from datafree.signals.propagated import propagated
 from datafree.signals.scale import in_range
 from datafree.signals.source import Signal

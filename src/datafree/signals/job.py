@@ -52,6 +52,11 @@ class SignalJob:
         return self.given or tuple(in_range(x, r) for x, r in zip(self.unit, self.ranges, strict=True))
 
     @property
+    def has_no_memory(self) -> bool:
+        """Whether images are to be made for a network of which no BatchNorm is known."""
+        return self.given is None and not self.stats
+
+    @property
     def hindrance(self) -> str:
         """Why there is nothing to move, or nothing to move it to; "" = there is no hindrance."""
         if self.given is not None:

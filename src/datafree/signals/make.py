@@ -11,6 +11,7 @@ from datafree import graph as g
 from datafree.execution import ON_CPU, Execution
 from datafree.recipe import SignalRecipe
 from datafree.records import InputRange, Stats
+from datafree.signals.first_layer import range_without_batchnorm
 from datafree.signals.job import SignalJob
 from datafree.signals.scale import infer_input_range
 from datafree.signals.source import GIVEN, Signal
@@ -69,9 +70,15 @@ def signal_job(
     shapes = [g.shape(node)[1:] for node in g.placeholders(teacher)]
     count = signal.images or num_images(shapes[0], most=128 if kind.keeps_images else 512)
     unit = tuple(kind.start((count, *shape), signal, rng) for shape in shapes)
-    first = known or infer_input_range(teacher, 0, unit[0], stats)
-    others = (infer_input_range(teacher, i, unit[i], stats) for i in range(1, len(unit)))
+    first = known or _infer_range(teacher, 0, unit[0], stats)
+    others = (_infer_range(teacher, i, unit[i], stats) for i in range(1, len(unit)))
     return SignalJob(teacher, stats, signal, seed, rng, unit, (first, *others))
+
+
+def _infer_range(teacher: fx.GraphModule, index: int, unit: Tensor, stats: Stats) -> InputRange:
+    """From the first BatchNorm; where there is none at all, from what else there is in front."""
+    guessed = None if stats else range_without_batchnorm(teacher, index, unit)
+    return guessed or infer_input_range(teacher, index, unit, stats)
 
 
 def num_images(shape: tuple[int, ...], *, most: int) -> int:

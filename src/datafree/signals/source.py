@@ -32,7 +32,9 @@ class Signal:
     pooling: "executed" as everything else, or "ignored": passed over, for draws keep the statistics before it (paper).
     input_limits: for each input made here, the smallest and largest value a real one may have; None = as in `inputs`.
     input_range: mean and deviation that images of the first input were made in.
-    distance: from BatchNorm's statistics, before and after images were moved to them; None = none were.
+    distance: from BatchNorm's statistics, before and after images were moved to them; None = none were. Without
+        BatchNorm, the cross entropy of what they were moved towards.
+    towards: what images were moved towards where there is no BatchNorm; "" = they were not.
     asked: percent of the images that show the class they were asked for; None = none was.
     unmoved: why images of a kind that is moved are as they were.
     fit: of given images with the statistics.
@@ -50,6 +52,7 @@ class Signal:
     asked: float | None = None
     unmoved: str = ""
     fit: Fit | None = None
+    towards: str = ""
     generator: Any = None  # the network that made them
     input_stats: Stats = field(default_factory=dict)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from datafree.recipe import Adversarial, Gaussian, Inverted, Loader, Matched, Propagated, RecipeError, SignalRecipe
 from datafree.signals.adversarial import generated_images
+from datafree.signals.answers import procedural_images
 from datafree.signals.gaussian_signal import gaussian_signal, noise
 from datafree.signals.job import SignalJob
 from datafree.signals.loader import given_images
@@ -36,7 +37,7 @@ class SignalKind:
 
 SIGNALS: dict[type[SignalRecipe], SignalKind] = {
     Gaussian: SignalKind(start=noise, make=gaussian_signal),
-    Propagated: SignalKind(),
+    Propagated: SignalKind(make=procedural_images),
     Inverted: SignalKind(make=matched_images, keeps_images=True),
     Matched: SignalKind(make=matched_images, keeps_images=True),
     Adversarial: SignalKind(make=generated_images, keeps_images=True),

@@ -17,7 +17,7 @@ rounding errors make at its consumers' outputs
 
     E = D^2  sum_c a_c  sum_i p_i,    p = mean^2 + std^2 of BatchNorm,    a_c = sum of W_consumer[:, c]^2
 
-with D the largest weight, c and i outputs and inputs of one group. Where there is no BatchNorm, p is the sum of
+with D the largest weight, c and i outputs and inputs of one group. Of a layer without statistics p is the sum of
 W_producer[i, :]^2, as inputs of power 1 would make it. Ratios need no unit that all layers share. Where every row has
 a scale of its own, nothing is predicted.
 """
