@@ -15,7 +15,8 @@ from torch import nn
 
 from datafree import Recipe, compress
 from datafree import graph as g
-from datafree.export.onnx.export import ExportError, _judged, export_onnx
+from datafree.export.onnx.check import _judged
+from datafree.export.onnx.export import ExportError, export_onnx
 from datafree.export.onnx.fusion import fuse
 from datafree.export.onnx.onnxruntime import RIGHT, largest_sums, run_file, run_module, session
 from datafree.export.onnx.optimized import kinds_of_nodes

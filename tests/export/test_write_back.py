@@ -11,6 +11,7 @@ from datafree.export.onnx.export import ExportError, export_onnx
 from datafree.export.onnx.onnxruntime import run_file, session, sqnr
 from datafree.export.onnx.translate import translate
 from datafree.graph.capture import trace
+from datafree.models import ModelError
 from datafree.run import Run
 from datafree.teacher.batchnorm import fold_batchnorm_
 from nets import NETS
@@ -119,6 +120,44 @@ def test_open_sizes_stay_open(written, tmp_path):
     [found], [float_] = (run_file(s, (larger,)) for s in (opened, session(tmp_path / "theirs.onnx")))
     assert found.shape == float_.shape == (3, 4, 24, 40)
     assert sqnr([found], [float_]) > 5
+
+
+def test_channels_that_come_last_stay_last(tmp_path):
+    """As tf2onnx writes them: the network begins behind the Transpose, the file in front of it."""
+    nodes = [
+        node("Transpose", "image", "first", perm=[0, 3, 1, 2]), node("Conv", "first w1", "c1", strides=[2, 2]),
+        node("Relu", "c1", "r1"), node("Transpose", "r1", "scores", perm=[0, 2, 3, 1]),
+    ]  # fmt: skip
+    image = helper.make_tensor_value_info("image", 1, ("n", 16, 20, 3))
+    scores = helper.make_tensor_value_info("scores", 1, ("n", 7, 9, 4))
+    graph = helper.make_graph(nodes, "net", [image], [scores], [numpy_helper.from_array(floats(4, 3, 3, 3), "w1")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "a.onnx")
+    network, example = load_model(str(tmp_path / "a.onnx"))
+    assert example.shape == (1, 3, 16, 20)
+    check = export_onnx(compress(network, Recipe.parse(EIGHT), example), tmp_path / "b.onnx")
+    ours = onnx.load(tmp_path / "b.onnx")
+    assert check.sqnr_db > check.quantization_db + 10 and ours.graph.input[0] == image
+    with pytest.raises(ModelError, match=r"the input image is \(any, 3, 16, 20\); \(1, 3, 20, 16\) does not fit"):
+        load_model(str(tmp_path / "a.onnx"), input_shape=(1, 3, 20, 16))
+
+
+def test_a_linear_layer_on_rows_of_any_number(tmp_path):
+    """Of a sequence, whose length is open as the image's width is."""
+    nodes = [
+        node("Conv", "image w1", "c1", strides=[4, 2]), node("Squeeze", "c1 at_2", "row"),
+        node("Transpose", "row", "steps", perm=[0, 2, 1]), node("MatMul", "steps w2", "product"),
+        node("Add", "product b2", "scores"),
+    ]  # fmt: skip
+    constants = {"w1": floats(4, 3, 4, 3), "at_2": np.array([2]), "w2": floats(4, 5), "b2": floats(5)}
+    stored = [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()]
+    image = helper.make_tensor_value_info("image", 1, ("n", 3, 4, "width"))
+    scores = helper.make_tensor_value_info("scores", 1, ("n", "steps", 5))
+    graph = helper.make_graph(nodes, "net", [image], [scores], stored)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "a.onnx")
+    export_onnx(compressed(tmp_path / "a.onnx", shape=(1, 3, 4, 21)), tmp_path / "b.onnx")
+    wide = torch.randn(2, 3, 4, 41, generator=torch.Generator().manual_seed(0))
+    [found], [float_] = (run_file(session(tmp_path / f"{name}.onnx"), (wide,)) for name in "ba")
+    assert found.shape == float_.shape == (2, 20, 5) and sqnr([found], [float_]) > 10
 
 
 def test_a_fixed_batch_stays_fixed(written):

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 from collections import Counter
-from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from datafree.execution import atomic_write
+from datafree.export.onnx.check import ExportCheck, check_file
 from datafree.export.onnx.conv_pads import fold_paddings
 from datafree.export.onnx.fusion import QUANTIZE
-from datafree.export.onnx.onnxruntime import agreement, repeatability, run_and_read, run_file, run_module, session, sqnr
-from datafree.export.onnx.optimized import NodeShare
 from datafree.export.onnx.pad_channels import pad_channels
-from datafree.export.onnx.source_file import open_source
+from datafree.export.onnx.source_file import SourceFile, open_source
 from datafree.export.onnx.space_to_depth import fold_pixels
 from datafree.export.onnx.translate import translate
 from datafree.export.onnx.write_back import write_back
@@ -32,50 +27,11 @@ from datafree.signals import make_signal
 
 if TYPE_CHECKING:
     import onnx
-    from onnxruntime import InferenceSession
-
-__all__ = ["ExportCheck", "ExportError", "export_onnx"]
 
 NUM_PROBES = 32
 NEAR_DB, SLACK_DB = 10.0, 6.0  # above the quantization noise: near enough; below the student's own repeatability: not
 LARGER = 32  # pixels more a side, where sizes are open
 SAME_DB = 80.0  # float rounding alone; a file this near to the student is the student, however little that lost
-
-
-@dataclass(frozen=True)
-class ExportCheck:
-    """What the written file does, from running it in ONNX Runtime on `num_probes` images.
-
-    sqnr_db: file against student; quantization_db: student against the float network. Both of the worst output.
-    agreement: images that get the student's class, percent; None where the network gives no logits (N, classes).
-    largest_difference: of any output value, file against student.
-    bytes, float_bytes: of the file, and of the float network's weights and biases.
-    nodes: of ONNX Runtime's optimized graph, those that are no integer kernels, with their share of the time.
-    """
-
-    sqnr_db: float
-    agreement: float | None
-    largest_difference: float
-    quantization_db: float
-    bytes: int
-    float_bytes: int
-    nodes: tuple[NodeShare, ...]
-    notes: tuple[str, ...]
-    num_probes: int
-
-    @property
-    def float_nodes(self) -> tuple[str, ...]:
-        """Those that still compute in float, as `operator name`."""
-        return tuple(str(node) for node in self.nodes if node.kind == "float")
-
-    def __str__(self) -> str:
-        same = "" if self.agreement is None else f", {self.agreement:.1f} % equal classes"
-        return (
-            f"{self.bytes / 1e6:.2f} MB, {self.bytes / max(1, self.float_bytes):.3f} of the float network; "
-            f"file against student {self.sqnr_db:.1f} dB{same} on {self.num_probes} probe images "
-            f"(student against float {self.quantization_db:.1f} dB); "
-            f"{len(self.float_nodes)} nodes in float in ONNX Runtime"
-        )
 
 
 def export_onnx(
@@ -115,18 +71,24 @@ def export_onnx(
     """
     path = Path(path)
     _check_arguments(path, opset, int4=int4, force=force)
-    source = "" if new_graph else str(into or run.summary.source)
-    model = _written(run, path, opset=opset, int4=int4, source=source)
+    place = "" if new_graph else str(into or run.summary.source)
+    source = _opened(run, path, Path(place), int4=int4) if place else None
+    if source is None:
+        model = translate(run.student, opset=opset, int4=int4)
+    else:
+        model = write_back(run.student, source, int4=int4)
     fold_paddings(model)
     folded = fold_pixels(model) if space_to_depth else None
     padded = pad_channels(model)
+    if padded:
+        del model.graph.value_info[:]  # of other widths
     remove_unread(model.graph)
     _add_metadata(model, run)
     inputs = _probes(run, probes)
     try:
         with atomic_write(path) as place:
             place.write_bytes(model.SerializeToString())
-            check = _check(run, place, inputs, tuple(_notes(run, model, folded, padded)), source)
+            check = check_file(run, place, inputs, tuple(_notes(run, model, folded, padded)), source)
     except OSError as error:
         raise ExportError(
             f"{path} could not be written: {error.strerror or error}; free some space or choose another place"
@@ -150,16 +112,14 @@ def _check_arguments(path: Path, opset: int, *, int4: bool, force: bool) -> None
         raise ExportError(f"{path} exists; choose another name, or force=True (--force) to replace it")
 
 
-def _written(run: Run, path: Path, *, opset: int, int4: bool, source: str) -> onnx.ModelProto:
-    """A graph of its own, or that of the file the network was read from."""
-    if not source:
-        return translate(run.student, opset=opset, int4=int4)
-    if path.exists() and path.samefile(source):
+def _opened(run: Run, path: Path, source: Path, *, int4: bool) -> SourceFile:
+    """The file the network was read from, which is not the one to write."""
+    if path.exists() and source.exists() and path.samefile(source):
         raise ExportError(f"{path} is the file that the network was read from; choose another name")
-    opened = open_source(Path(source), run.teacher, run.summary.fingerprint)
+    opened = open_source(source, run.teacher, run.summary.fingerprint)
     if int4 and opened.opset < 21:
         raise ExportError(f"{source} is of opset {opened.opset}, which has no INT4; leave it out, or write a new graph")
-    return write_back(run.student, opened, int4=int4)
+    return opened
 
 
 def _add_metadata(model: onnx.ModelProto, run: Run) -> None:
@@ -189,94 +149,6 @@ def _probes(run: Run, given: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor
         return tuple(x[:NUM_PROBES] for x in run.images)
     signal = Propagated(images=NUM_PROBES)
     return make_signal(run.teacher, run.stats, signal, seed=0, input_range=run.input_range).inputs
-
-
-def _check(run: Run, path: Path, inputs: tuple[Tensor, ...], notes: tuple[str, ...], source: str) -> ExportCheck:
-    """Run the file and compare.
-
-    Raises:
-        ExportError: the file is not valid, or not the student.
-    """
-    fault = _fault(path)
-    if fault and not (source and _fault(Path(source))):
-        raise ExportError(f"the file is no valid ONNX and was not written: {fault}; try the other opset")
-    found, nodes = run_and_read(path, inputs, threads=torch.get_num_threads())
-    wanted = run_module(run.student, inputs)
-    check = ExportCheck(
-        sqnr_db=sqnr(found, wanted),
-        agreement=agreement(found, wanted),
-        largest_difference=max(float((f - w).abs().max()) for f, w in zip(found, wanted, strict=True)),
-        quantization_db=sqnr(wanted, run_module(run.teacher, inputs)),
-        bytes=path.stat().st_size,
-        float_bytes=run.summary.float_bytes,
-        nodes=nodes,
-        notes=notes,
-        num_probes=len(inputs[0]),
-    )
-    check = _judged(check, run, inputs, wanted)
-    _check_other_sizes(run, path, inputs, source, check.quantization_db)
-    return check
-
-
-def _fault(path: Path) -> str:
-    """What ONNX's own checker finds wrong; "" = nothing."""
-    import onnx
-
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        return " ".join(str(error).split())[:300]
-    return ""
-
-
-def _check_other_sizes(run: Run, path: Path, inputs: tuple[Tensor, ...], source: str, quantization_db: float) -> None:
-    """Run the file on a single image, and on larger ones where its height and width are open.
-
-    A student has its size written in where the file has not, so that larger images are compared with the float file.
-
-    Raises:
-        ExportError: it gives something else there.
-    """
-    opened, one = session(path), tuple(x[:1] for x in inputs)
-    _check_near(opened, one, run_module(run.student, one), min(quantization_db, SAME_DB))
-    sides = [item.shape for item in opened.get_inputs()]
-    if source and all(len(side) == 4 and not any(isinstance(s, int) for s in side[2:]) for side in sides):
-        larger = tuple(F.interpolate(x[:2], size=[s + LARGER for s in x.shape[2:]], mode="bilinear") for x in inputs)
-        try:
-            wanted = run_file(session(Path(source)), larger)
-        except Exception:  # the float file takes one size only; ONNX Runtime's exceptions share no class below this one
-            return
-        _check_near(opened, larger, wanted, quantization_db / 2 - NEAR_DB)  # other sizes have other values
-
-
-def _check_near(opened: InferenceSession, inputs: tuple[Tensor, ...], wanted: list[Tensor], limit: float) -> None:
-    found = run_file(opened, inputs)
-    near = sqnr(found, wanted) if [f.shape for f in found] == [w.shape for w in wanted] else -math.inf
-    if not near > limit:
-        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-        raise ExportError(
-            f"at {shapes} the file is {near:.1f} dB near what it should give, not the {limit:.1f} dB of its rounding; "
-            "nothing was written. Try a graph of its own"
-        )
-
-
-def _judged(check: ExportCheck, run: Run, inputs: tuple[Tensor, ...], wanted: list[Tensor]) -> ExportCheck:
-    """The check, with a note where the student itself depends on the last bit of its sums.
-
-    Raises:
-        ExportError: the file is as far from the student as the student from the float network, and more so than float
-            kernels explain.
-    """
-    if check.sqnr_db > min(check.quantization_db + NEAR_DB, SAME_DB):
-        return check
-    own = repeatability(run.student, inputs, wanted)
-    if not check.sqnr_db > min(check.quantization_db, SAME_DB, own - SLACK_DB):
-        raise ExportError(
-            f"the file is only {check.sqnr_db:.1f} dB near the student, which is {check.quantization_db:.1f} dB near "
-            "the float network; nothing was written. Try opset=21, without int4, and a newer onnxruntime"
-        )
-    note = f"rounding in float sums alone moves the student by as much as {own:.1f} dB: no file is much nearer"
-    return replace(check, notes=(*check.notes, note))
 
 
 def _notes(run: Run, model: onnx.ModelProto, folded: str | None, padded: int) -> list[str]:

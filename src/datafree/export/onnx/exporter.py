@@ -10,7 +10,8 @@ from typing import Annotated
 
 import torch
 
-from datafree.export.onnx.export import ExportCheck, export_onnx
+from datafree.export.onnx.check import ExportCheck
+from datafree.export.onnx.export import export_onnx
 from datafree.export.onnx.onnxruntime import session
 from datafree.export.onnx.optimized import NodeShare
 from datafree.export.onnx.writer import ExportError

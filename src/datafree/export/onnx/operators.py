@@ -120,7 +120,11 @@ def _linear(call: Call, x: str, weight: str, bias: str | None) -> str:
         return call.emit("Gemm", x, weight, bias, transB=1)
     rows = call.emit("Reshape", x, call.ints([-1, call.input_shape[-1]]), step="rows")
     rows = call.emit("Gemm", rows, weight, bias, step="product", transB=1)
-    return call.emit("Reshape", rows, call.ints([-1, *call.shape[1:]]))
+    if not call.writer.has_open_sizes:
+        return call.emit("Reshape", rows, call.ints([-1, *call.shape[1:]]))
+    sides = call.emit("Shape", x, step="shape")
+    sides = call.emit("Slice", sides, call.ints([0]), call.ints([-1]), step="sides")
+    return call.emit("Reshape", rows, call.emit("Concat", sides, call.ints([call.shape[-1]]), step="sizes", axis=0))
 
 
 # ---- pooling, reductions, normalisation

@@ -19,7 +19,7 @@ from datafree import graph as g
 from datafree.export.onnx.fusion import Fusion
 from datafree.export.onnx.writer import ExportError
 from datafree.graph import trace
-from datafree.models import ModelError, load_onnx, read_onnx
+from datafree.models import ModelError, OnnxNetwork, load_onnx, read_onnx
 
 if TYPE_CHECKING:
     import onnx
@@ -31,14 +31,18 @@ LOWEST_OPSET = 13  # whose quantize nodes take a scale for each channel
 class SourceFile:
     """A file, read again.
 
+    path: where it lies.
     model: as `onnx` has it.
     captured: its network as it was before anything was done to it; nodes have the names they have in the student.
     tensors: names of values that are tensors; others are shapes and what is computed from them.
+    network: as it was read; nodes that are not read may follow it.
     """
 
+    path: Path
     model: onnx.ModelProto
     captured: fx.GraphModule
     tensors: frozenset[str]
+    network: OnnxNetwork
 
     @property
     def opset(self) -> int:
@@ -78,8 +82,18 @@ class SourceFile:
             for origin, calls in found.items()
             if self._is_same(calls, self.calls[origin], student)
             and len(outer(calls)) == len(self.tensor_inputs(origin))
+            and (len(self.used_outputs(origin)) == 1 or calls[-1].target is operator.getitem)
             and not any(call in fusion.pads or call in fusion.bounds for call in calls)
         }
+
+    def used_outputs(self, origin: str) -> list[str]:
+        """A node's outputs that others read, or the file returns."""
+        return [name for name in self.nodes[origin].output if name in self._read]
+
+    @cached_property
+    def _read(self) -> set[str]:
+        graph = self.model.graph
+        return {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
 
     def tensor_inputs(self, origin: str) -> list[str]:
         """Names of the tensors a node reads that are no constants, each once."""
@@ -143,17 +157,12 @@ def open_source(path: Path, teacher: fx.GraphModule, fingerprint: str) -> Source
         captured, model = trace(network, example), read_onnx(path)
     except ModelError as error:
         raise ExportError(f"{error}; the run came from it: put it back, or write a graph of its own") from None
-    if network.tail:
-        raise ExportError(
-            f"the network of {path} ends in front of {network.tail}, which is not read; a student cannot be written "
-            "back there yet: write a graph of its own, and put what follows behind it"
-        )
     if g.fingerprint(captured) != fingerprint:
         raise ExportError(f"{path} was changed since, or is another one; give that one, or write a graph of its own")
     with torch.no_grad():
         values = network.values(*(example if isinstance(example, tuple) else (example,)))
     tensors = frozenset(name for name, value in values.items() if isinstance(value, Tensor))
-    found = SourceFile(model, captured, tensors)
+    found = SourceFile(path, model, captured, tensors, network)
     if found.opset < LOWEST_OPSET:
         raise ExportError(
             f"{path} is of opset {found.opset} and cannot be brought to {LOWEST_OPSET}, the first with a scale for "

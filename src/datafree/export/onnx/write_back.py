@@ -28,10 +28,10 @@ def write_back(student: fx.GraphModule, source: SourceFile, *, int4: bool = Fals
     Raises:
         ExportError: an operator that cannot be written, or not in the file's opset.
     """
-    walk = Walk(student, Writer(source.opset), int4)
+    walk = Walk(student, Writer(source.opset, has_open_sizes=True), int4)
     kept = source.kept(student, walk.fusion)
     walk.writer.reserve(_names(source, kept))
-    inputs = [v.name for v in source.model.graph.input if v.name in source.tensors]
+    inputs = [given.name for given in source.network.inputs]
     walk.values.update(zip(g.placeholders(student), inputs, strict=True))
     written: set[str] = set()
     last = {source.origin(n): n for n in student.graph.nodes}
@@ -55,11 +55,9 @@ def _names(source: SourceFile, kept: Iterable[str]) -> set[str]:
     graph = source.model.graph
     rewritten = source.calls.keys() - {*kept}
     stay = [node for node in graph.node if node.output[0] not in rewritten]
-    return (
-        {v.name for v in graph.input if v.name in source.tensors}
-        | {name for node in graph.node for name in node.output}
-        | {name for node in stay for name in node.input}
-    )
+    stored = {tensor.name for tensor in graph.initializer}
+    made = {v.name for v in graph.input} - stored | {name for node in graph.node for name in node.output}
+    return made | {name for node in stay for name in node.input}
 
 
 def _copy(walk: Walk, source: SourceFile, calls: list[fx.Node], origin: str) -> None:
@@ -68,10 +66,13 @@ def _copy(walk: Walk, source: SourceFile, calls: list[fx.Node], origin: str) -> 
     names = dict(zip(source.tensor_inputs(origin), map(walk.value, outer(calls)), strict=True))
     node.input[:] = [names.get(name, name) for name in node.input]
     walk.writer.nodes.append(node)
-    outputs: Any = list(node.output) if len(node.output) > 1 else node.output[0]
+    used = source.used_outputs(origin)
     for call in calls:
         index: Any = call.args[1] if call.target is operator.getitem else None
-        walk.values[call] = outputs if index is None else node.output[index]
+        if len(used) == 1:
+            walk.values[call] = used[0]
+        else:
+            walk.values[call] = list(node.output) if index is None else node.output[index]
 
 
 def _clone(proto: Any) -> Any:
@@ -84,11 +85,11 @@ def _finish(walk: Walk, source: SourceFile) -> dict[str, str]:
     """Give returned values the names of the file's outputs; returns what was renamed."""
     found = returned(walk.graph)
     values, renamed = [walk.value(node) for node in found], {}
-    for node, value, output in zip(found, values, source.model.graph.output, strict=True):
-        if value != output.name:
-            walk.writer.release(output.name)
-            walk.finish(node, output.name, again=values.count(value) > 1)
-            renamed[value] = output.name
+    for node, value, output in zip(found, values, source.network.outputs, strict=True):
+        if value != output:
+            walk.writer.release(output)
+            walk.finish(node, output, again=values.count(value) > 1)
+            renamed[value] = output
     return renamed
 
 
@@ -102,7 +103,7 @@ def _model(walk: Walk, source: SourceFile, renamed: dict[str, str]) -> onnx.Mode
     for field, values in {
         "node": _in_order(nodes),
         "initializer": [*kept, *writer.initializers.values()],
-        "input": [v for v in model.graph.input if v.name in source.tensors or v.name in {t.name for t in kept}],
+        "input": [v for v in model.graph.input if v.name not in stored or v.name in {t.name for t in kept}],
         "value_info": _descriptions(walk, source, nodes),
     }.items():
         copies = [_clone(value) for value in values]
@@ -112,8 +113,10 @@ def _model(walk: Walk, source: SourceFile, renamed: dict[str, str]) -> onnx.Mode
 
 
 def _complete(writer: Writer, source: SourceFile, renamed: dict[str, str]) -> list[onnx.NodeProto]:
-    """The nodes so far, and those of the file that compute the shapes and constants that they read."""
+    """The nodes so far, those behind the network, and those that compute the shapes and constants that these read."""
     nodes = list(writer.nodes)
+    behind = [v.name for v in source.model.graph.output if v.name not in source.network.outputs]
+    nodes += [_clone(source.nodes[name]) for name in dict.fromkeys(source.nodes[v].output[0] for v in behind)]
     made = {name for node in nodes for name in node.output} | {v.name for v in source.model.graph.input}
     made |= {tensor.name for tensor in source.model.graph.initializer} | {*writer.initializers, ""}
     for node in nodes:  # grows

@@ -23,10 +23,13 @@ class ExportError(ValueError):
 
 
 class Writer:
-    """Nodes in execution order and initializers by name, for one opset."""
+    """Nodes in execution order and initializers by name, for one opset.
 
-    def __init__(self, opset: int) -> None:
-        self.opset = opset
+    has_open_sizes: more of a shape than the batch may be another than when it was captured.
+    """
+
+    def __init__(self, opset: int, *, has_open_sizes: bool = False) -> None:
+        self.opset, self.has_open_sizes = opset, has_open_sizes
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.grids: dict[str, tuple[str, str]] = {}  # names of scale and zero_point, by the quantized value's name

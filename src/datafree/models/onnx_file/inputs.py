@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from datafree.models.onnx_file.records import Graph, Input
 from datafree.models.state_dict import ModelError
+
+CHANNELS_FIRST = [0, 3, 1, 2]
+
+
+def with_channels_first(graph: Graph) -> Graph:
+    """Begin the network behind the Transpose of an input whose channels come last: all else takes them second."""
+    found = {}
+    for given in graph.inputs:
+        readers = [node for node in graph.nodes if given.name in node.inputs]
+        if (
+            len(readers) == 1
+            and readers[0].attributes.get("perm") == CHANNELS_FIRST
+            and given.name not in graph.outputs
+        ):
+            found[given.name] = readers[0]
+    moved = {id(node) for node in found.values()}
+    inputs = tuple(
+        replace(given, name=found[given.name].outputs[0], sides=_first(given.sides), transposed=given.name)
+        if given.name in found
+        else given
+        for given in graph.inputs
+    )
+    return replace(graph, inputs=inputs, nodes=tuple(node for node in graph.nodes if id(node) not in moved))
+
+
+def _first(sides: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(sides[i] for i in CHANNELS_FIRST) if len(sides) == len(CHANNELS_FIRST) else sides
 
 
 def example_inputs(graph: Graph, wanted: tuple[int, ...] | None, path: str | Path) -> tuple[Tensor, ...]:
@@ -40,14 +69,15 @@ def _check_input(given: Input, graph: Graph, path: str | Path) -> None:
 
 
 def _shape(given: Input, wanted: tuple[int, ...] | None, path: str | Path) -> tuple[int, ...]:
+    name = given.transposed or given.name
     if wanted is not None:
-        if not _fits(given, wanted):
-            raise ModelError(f"{path}: the input {given.name} is {_sides(given.sides)}; {_sides(wanted)} does not fit")
-        return wanted
+        last = _first(wanted) if given.transposed else wanted  # as the file has it
+        fitting = [sides for sides in (wanted, last) if _fits(given, sides)]
+        if not fitting:
+            raise ModelError(f"{path}: the input {name} is {_sides(given.sides)}; {_sides(wanted)} does not fit")
+        return fitting[0]
     if None in given.sides[1:]:
-        raise ModelError(
-            f"{path}: the input {given.name} is {_sides(given.sides)}; say at which size, as in 1,3,224,224"
-        )
+        raise ModelError(f"{path}: the input {name} is {_sides(given.sides)}; say at which size, as in 1,3,224,224")
     return tuple(side or 1 for side in given.sides)
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.fx.traceback import annotate
 
 from datafree.models.onnx_file.graph import read_graph
-from datafree.models.onnx_file.inputs import example_inputs
+from datafree.models.onnx_file.inputs import example_inputs, with_channels_first
 from datafree.models.onnx_file.operators import OPERATORS
-from datafree.models.onnx_file.records import Graph, Node
+from datafree.models.onnx_file.records import Graph, Input, Node
 from datafree.models.onnx_file.shapes import SHAPE_OPERATORS, shape_values
 from datafree.models.onnx_file.tail import without_tail
 from datafree.models.state_dict import ModelError
@@ -46,10 +46,12 @@ def load_onnx(
         path: of the file; opsets 7 to 22. Nodes that are not read may follow the last layer: the network ends in front.
         input_shape: (N, C, H, W) to make inputs at, where the file leaves sides open.
 
+    A file whose images have their channels last, and are transposed first of all, is a network of (N, C, H, W) here.
+
     Raises:
         ModelError: the file is damaged, quantized already, or holds what is not read; the input's shape is not known.
     """
-    graph = without_tail(read_graph(Path(path)), path)
+    graph = with_channels_first(without_tail(read_graph(Path(path)), path))
     example = example_inputs(graph, input_shape, path)
     network = OnnxNetwork(graph, Path(path)).eval()
     try:
@@ -88,6 +90,20 @@ class OnnxNetwork(nn.Module):
         values = self.values(x, *others)
         answers = tuple(values[name] for name in self._graph.outputs)
         return answers[0] if len(answers) == 1 else answers
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names in the file of what the network returns: its outputs, or what the part behind it reads."""
+        return self._graph.outputs
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        return self._graph.inputs
+
+    def as_in_file(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Inputs of the network as the file takes them."""
+        pairs = zip(self.inputs, inputs, strict=True)
+        return tuple(x.permute(0, 2, 3, 1).contiguous() if given.transposed else x for given, x in pairs)
 
     @property
     def tail(self) -> str:

@@ -36,11 +36,15 @@ class Node:
 
 @dataclass(frozen=True)
 class Input:
-    """An input of the network; None = a side that may be any."""
+    """An input of the network; None = a side that may be any.
+
+    transposed: the file's input (N, H, W, C), where the network begins behind the Transpose of it; "" = it is not.
+    """
 
     name: str
     sides: tuple[int | None, ...]
     dtype: str = "float32"
+    transposed: str = ""
 
 
 @dataclass(frozen=True)
