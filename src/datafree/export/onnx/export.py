@@ -100,8 +100,8 @@ def export_onnx(
 def _write(model: onnx.ModelProto, place: Path) -> None:
     if model.ByteSize() > LARGEST:
         raise ExportError(
-            f"the file would have {model.ByteSize() / 1e9:.1f} GB; ONNX files without external data end at 2 GB: ask for "
-            "fewer bits"
+            f"the file would have {model.ByteSize() / 1e9:.1f} GB; ONNX files without external data end at 2 GB: ask "
+            "for fewer bits"
         )
     place.write_bytes(model.SerializeToString())
 
