@@ -23,6 +23,7 @@ from bench.tables import (
     guard,
     markdown,
     methods,
+    onnx_files,
     paper,
     paper_pages,
     peers,
@@ -41,6 +42,7 @@ RESULT_PAGES: dict[str, Callable[[Path], str]] = {
     "ablation": ablation.page,
     "guard": guard.page,
     "folding": folding.page,
+    "onnx_files": onnx_files.page,
     "paper": lambda folder: paper_pages.page(paper.written(folder / "paper.jsonl"), folder),
 }
 BLOCKS: dict[str, tuple[str, Callable[[Path], str]]] = {  # marker -> bench, text
