@@ -20,20 +20,61 @@ import torch
 from torch import Tensor, nn
 
 from bench.rows import RESULTS, add_missing, commits_note, is_current, mark, rows_on_file
-from datafree import load_model
 from datafree import graph as g
+from datafree import load_model
 from datafree.graph import trace
 
 FILE = "onnx_files"
 KEPT, FOLDED, NEW = "old, BatchNorm kept", "old, folded", "new"
 SIZE = 64
 SAME = 1e-5  # of the output's range
-NETWORKS = """resnet18 resnet50 resnext50_32x4d seresnet50 res2net50_14w_8s resnest14d resnetv2_50 densenet121 vgg11_bn
-vgg11 mobilenetv1_100 mobilenetv2_100 mobilenetv3_small_100 mobilenetv3_large_100 mnasnet_100 efficientnet_b0
-efficientnet_lite0 tf_efficientnet_lite0 tf_efficientnetv2_b0 fbnetc_100 hardcorenas_a ghostnet_100 mixnet_s regnetx_002
-regnety_002 repvgg_a0 convnext_atto dla34 hrnet_w18_small cspresnet50 cspdarknet53 darknet53 lcnet_050 tinynet_e
-rexnet_100 semnasnet_075 spnasnet_100 selecsls42b skresnet18 gernet_s nf_resnet50 ese_vovnet19b_dw inception_v3
-xception41 vit_tiny_patch16_224""".split()
+NETWORKS = [
+    "resnet18",
+    "resnet50",
+    "resnext50_32x4d",
+    "seresnet50",
+    "res2net50_14w_8s",
+    "resnest14d",
+    "resnetv2_50",
+    "densenet121",
+    "vgg11_bn",
+    "vgg11",
+    "mobilenetv1_100",
+    "mobilenetv2_100",
+    "mobilenetv3_small_100",
+    "mobilenetv3_large_100",
+    "mnasnet_100",
+    "efficientnet_b0",
+    "efficientnet_lite0",
+    "tf_efficientnet_lite0",
+    "tf_efficientnetv2_b0",
+    "fbnetc_100",
+    "hardcorenas_a",
+    "ghostnet_100",
+    "mixnet_s",
+    "regnetx_002",
+    "regnety_002",
+    "repvgg_a0",
+    "convnext_atto",
+    "dla34",
+    "hrnet_w18_small",
+    "cspresnet50",
+    "cspdarknet53",
+    "darknet53",
+    "lcnet_050",
+    "tinynet_e",
+    "rexnet_100",
+    "semnasnet_075",
+    "spnasnet_100",
+    "selecsls42b",
+    "skresnet18",
+    "gernet_s",
+    "nf_resnet50",
+    "ese_vovnet19b_dw",
+    "inception_v3",
+    "xception41",
+    "vit_tiny_patch16_224",
+]
 NOTE = """Networks of timm with random weights, 64 x 64 pixels, exported by PyTorch and read back as a file alone: the
 largest difference of the outputs, as a share of their range, of the network read and of its captured graph (in
 brackets); or why it is refused. *old*: `torch.onnx.export(dynamo=False)`, BatchNorm kept or folded; *new*:
@@ -52,7 +93,9 @@ class FileRow:
     refused: str
     commit: str = ""
 
-    def __str__(self) -> str:
+    @property
+    def cell(self) -> str:
+        """Both differences, or why there are none."""
         if self.difference is None or self.captured is None:
             return self.refused
         return f"{self.difference:.0e} ({self.captured:.0e})"
@@ -79,6 +122,7 @@ def measured(network: str, exporter: str) -> FileRow:
     """Export one network and read it back."""
     torch.manual_seed(0)
     model, example = load_model(f"timm:{network}")
+    assert isinstance(example, Tensor), "networks of timm have one input"
     x = 2 * torch.rand(1, example.shape[1], *(2 * [SIZE] if "vit" not in network else example.shape[2:])) - 1
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and module.weight is not None and module.running_mean is not None:
@@ -131,7 +175,7 @@ def page(folder: Path) -> str:
     for network in dict.fromkeys(name for name, _ in made):
         cells = [made.get((network, exporter)) for exporter in exporters]
         layers = max(row.num_layers for row in cells if row)
-        shown = [f"{row}{mark([row])}" if row else "-" for row in cells]
+        shown = [f"{row.cell}{mark([row])}" if row else "-" for row in cells]
         lines.append(f"| {network} | {layers or ''} | {' | '.join(shown)} |")
     return "\n".join([*lines, "", commits_note(made.values()), ""])
 
