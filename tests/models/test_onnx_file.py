@@ -253,6 +253,25 @@ def test_batchnorm_is_remembered(tmp_path):
     torch.testing.assert_close(found.mean, torch.from_numpy(stats["bn.bias"]))
 
 
+def test_pads_that_are_computed(tmp_path):
+    """As PyTorch writes TensorFlow's "same" padding: the rest of a side, cut off at 0."""
+    constants = {
+        **CONV,
+        "two": np.int64(2),
+        "none_below": np.int64(0),
+        "at": np.int64(2),
+        "none": np.zeros(3, np.int64),
+        "rest": np.zeros(4, np.int64),
+    }
+    nodes = (
+        node("Shape", "x", "s"), node("Gather", "s at", "side", axis=0), node("Mod", "side two", "m"),
+        node("Clip", "m none_below", "more"), helper.make_node("Constant", [], ["first"], value_ints=[0]),
+        node("Unsqueeze", "more first", "last"), node("Concat", "none last rest", "pads", axis=0),
+        node("Pad", "x pads", "p"), node("Conv", "p w b", "y"),
+    )  # fmt: skip
+    assert len(g.layers(same(written(tmp_path, model(*nodes, constants=constants))))) == 1
+
+
 def test_attributes_are_the_numbers_that_were_meant(tmp_path):
     """Stored as float32: an epsilon of 0.001 gives the bits that it gives in PyTorch."""
     graph = read_graph(written(tmp_path, model(node("LeakyRelu", "x", "y", alpha=0.001))))
