@@ -124,6 +124,7 @@ def test_missing_sklearn_is_an_error(monkeypatch):
         digits("test")
 
 
+@pytest.mark.slow
 def test_script_writes_weights_that_load_and_have_learned(splits, train_demo, tmp_path, capsys):
     torch.set_num_threads(1)  # as the script runs by itself
     state = torch.get_rng_state()

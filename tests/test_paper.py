@@ -15,6 +15,7 @@ from datafree import graph as g
 from datafree.demo import BLOCKS, digits, digits_net
 from datafree.recipe import presets
 
+pytestmark = pytest.mark.slow
 PAPERS = [name for name in presets() if name.startswith("paper")]
 NUM_BLOCKS = len(BLOCKS)
 RESIDUAL = (6, 9)  # blocks that add their input

@@ -149,6 +149,7 @@ def test_a_block_that_is_a_file_is_there_for_those_after_it(tmp_path, capsys):
     assert not any(Path(place, "kept.py").exists() for place in sys.path)
 
 
+@pytest.mark.slow  # CI runs the page
 def test_the_examples_of_own_kinds_run():
     """In a process of their own, for they add rows to the tables."""
     command = [sys.executable, str(ROOT / "tests" / "readme.py"), str(ROOT / "docs" / "extending.md")]
