@@ -13,7 +13,11 @@ from typing import Any
 
 import numpy as np
 
-FLOAT, OURS, DYNAMIC, NOISE = "float", "ours", "ONNX Runtime, dynamic", "ONNX Runtime, static on noise"
+from bench.networks.text_images import lines, pages
+
+FLOAT, OURS, GIVEN = "float", "ours", "ours, given 64 rendered images"
+DYNAMIC, NOISE = "ONNX Runtime, dynamic", "ONNX Runtime, static on noise"
+OTHER_SEED = 1000  # of images that are given: none that is read later
 NUM_NOISE = 16  # images of noise: its ranges are the same with more
 HALF = "0.5,0.5,0.5"  # mean and std of pixels in 0..1, as RapidOCR normalises them for all three
 
@@ -48,7 +52,21 @@ def settings_of(name: str, settings: Iterable[str]) -> list[str]:
     return [setting for of, setting in named if of == name]
 
 
-def ours(name: str, target: Path, settings: Iterable[str], seed: int) -> None:
+def given(name: str, target: Path, settings: Iterable[str], seed: int) -> None:
+    """The one command, and a folder of text rendered as what is read is: nothing says what is written there."""
+    from PIL import Image
+
+    folder = target.with_name(f"images of {name}")
+    folder.mkdir()
+    made = (pages if name == "det" else lines)(64, seed=OTHER_SEED + seed)
+    _, _, height, width = PARTS[name].made_at
+    for number, (pixels, _) in enumerate(made):
+        part = pixels[:height, :width] if name == "det" else pixels
+        Image.fromarray(np.ascontiguousarray(part[:, :, ::-1])).save(folder / f"{number}.png")
+    ours(name, target, settings, seed, "--images", str(folder))
+
+
+def ours(name: str, target: Path, settings: Iterable[str], seed: int, *more: str) -> None:
     """The one command.
 
     Raises:
@@ -57,7 +75,7 @@ def ours(name: str, target: Path, settings: Iterable[str], seed: int) -> None:
     command = [Path(sys.executable).with_name("datafree"), "compress", originals()[name], "--out", target]
     command += ["--recipe", "w8a8", "--input", ",".join(map(str, PARTS[name].made_at)), "--mean", HALF, "--std", HALF]
     command += ["--threads", 1, "--seed", seed, "--no-estimate"]
-    command += [word for setting in settings for word in ("--set", setting)]
+    command += [*more, *(word for setting in settings for word in ("--set", setting))]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr.strip() or "no message").splitlines()[-1]
@@ -101,7 +119,9 @@ def _prepared(name: str, target: Path) -> Path:
     return ready
 
 
-WAYS: dict[str, Callable[[str, Path, Iterable[str], int], None]] = {OURS: ours, DYNAMIC: dynamic, NOISE: on_noise}
+WAYS: dict[str, Callable[[str, Path, Iterable[str], int], None]] = {
+    OURS: ours, GIVEN: given, DYNAMIC: dynamic, NOISE: on_noise,
+}  # fmt: skip
 """Each writes one part, of this name, to a file, with settings and a seed."""
 
 
