@@ -43,7 +43,7 @@ draws others, where there are others. Defaults were tuned on these evaluation im
 compress(), images given, on a shared machine, for orientation only."""
 SHORT_NOTE = """Pruning, points of top-1 lost: smallest weights to zero by one threshold / the same share of every
 layer / `datafree` / the same solver on real images, as above; mean over one to three seeds; "-" was not run, or cannot
-be. Which, the paper's way, other allocations and seconds: [bench/results/prune.md](bench/results/prune.md)."""
+be. Which, the paper's way, other allocations and seconds: [bench/results/prune.md](../bench/results/prune.md)."""
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench.rows import OLD, ROOT
+from bench.rows import OLD, ROOT, mark
 from bench.tables import (
     ablation,
     budget,
@@ -23,6 +23,7 @@ from bench.tables import (
     guard,
     markdown,
     methods,
+    onnx_files,
     paper,
     paper_pages,
     peers,
@@ -43,6 +44,7 @@ RESULT_PAGES: dict[str, Callable[[Path], str]] = {
     "guard": guard.page,
     "folding": folding.page,
     "rapidocr": rapidocr.page,
+    "onnx_files": onnx_files.page,
     "paper": lambda folder: paper_pages.page(paper.written(folder / "paper.jsonl"), folder),
 }
 BLOCKS: dict[str, tuple[str, Callable[[Path], str]]] = {  # marker -> bench, text
@@ -55,8 +57,13 @@ BLOCKS: dict[str, tuple[str, Callable[[Path], str]]] = {  # marker -> bench, tex
     "paper bits": ("paper", lambda folder: of_paper(paper_pages.bits_block, folder)),
     "paper combination": ("paper", lambda folder: of_paper(paper_pages.combination_block, folder)),
     "first paragraph": ("zoo", lambda folder: first_paragraph(written(folder, "zoo"))),
+    "lite0 table": ("zoo", lambda folder: leading_table(written(folder, "zoo") + written(folder, "prune"))),
 }
 LEADING = "efficientnet_lite0"
+PRESETS = {  # of the table that README leads with
+    "w8a8": "8 bits", "w8a8-tensor": "8 bits, one scale a layer", "w4a8": "weights of 4 bits",
+    "w4a4": "everything at 4 bits", "prune50": "half of the weights zero",
+}  # fmt: skip
 CLAIMS = {"w8a8-tensor": "with 8 bits and one scale a layer", "w4a8": "with weights of 4 bits"}
 BLOCK = re.compile(r"^<!-- (?P<name>[\w ]+) -->\n.*?^<!-- end -->$", re.MULTILINE | re.DOTALL)
 
@@ -123,6 +130,22 @@ def first_paragraph(rows: list[Row]) -> str:
     first = next(r for r in rows if r.network == LEADING)
     found = f"On EfficientNet-Lite0, which has {first.float_top1:.1f} % top-1 on {first.num_images} photographs:"
     return found + "\n" + ",\n".join(told) + ".\n"
+
+
+def leading_table(rows: list[Row]) -> str:
+    """One row a preset on the network that anyone can repeat it with: what is lost, and what is left of the bytes."""
+    lines = ["| preset | | plain rounding loses | `datafree` loses | same class as float | weights' bytes |"]
+    lines.append("|---|---|---|---|---|---|")
+    for preset, words in PRESETS.items():
+        plain, own = (markdown.select(rows, LEADING, preset, name) for name in ("plain rounding", "ours"))
+        if not own:
+            continue
+        agreement, size = (100 * sum(values) / len(own) for values in ([r.agreement / 100 for r in own],
+                                                                       [r.bytes_ratio for r in own]))  # fmt: skip
+        lost = [f"{markdown.mean(cell):.1f}{mark(cell)}" if cell else "-" for cell in (plain, own)]
+        lines.append(f"| `{preset}` | {words} | {' | '.join(lost)} | {agreement:.0f} % | {size:.0f} % |")
+    note = "Points of top-1. *Plain rounding*: the same bits, ranges from smallest to largest value, nothing else done."
+    return "\n".join([*lines, "", note, ""])
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ SHORT_NOTE = """Points of top-1 lost, plain rounding / `datafree` / the same sol
 evaluated on, as many as `datafree` makes, kept as they are or re-standardised, whichever loses less; mean over one to
 three seeds; "-" was not run. Defaults were tuned on these evaluation images. The images evaluated on of mobilenetv2 are
 small ones scaled up, unlike those its BatchNorm saw. The paper's preset, our solver on other signals, more real images,
-agreement and seconds: [bench/results/zoo.md](bench/results/zoo.md)."""
+agreement and seconds: [bench/results/zoo.md](../bench/results/zoo.md)."""
 
 
 def main() -> None:

@@ -383,6 +383,7 @@ def test_help_lists_every_command(capsys):
         "inspect",
         "evaluate",
         "export",
+        "images",
         "bench",
     ]
     assert call(capsys)[1] == out

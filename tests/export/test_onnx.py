@@ -66,6 +66,16 @@ def step(run):
     return max(n.args[1] for n in run.student.graph.nodes if "quantize_per_tensor" in str(n.target))
 
 
+def test_a_file_beyond_two_gigabytes_is_refused(monkeypatch, tmp_path):
+    run, inputs = made("residual")
+    monkeypatch.setattr("datafree.export.onnx.export.LARGEST", 1000)
+    with pytest.raises(
+        ExportError, match=r"would have 0.0 GB; ONNX files without external data end at 2 GB: ask for few"
+    ):
+        export_onnx(run, tmp_path / "net.onnx", probes=inputs)
+    assert not [*tmp_path.iterdir()]
+
+
 # Equal outputs
 
 

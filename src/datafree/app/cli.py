@@ -34,6 +34,7 @@ from datafree import graph as g
 from datafree import pipeline, run
 from datafree.app import tables
 from datafree.app.export_options import options_for, with_exporter_options
+from datafree.app.given_images import load_unlabelled, write_images
 from datafree.app.inspect import inspect as inspect_model
 from datafree.app.labelled_images import BATCH_SIZE, load_images
 from datafree.app.sentences import forecasts, losses
@@ -195,8 +196,12 @@ def compress(
     threads: Threads = None,
     seed: Seed = 0,
     images: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Use the images of another run of the same network; none are made."),
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Use these instead of making images: another run of the same network, a folder of .png or .jpg, .npy "
+            "or .npz; repeatable.",
+        ),
     ] = None,
     device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where images are made.")] = "cpu",
     predict: Annotated[
@@ -222,7 +227,10 @@ def compress(
     used = _given(_numbers(mean), _numbers(std))
     known = used and _range_given(used, example if isinstance(example, torch.Tensor) else example[0])
     origin = provenance(model, weights, pretrained=pretrained)
-    kept = Run.load(images) if images else None
+    pixels = used or normalization(network)
+    kept = _images_given(images or [], network, example, pixels)
+    if isinstance(kept, tuple):
+        chosen = chosen.updated(["signal.kind=loader"])
     unfinished = _unfinished(out, resume=resume)
     done = _compress(
         network, chosen, example, seed=seed, workers=workers, images=kept, device=device, predict=predict,
@@ -233,7 +241,7 @@ def compress(
         _deliver(done, out, warnings, force=force)
     else:
         done.save(out, force=force)
-        _write_pixels(out, used or normalization(network))
+        _write_pixels(out, pixels)
     shutil.rmtree(unfinished, ignore_errors=True)
     if verbose:
         _show(tables.layers_table(done.layers))
@@ -321,6 +329,17 @@ def export(
 
 
 EXPORT = signature(export, eval_str=True)
+
+
+@app.command()
+def images(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory, --out of compress.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="What to write: images.npy, and a .png of each.")],
+    debug: Debug = False,
+) -> None:
+    """Write the images that a run made, for other tools."""
+    count = write_images(Run.load(directory), out)
+    _show(Text(f"{count} images of {directory} are in {out}"))
 
 
 @app.command()
@@ -417,6 +436,24 @@ def _given(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Nor
     if mean is None or std is None:
         raise ValueError("mean and std go together: give both, or neither")
     return Normalization(mean, std, "--mean, --std")
+
+
+def _images_given(
+    paths: Sequence[Path], network: nn.Module, example: Tensor | tuple[Tensor, ...], pixels: Normalization | None
+) -> Run | tuple[Tensor, ...] | None:
+    """A run whose images are used as it used them; or images of several places, one behind the other."""
+    runs = {path: Run.load(path) for path in paths if (path / "summary.json").is_file()}
+    if len(paths) < 2 and len(runs) == len(paths):
+        return next(iter(runs.values()), None)
+    if not isinstance(example, Tensor):
+        raise ValueError("the network has several inputs; give their images from Python")
+    fingerprint = g.fingerprint(g.trace(network, example)) if runs else ""
+    shape = tuple(example.shape[1:])
+    parts = [
+        run.images_of(runs[path], fingerprint)[0] if path in runs else load_unlabelled(path, shape=shape, used=pixels)
+        for path in paths
+    ]
+    return (torch.cat(parts),)
 
 
 def _range_given(used: Normalization, example: Tensor) -> InputRange:

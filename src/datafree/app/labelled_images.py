@@ -17,7 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 BATCH_SIZE = 100
-_SUFFIXES = {".png", ".jpg", ".jpeg"}
+SUFFIXES = {".png", ".jpg", ".jpeg"}
 _MODES = {1: "L", 3: "RGB"}
 
 Batches = Iterator[tuple[Float[Tensor, "n c h w"], Int[Tensor, " n"]]]
@@ -73,7 +73,7 @@ class FolderImages:
     def __iter__(self) -> Batches:
         for start in range(0, self.num_images, BATCH_SIZE):
             files = self.files[start : start + BATCH_SIZE]
-            inputs = [self.pixels.to_input(_read_pixels(file, channels=self.pixels.channels)) for file in files]
+            inputs = [self.pixels.to_input(read_pixels(file, channels=self.pixels.channels)) for file in files]
             yield torch.cat(inputs), self.labels[start : start + BATCH_SIZE]
 
 
@@ -151,7 +151,7 @@ def _open_folder(path: Path, pixels: Pixels) -> FolderImages:
     files: list[Path] = []
     labels: list[int] = []
     for position, folder in enumerate(folders):
-        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
+        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         files += found
         labels += [int(folder.name) if numbered else position] * len(found)
     if not files:
@@ -160,13 +160,13 @@ def _open_folder(path: Path, pixels: Pixels) -> FolderImages:
 
 
 def _open_archive(path: Path, pixels: Pixels) -> ArchiveImages:
-    with _reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+    with reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         names = arrays.files
         y = arrays["y"] if "y" in names else None
     if y is None or "x" not in names:
         raise ImagesError(f"{path} holds the arrays {', '.join(names) or 'none'}; expected x and y")
     with _open_array(path, "x") as (_, shape, dtype):
-        _check_x(shape, dtype, pixels=pixels, path=path)
+        check_x(shape, dtype, pixels=pixels, path=path)
     labels = _as_labels(y, path=path)
     if len(labels) != shape[0]:
         raise ImagesError(f"{path} holds {shape[0]} images and {len(labels)} labels; expected one label an image")
@@ -175,7 +175,7 @@ def _open_archive(path: Path, pixels: Pixels) -> ArchiveImages:
     return ArchiveImages(path, labels, pixels)
 
 
-def _check_x(shape: tuple[int, ...], dtype: np.dtype[Any], *, pixels: Pixels, path: Path) -> None:
+def check_x(shape: tuple[int, ...], dtype: np.dtype[Any], *, pixels: Pixels, path: Path) -> None:
     if len(shape) != 4 or not (dtype == np.uint8 or dtype.kind == "f"):
         raise ImagesError(f"{path}: x is {dtype} {shape}; expected uint8 (N, H, W, C) or float (N, C, H, W)")
     layout, found = ("(N, H, W, C)", shape[3]) if dtype == np.uint8 else ("(N, C, H, W)", shape[1])
@@ -199,7 +199,7 @@ def _as_labels(labels: np.ndarray, *, path: Path) -> Int[Tensor, " n"]:
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def _read_pixels(file: Path, *, channels: int) -> UInt8[np.ndarray, "1 h w c"]:
+def read_pixels(file: Path, *, channels: int) -> UInt8[np.ndarray, "1 h w c"]:
     image_module = _pillow()
     try:
         with image_module.open(file) as image:
@@ -231,7 +231,7 @@ def _pillow() -> Any:
 def _open_array(path: Path, name: str) -> Iterator[tuple[Any, tuple[int, ...], np.dtype[Any]]]:
     """One array of an .npz: a file at its first value, so that batches can be read one after the other."""
     with ExitStack() as stack:
-        with _reading(path):
+        with reading(path):
             archive = stack.enter_context(zipfile.ZipFile(path))
             file = stack.enter_context(archive.open(f"{name}.npy"))
             npy = np.lib.format
@@ -243,13 +243,13 @@ def _open_array(path: Path, name: str) -> Iterator[tuple[Any, tuple[int, ...], n
 
 
 def _read_rows(file: Any, shape: tuple[int, ...], dtype: np.dtype[Any], *, path: Path) -> np.ndarray:
-    with _reading(path):
+    with reading(path):
         raw = file.read(math.prod(shape) * dtype.itemsize)
         return np.frombuffer(raw, dtype=dtype).reshape(shape)
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a damaged zip raises anything from BadZipFile to zlib.error and struct.error

@@ -1,5 +1,6 @@
 """A finished compression: in memory and on disk, evaluated, its cost and its agreement predicted."""
 
+from datafree.run.contact_sheet import png
 from datafree.run.estimate import estimate, with_estimate
 from datafree.run.evaluate import Evaluation, evaluate_models
 from datafree.run.graph_json import graph_from_json, graph_to_json, tensors_of
@@ -19,6 +20,7 @@ __all__ = [
     "graph_to_json",
     "images_of",
     "lost_inputs",
+    "png",
     "summarize",
     "tensors_of",
     "warnings_of",

@@ -25,7 +25,7 @@ def contact_sheet(images: Float[Tensor, "n c h w"]) -> bytes:
     flat = x.transpose(0, 1).flatten(1)
     low, high = (_quantile(flat, q).view(1, 3, 1, 1) for q in (0.01, 0.99))
     pixels = ((x - low) / (high - low).clamp(min=1e-6) * 255).clamp(0, 255).to(torch.uint8)
-    return _png(_side_by_side(pixels))
+    return png(_side_by_side(pixels))
 
 
 def _quantile(x: Float[Tensor, "c n"], share: float) -> Tensor:
@@ -45,7 +45,7 @@ def _side_by_side(pixels: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "h2 w2 3"]:
     return tiled.reshape(rows * sheet.shape[2], columns * sheet.shape[3], 3)
 
 
-def _png(pixels: UInt8[Tensor, "h w 3"]) -> bytes:
+def png(pixels: UInt8[Tensor, "h w 3"]) -> bytes:
     """8-bit RGB, no filter (PNG, second edition, W3C 2003)."""
     height, width, _ = pixels.shape
     lines = b"".join(b"\0" + bytes(row.flatten().numpy()) for row in pixels)

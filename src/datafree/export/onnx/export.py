@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import onnx
 
 NUM_PROBES = 32
+LARGEST = 2**31 - 1  # bytes of a protobuf
 NEAR_DB, SLACK_DB = 10.0, 6.0  # above the quantization noise: near enough; below the student's own repeatability: not
 LARGER = 32  # pixels more a side, where sizes are open
 SAME_DB = 80.0  # float rounding alone; a file this near to the student is the student, however little that lost
@@ -87,13 +88,22 @@ def export_onnx(
     inputs = _probes(run, probes)
     try:
         with atomic_write(path) as place:
-            place.write_bytes(model.SerializeToString())
+            _write(model, place)
             check = check_file(run, place, inputs, tuple(_notes(run, model, folded, padded)), source)
     except OSError as error:
         raise ExportError(
             f"{path} could not be written: {error.strerror or error}; free some space or choose another place"
         ) from error
     return check
+
+
+def _write(model: onnx.ModelProto, place: Path) -> None:
+    if model.ByteSize() > LARGEST:
+        raise ExportError(
+            f"the file would have {model.ByteSize() / 1e9:.1f} GB; ONNX files without external data end at 2 GB: ask "
+            "for fewer bits"
+        )
+    place.write_bytes(model.SerializeToString())
 
 
 def _check_arguments(path: Path, opset: int, *, int4: bool, force: bool) -> None:

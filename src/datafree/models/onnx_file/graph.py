@@ -130,13 +130,20 @@ def _node(onnx: Any, proto: Any, opset: int, path: Path) -> Node:
         raise ModelError(f"{path} is quantized already ({proto.op_type}); give the float network it was made from")
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
     graphs = [value for value in attributes.values() if isinstance(value, onnx.GraphProto)]
-    attributes = {k: v.decode() if isinstance(v, bytes) else v for k, v in attributes.items() if v not in graphs}
+    attributes = {name: _value(v) for name, v in attributes.items() if v not in graphs}
     if proto.op_type in FLATTENING and opset < 13:
         attributes = {"axis": 1, **attributes, "flattens": True}
     domain = "" if proto.domain in ("", "ai.onnx") else f"{proto.domain}."
     inputs = (*proto.input, *(name for graph in graphs for name in _outer(graph)))
     inner = tuple(name for graph in graphs for name in _operators(graph)) if graphs else None
     return Node(proto.name, domain + proto.op_type, inputs, tuple(proto.output), attributes, inner=inner)
+
+
+def _value(value: Any) -> Any:
+    """An attribute; a float32 as the number that was meant, 0.001 instead of 0.0010000000474974513."""
+    if isinstance(value, bytes):
+        return value.decode()
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def _operators(graph: Any) -> list[str]:

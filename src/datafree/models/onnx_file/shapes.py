@@ -134,6 +134,13 @@ def _range(node: Node, start: Shape, limit: Shape, delta: Shape) -> Shape:
     return _objects(np.arange(first, end, step))
 
 
+def _clip(node: Node, data: Shape, low: Any = None, high: Any = None) -> Shape:
+    """Sides as TensorFlow's "same" padding asks for, none below 0."""
+    ends = [node.attributes.get(name) if v is None else v for name, v in (("min", low), ("max", high))]
+    bounds = [default if v is None else np.ravel(v)[0] for v, default in zip(ends, (-np.inf, np.inf), strict=True)]
+    return np.array([min(max(x, bounds[0]), bounds[1]) for x in data.flat], dtype=object).reshape(data.shape)
+
+
 SHAPE_OPERATORS: dict[str, Callable[..., Shape]] = {
     "Gather": _gather,
     "Concat": _concat,
@@ -145,6 +152,7 @@ SHAPE_OPERATORS: dict[str, Callable[..., Shape]] = {
     "Floor": _each(lambda x: int(x // 1)),
     "Ceil": _each(lambda x: int(-(-x // 1))),
     "Neg": _each(lambda x: -x),
+    "Clip": _clip,
     "Not": _each(lambda x: not x),
     "Sqrt": _each(lambda x: x**0.5),
     "Shape": lambda node, data: _objects(np.shape(data))[node.attributes.get("start", 0) : node.attributes.get("end")],
