@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all check format bench bench-all bench-networks bench-paper peers clean
+.PHONY: demo test test-all check format bench bench-all bench-networks bench-paper bench-rapidocr peers clean
 
 demo: $(STAMP)
 	$(BIN)/datafree demo
@@ -66,10 +66,17 @@ peers: $(STAMP)
 	.venv-peers/bin/python -m pip install --quiet --requirement bench/peers/requirements.txt
 	$(BIN)/python -m bench.tables.peers $(if $(NETWORKS),--networks $(NETWORKS))
 
+# Files that RapidOCR comes with; it goes into a folder of its own, with what it needs beside .venv
+OCR := .venv-rapidocr
+bench-rapidocr: $(STAMP)
+	test -d $(OCR)/rapidocr_onnxruntime || $(BIN)/python -m pip install --quiet --no-deps --target $(OCR) \
+		--requirement bench/networks/rapidocr.txt
+	PYTHONPATH=$(OCR) $(BIN)/python -m bench.tables.rapidocr
+
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(STAMP)
 
 clean:
-	rm -rf .venv .venv-peers .pytest_cache .ruff_cache .hypothesis build
+	rm -rf .venv .venv-peers .venv-rapidocr .pytest_cache .ruff_cache .hypothesis build

@@ -28,6 +28,7 @@ from bench.tables import (
     paper_pages,
     peers,
     prune,
+    rapidocr,
     zoo,
 )
 from bench.tables.accuracy import Row, written
@@ -42,6 +43,7 @@ RESULT_PAGES: dict[str, Callable[[Path], str]] = {
     "ablation": ablation.page,
     "guard": guard.page,
     "folding": folding.page,
+    "rapidocr": rapidocr.page,
     "onnx_files": onnx_files.page,
     "paper": lambda folder: paper_pages.page(paper.written(folder / "paper.jsonl"), folder),
 }
