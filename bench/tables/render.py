@@ -27,6 +27,7 @@ from bench.tables import (
     paper_pages,
     peers,
     prune,
+    targets,
     zoo,
 )
 from bench.tables.accuracy import Row, written
@@ -41,6 +42,7 @@ RESULT_PAGES: dict[str, Callable[[Path], str]] = {
     "ablation": ablation.page,
     "guard": guard.page,
     "folding": folding.page,
+    "targets": targets.page,
     "paper": lambda folder: paper_pages.page(paper.written(folder / "paper.jsonl"), folder),
 }
 BLOCKS: dict[str, tuple[str, Callable[[Path], str]]] = {  # marker -> bench, text

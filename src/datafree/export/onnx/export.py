@@ -23,6 +23,7 @@ from datafree.export.onnx.optimized import NodeShare
 from datafree.export.onnx.pad_channels import pad_channels
 from datafree.export.onnx.source_file import open_source
 from datafree.export.onnx.space_to_depth import fold_pixels
+from datafree.export.onnx.target_rules import violations
 from datafree.export.onnx.translate import translate
 from datafree.export.onnx.write_back import write_back
 from datafree.export.onnx.writer import IR_VERSIONS, ExportError, remove_unread
@@ -82,7 +83,7 @@ def export_onnx(
     run: Run,
     path: str | Path,
     *,
-    opset: int = 21,
+    opset: int | None = None,
     int4: bool = False,
     space_to_depth: bool = True,
     force: bool = False,
@@ -93,15 +94,16 @@ def export_onnx(
     """Write the student as an ONNX file and check the file by running it.
 
     Quantize/dequantize pairs around float operators (QDQ): unsigned 8-bit activations, signed 8-bit weights with
-    zero_point 0, 32-bit biases, all stored as integers; pruned float students as plain float. The batch dimension is
-    open. Recipe, seed, version and input range travel in the file's metadata.
+    zero_point 0, 32-bit biases, all stored as integers; pruned float students as plain float. Other targets of the
+    recipe have other forms; what their runtime may not take is in the notes. The batch dimension is open. Recipe, seed,
+    version and input range travel in the file's metadata.
 
     Args:
         path: of the file; it appears whole or not at all.
-        opset: 21 or 13.
+        opset: 21 or 13; None = the target's.
         int4: store weights of up to 4 bits as ONNX INT4: half the bytes, but slower in ONNX Runtime. Opset 21 only.
         space_to_depth: write a first convolution of stride 2 on blocks of 2x2 pixels: the same integers, a tenth faster
-            in ONNX Runtime; OpenVINO is up to a twentieth faster without.
+            in ONNX Runtime. Only where that is the target.
         force: replace a file that is there.
         probes: images to compare on, (N, C, H, W) as the network sees them, one tensor for each input; None = the
             run's own images, or dead leaves in the run's input range.
@@ -113,13 +115,16 @@ def export_onnx(
         ExportError: packages are missing, a file is there, an operator that ONNX lacks, a disk that is full; or the
             file differs from the student as much as the student from the float network. No file is left then.
     """
-    path = Path(path)
+    path, target = Path(path), run.recipe.runtime
+    opset = target.opset if opset is None else opset
     _check_arguments(path, opset, int4=int4, force=force)
+    if int4 and not target.int4:
+        raise ExportError(f"target {run.recipe.target!r} takes no INT4 weights; leave int4 out")
     source = "" if new_graph else str(into or run.summary.source)
     model = _written(run, path, opset=opset, int4=int4, source=source)
     fold_paddings(model)
-    folded = fold_pixels(model) if space_to_depth else None
-    padded = pad_channels(model)
+    folded = fold_pixels(model) if space_to_depth and target.tuned else None
+    padded = pad_channels(model) if target.tuned else 0
     remove_unread(model.graph)
     _add_metadata(model, run)
     inputs = _probes(run, probes)
@@ -153,13 +158,13 @@ def _check_arguments(path: Path, opset: int, *, int4: bool, force: bool) -> None
 def _written(run: Run, path: Path, *, opset: int, int4: bool, source: str) -> onnx.ModelProto:
     """A graph of its own, or that of the file the network was read from."""
     if not source:
-        return translate(run.student, opset=opset, int4=int4)
+        return translate(run.student, opset=opset, int4=int4, target=run.recipe.runtime)
     if path.exists() and path.samefile(source):
         raise ExportError(f"{path} is the file that the network was read from; choose another name")
     opened = open_source(Path(source), run.teacher, run.summary.fingerprint)
     if int4 and opened.opset < 21:
         raise ExportError(f"{source} is of opset {opened.opset}, which has no INT4; leave it out, or write a new graph")
-    return write_back(run.student, opened, int4=int4)
+    return write_back(run.student, opened, int4=int4, target=run.recipe.runtime)
 
 
 def _add_metadata(model: onnx.ModelProto, run: Run) -> None:
@@ -286,7 +291,7 @@ def _notes(run: Run, model: onnx.ModelProto, folded: str | None, padded: int) ->
     if run.student is run.teacher:
         return ["the float network, not the student"]
     stored = {t.name: t.data_type for t in model.graph.initializer}
-    notes = []
+    notes = [f"not as {run.recipe.target} wants it: {found}" for found in violations(model, run.recipe.runtime)]
     if folded:
         notes.append(f"{folded} reads blocks of 2x2 pixels: its stored weight has another shape, and runs faster")
     if padded:
