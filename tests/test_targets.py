@@ -49,8 +49,9 @@ def test_the_file_keeps_the_rules_and_is_the_student(name, target, tmp_path):
     run, inputs = made(name, target)
     check = export_onnx(run, tmp_path / "net.onnx", probes=inputs)
     found = [note for note in check.notes if "wants it" in note]
-    assert all("gives floats that are not rounded" in note for note in found) if name in DECOMPOSED else not found
-    assert check.sqnr_db > check.quantization_db
+    assert found == [] or (name in DECOMPOSED and target == "arm")
+    step = min((n.args[1] for n in g.outputs(run.student) if n.target is DEQUANTIZE), default=0.0)
+    assert check.sqnr_db > check.quantization_db or check.largest_difference <= 1.01 * step
     assert onnx.load(tmp_path / "net.onnx").opset_import[0].version == TARGETS[target].opset
 
 
@@ -100,7 +101,8 @@ def test_a_layer_that_is_computed_with_a_sum_is_not_rounded(target):
     sums = [node for node in run.student.graph.nodes if len(g.summands(node)) == 2]
     for node in sums:
         assert sorted(x.target is DEQUANTIZE for x in g.summands(node)) == [False, True]
-        assert g.note(fused_operand(node)).layer
+        fused = fused_operand(node)
+        assert fused is not None and g.note(fused).layer
     everywhere = made("residual", "generic")[0]
     assert len(nodes(everywhere, QUANTIZE)) - len(nodes(run, QUANTIZE)) >= len(sums) > 0
 
@@ -169,7 +171,9 @@ def test_weights_in_4_bits_are_refused(target, tmp_path):
 def test_what_breaks_a_rule_is_noted(tmp_path):
     run, inputs = made("activations", "arm")
     check = export_onnx(run, tmp_path / "net.onnx", probes=inputs)
-    assert any("not as arm wants it: Erf gelu" in note for note in check.notes)
+    broken = [note for note in check.notes if "wants it" in note]
+    assert "not as arm wants it: Erf gelu.erf gives floats that are not rounded" in broken
+    assert len(broken) == 5 and broken[-1] == "not as arm wants it: 1 more nodes", "lines do not grow with the network"
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "arm"])
