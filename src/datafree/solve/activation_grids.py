@@ -8,16 +8,18 @@ import torch
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.graph import positions, unfold
+from datafree.graph import operator_of, positions, unfold
 from datafree.quantization import choose_qparams, fake_quantize, search_grid
 from datafree.recipe import TARGETS, USUAL, Target
 from datafree.records import Layer, QParams
 from datafree.signals import Signal
-from datafree.solve.plan import WIDE
+from datafree.solve.plan import WIDE, quantized_at
 
 SAMPLE = 2**16  # values looked at
 ROWS = 1024  # output positions looked at
 FACTORS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5)  # of the range that is best for the values themselves
+
+RESERVE = 2.0  # of the range of outputs: real images take a network further than made ones (ours: 1.6 to 2.5 times)
 
 
 def tensor_grid(
@@ -28,6 +30,8 @@ def tensor_grid(
     symmetric = not target.zero_points
     if node.op == "placeholder" and source.input_limits is not None:
         found = input_grid(source.input_limits[g.placeholders(teacher).index(node)], bits, symmetric=symmetric)
+    elif target.rounded == "everything" and _is_open_output(teacher, node):
+        found = output_grid(x, bits, symmetric=symmetric)
     else:
         found = activation_grid(teacher, x, bits, source.seed, readers=readers, symmetric=symmetric)
     return _signed(found) if target.signed else found
@@ -81,6 +85,20 @@ def _covering(ends: tuple[float, float], bits: int, *, symmetric: bool) -> QPara
 def input_grid(reach: tuple[float, float], bits: int, *, symmetric: bool = False) -> QParams:
     """The grid of an input of the network: whatever a real one may hold, for what was made here says little of that."""
     return _covering(reach, bits, symmetric=symmetric)
+
+
+def output_grid(x: Tensor, bits: int, *, symmetric: bool = False) -> QParams:
+    """The grid of an output of the network: nothing is clipped, and as much again is kept free.
+
+    The largest logit is the answer: where several end at the top of a grid, the classes are no longer told apart.
+    """
+    return _covering((RESERVE * float(x.min()), RESERVE * float(x.max())), bits, symmetric=symmetric)
+
+
+def _is_open_output(teacher: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the network gives a node's values, and nothing says how far they reach."""
+    given = {quantized_at(output) for output in g.outputs(teacher)}
+    return node in given and operator_of(node).within is None and g.clip_bounds(node) is None
 
 
 def _by_values(x: Tensor, bits: int, seed: int, *, symmetric: bool) -> QParams:
