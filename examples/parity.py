@@ -8,7 +8,7 @@ from torch import Tensor
 
 from datafree import Recipe, Run, compress, load_model
 from datafree.demo import digits
-from datafree.export.onnx.export import SAME_DB
+from datafree.export.onnx.check import SAME_DB
 from datafree.export.onnx.onnxruntime import agreement, run_module, sqnr
 from datafree.recipe import Propagated
 from datafree.signals import make_signal
@@ -22,11 +22,11 @@ def need(*packages: str) -> None:
             sys.exit(0)
 
 
-def open_run(arguments: list[str]) -> tuple[Run, tuple[Tensor, ...]]:
-    """The run in a directory and procedural images, or the demo network and digits; images (N, C, H, W)."""
+def open_run(arguments: list[str], *settings: str) -> tuple[Run, tuple[Tensor, ...]]:
+    """The run in a directory and procedural images, or the demo network with settings, and digits; (N, C, H, W)."""
     if not arguments:
         model, example = load_model("demo")
-        return compress(model, Recipe.preset("w8a8"), example), (digits("test")[0][:64],)
+        return compress(model, Recipe.preset("w8a8").updated([*settings]), example), (digits("test")[0][:64],)
     run, signal = Run.load(arguments[0]), Propagated(images=32)
     return run, make_signal(run.teacher, run.stats, signal, seed=0, input_range=run.input_range).inputs
 

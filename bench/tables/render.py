@@ -29,6 +29,7 @@ from bench.tables import (
     peers,
     prune,
     rapidocr,
+    targets,
     zoo,
 )
 from bench.tables.accuracy import Row, written
@@ -45,6 +46,7 @@ RESULT_PAGES: dict[str, Callable[[Path], str]] = {
     "folding": folding.page,
     "rapidocr": rapidocr.page,
     "onnx_files": onnx_files.page,
+    "targets": targets.page,
     "paper": lambda folder: paper_pages.page(paper.written(folder / "paper.jsonl"), folder),
 }
 BLOCKS: dict[str, tuple[str, Callable[[Path], str]]] = {  # marker -> bench, text

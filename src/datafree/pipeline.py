@@ -29,7 +29,7 @@ from datafree.records import InputRange, LayerResult, Summary
 from datafree.run import Run, Steps, images_of, summarize, with_estimate
 from datafree.signals import make_signal, measured_stats, signal_kind
 from datafree.solve import Pool, Problem, plan_layers, solve_layers
-from datafree.student import check_distillation, distill, remove_channels, snap_scales
+from datafree.student import check_distillation, distill, fit_grids_, remove_channels, snap_scales
 from datafree.teacher import equalize_, fold_batchnorm_, slim
 
 
@@ -96,6 +96,7 @@ def compress(
         solution = remove_channels(solve_layers(allocated.problem, pool, on_done, work.checkpoints), allocated.channels)
         solution, distilled = distill(allocated.problem, solution, recipe.distill, recipe.signal, work)
         student, layers = snap_scales(solution)
+        fit_grids_(student, recipe.runtime)
     add_macs(spent.macs)  # for whoever counts around this
     steps, seconds = Steps(kept, slimmed, equalization, allocated, distilled, solution), time.perf_counter() - start
     summary = summarize(steps, model, fingerprint=fingerprint, seconds=seconds, spent=spent.macs)

@@ -140,6 +140,7 @@ class WeightSpec:
     per_channel: bool = True
     symmetric: bool = True
     prune: PruneSpec | None = None
+    one_scale: bool = False  # the runtime takes no other
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,15 @@ def test_one_command_from_python_code(capsys):
         assert ("speed" in facts(shown)) == (out == "net.onnx") and Path(out).is_file()
 
 
+def test_a_target_is_a_setting_of_the_recipe(capsys):
+    code, shown, err = call(
+        capsys, "compress", MODEL, "--recipe", "w8a8", "--target", "arm", "--out", "arm", "--set", FEW, "--no-estimate"
+    )
+    assert code == 0, err
+    assert facts(shown)["recipe"] == f"w8a8 {FEW} target=arm"
+    assert "target: arm" in Path("arm/recipe.yaml").read_text()
+
+
 # What is wrong
 
 
@@ -133,6 +142,8 @@ def test_one_command_from_python_code(capsys):
         (["--set", "weights.bit=3"], r"weights\.bit: unknown key; allowed here are bits, per, symmetric"),
         (["--set", "weights"], r"'weights' has no '='; write it as weights\.bits=3"),
         (["--set", "layers.nosuch*=keep"], r"'nosuch\*' matches no layer; layers are stem\[/red\], body, head\.2"),
+        (["--target", "coreml"], r"target: Input should be 'onnxruntime', .*or 'generic', got 'coreml'"),
+        (["--target", "arm", "--set", "activations.bits=4"], r"target 'arm' takes activations of 8 bits, and activ"),
         (["--weights", "no.pth"], r"weights no\.pth are not a file"),
         (["--weights", "damaged.pth"], r"weights damaged\.pth \(7 bytes\) cannot be read as \.pth"),
         (["--pretrained"], r"pretrained=True is for timm: and torchvision: names"),

@@ -14,7 +14,7 @@ pytest.importorskip("sklearn")
 from bench import rows
 from bench.networks import real_images, trained
 from bench.networks.real_images import REFERENCES, Real
-from bench.tables import accuracy, claim, folding, guard, markdown, methods, prune, render, zoo
+from bench.tables import accuracy, claim, folding, guard, markdown, methods, prune, render, targets, zoo
 from bench.tables.accuracy import Cell, Row, Way
 from datafree import Recipe, compress
 from nets import NETS
@@ -236,7 +236,9 @@ def test_as_many_is_what_inverted_makes():
     assert [real_images.as_many(network) for network in asked] == [128, 64, 74, 64]
 
 
-@pytest.mark.parametrize("bench", [zoo, prune, claim, methods, guard, folding], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "bench", [zoo, prune, claim, methods, guard, folding, targets], ids=lambda module: module.__name__
+)
 def test_rows_are_recipes(bench):
     for way in bench.WAYS.values():
         assert Recipe.preset("prune50").updated(list(way.settings))

@@ -55,7 +55,7 @@ def check(done):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["torch_compile.py", "openvino_run.py", "executorch_run.py"])
+@pytest.mark.parametrize("script", ["torch_compile.py", "openvino_run.py", "executorch_run.py", "litert_run.py"])
 def test_demo_network_answers_as_the_student(script):
     check(start(script))
 
@@ -113,3 +113,16 @@ class Shifted(torch.nn.Module):
 
     def forward(self, x):
         return self.student(x).roll(1, dims=1)
+
+
+def test_what_litert_is_given_is_the_same_function_without_stored_integers(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from litert_run import for_litert
+
+    model, inputs = NETS["linear after flatten"]()
+    student = compress(model, Recipe.preset("w8a8").updated(["signal.images=2", "target=arm"]), inputs).student
+    given = for_litert(student)
+    stored = [n for n in given.graph.nodes if n.op == "get_attr" and not g.tensor_of(given, n).is_floating_point()]
+    assert {g.tensor_of(given, n).dtype for n in stored} <= {torch.int64}, "zero points alone"
+    with torch.no_grad():
+        assert torch.allclose(given(*inputs), student(*inputs), rtol=0, atol=1e-6)

@@ -9,7 +9,7 @@ from datafree import graph as g
 from datafree.graph.capture import trace
 from datafree.quantization.affine import fake_quantize
 from datafree.records import InputRange
-from datafree.solve.activation_grids import activation_grid, input_grid
+from datafree.solve.activation_grids import RESERVE, activation_grid, input_grid, output_grid
 from nets import NETS
 
 LOUD, QUIET = 8.0, 0.01  # weights of a reader that listens to one channel
@@ -100,3 +100,13 @@ def test_images_given_are_no_reason_to_clip_real_ones_but_real_ones_are_believed
         quantize = next(n for n in run.student.graph.nodes if "quantize_per_tensor" in str(n.target))
         scales.append(quantize.args[1])
     assert scales[0] == pytest.approx(7 / 255, rel=1e-3) and scales[1] < 1e-4
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_outputs_are_not_clipped_and_have_a_reserve(symmetric):
+    x = images() - 1
+    grid = output_grid(x, 8, symmetric=symmetric)
+    low, high = (float((q - grid.zero_point) * grid.scale) for q in (grid.qmin, grid.qmax))
+    assert low <= RESERVE * float(x.min()) + float(grid.scale) and high >= RESERVE * float(x.max()) - float(grid.scale)
+    clipped = activation_grid(reader([LOUD, QUIET], x)[0], x, 8, 0)
+    assert float(grid.scale) > float(clipped.scale)

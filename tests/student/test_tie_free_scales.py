@@ -76,11 +76,11 @@ MADE = {"sums": Sums, "readers": Readers, "constants": Constants}
 
 
 @functools.cache
-def students(name, preset):
+def students(name, preset, target="onnxruntime"):
     """Before and after, each with its layers; and noise to run them on."""
     torch.manual_seed(0)
     model, inputs = (MADE[name]().eval(), (torch.zeros(1, 3, 16, 16),)) if name in MADE else NETS[name]()
-    recipe = Recipe.preset(preset).updated(CHEAP)
+    recipe = Recipe.preset(preset).updated([*CHEAP, f"target={target}"])
     teacher = trace(model, inputs)
     stats, _ = fold_batchnorm_(teacher)
     stats, _ = equalize_(teacher, stats, mode=recipe.equalize, rows=recipe.weights.per == "tensor")
@@ -136,6 +136,13 @@ def test_what_is_too_small_for_a_fraction_stays():
 @pytest.mark.parametrize("name", EVERY)
 def test_float64_stores_the_same_integers(name, preset):
     _, (student, _), inputs = students(name, preset)
+    assert other_integers(student, inputs) == 0
+
+
+@pytest.mark.parametrize("target", ["openvino", "tensorrt"])
+@pytest.mark.parametrize("name", ["residual", "residual with projection", "depthwise inverted residual"])
+def test_float64_stores_the_same_integers_of_sums_that_a_layer_is_computed_with(name, target):
+    _, (student, _), inputs = students(name, "w8a8", target)
     assert other_integers(student, inputs) == 0
 
 

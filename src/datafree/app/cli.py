@@ -42,7 +42,7 @@ from datafree.app.verdict import time_beside_float, verdict
 from datafree.execution import processes, serial
 from datafree.export import EXPORTERS, exporter_for, exporters_by_suffix
 from datafree.models import Normalization, load_model, normalization, provenance, range_of
-from datafree.recipe import Recipe, presets
+from datafree.recipe import TARGETS, Recipe, presets
 from datafree.records import InputRange, LayerResult
 from datafree.run import Run, RunError, evaluate_models, with_estimate
 from datafree.solve import LayerError
@@ -88,6 +88,12 @@ RecipeName = Annotated[
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, as in --set weights.bits=3; repeatable."),
+]
+For = Annotated[
+    str | None,
+    typer.Option(
+        "--target", metavar="NAME", help=f"The runtime it is for, as --set target=NAME: {', '.join(TARGETS)}."
+    ),
 ]
 Mean = Annotated[
     str | None,
@@ -184,6 +190,7 @@ def compress(
     ],
     recipe: RecipeName = "w4a8",
     settings: Settings = None,
+    target: For = None,
     weights: Weights = None,
     pretrained: Pretrained = False,
     input_shape: InputShape = None,
@@ -219,6 +226,7 @@ def compress(
     Until that is there, the work is kept beside it in a folder that ends in .part.
     """
     _set_threads(threads)
+    settings = [*(settings or []), *([f"target={target}"] if target else [])]
     chosen = _read_recipe(recipe, settings)
     is_file = out.suffix in exporters_by_suffix()
     _check_out(out, Path(model), force=force, is_file=is_file)
@@ -246,7 +254,7 @@ def compress(
     if verbose:
         _show(tables.layers_table(done.layers))
     if verbose or not is_file:
-        facts = {"model": origin, "recipe": " ".join([recipe, *(settings or [])]), **tables.run_facts(done)}
+        facts = {"model": origin, "recipe": " ".join([recipe, *settings]), **tables.run_facts(done)}
         _show(tables.facts_table(f"{done.summary.model}, compressed into {out}", facts))
         _show(*tables.notes(warnings, done.summary.skipped))
 

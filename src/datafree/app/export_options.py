@@ -19,7 +19,7 @@ class ExporterOption:
 
     exporter: str
     name: str
-    kind: type
+    kind: Any
     default: Any
     said: Option
 

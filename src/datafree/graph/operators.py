@@ -40,6 +40,7 @@ class Operator:
     removal: how its arguments follow when channels are removed: "sizes", "splits", "slice", "pads", "as it is"; "" =
         channels before it cannot be removed.
     identity: does nothing in eval mode.
+    within: ends of its values whatever comes in, which runtimes give them a known grid for.
     """
 
     channels: Literal["keeps", "moves", "joins", "unites", "gates", "pads", "mixes"] = "mixes"
@@ -53,6 +54,7 @@ class Operator:
     averages: Callable[[fx.Node], int] | None = None
     removal: Literal["", "sizes", "splits", "slice", "pads", "as it is"] = "as it is"
     identity: bool = False
+    within: tuple[float, float] | None = None
 
 
 UNKNOWN = Operator()
@@ -159,9 +161,9 @@ OPERATORS: dict[object, Operator] = {
     aten.silu.default: POINTWISE,
     aten.hardswish.default: POINTWISE,
     aten.hardsigmoid.default: POINTWISE,
-    aten.sigmoid.default: POINTWISE,
+    aten.sigmoid.default: replace(POINTWISE, within=(0.0, 1.0)),
     aten.gelu.default: POINTWISE,
-    aten.tanh.default: POINTWISE,
+    aten.tanh.default: replace(POINTWISE, within=(-1.0, 1.0)),
     aten.elu.default: POINTWISE,
     aten.selu.default: POINTWISE,
     aten.celu.default: POINTWISE,
@@ -251,7 +253,7 @@ OPERATORS: dict[object, Operator] = {
     aten.conv_transpose2d.input: UNKNOWN,
     aten.matmul.default: UNKNOWN,
     aten.bmm.default: UNKNOWN,
-    aten.softmax.int: UNKNOWN,
+    aten.softmax.int: replace(UNKNOWN, within=(0.0, 1.0)),
     aten.layer_norm.default: UNKNOWN,
     # nothing at all, in eval mode
     aten.dropout.default: IDENTITY,

@@ -13,8 +13,12 @@ from datafree.recipe.signals import (
     Propagated,
     SignalRecipe,
 )
+from datafree.recipe.targets import TARGETS, USUAL, WEIGHT_RANGE, Target
 
 __all__ = [
+    "TARGETS",
+    "USUAL",
+    "WEIGHT_RANGE",
     "Activations",
     "AdaRound",
     "Adversarial",
@@ -35,6 +39,7 @@ __all__ = [
     "SQuant",
     "SignalRecipe",
     "StraightThrough",
+    "Target",
     "Weights",
     "presets",
 ]

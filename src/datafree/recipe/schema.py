@@ -23,6 +23,7 @@ from datafree.recipe.old_names import new_method, with_new_names
 from datafree.recipe.parts import Bits, Part, RecipeError
 from datafree.recipe.rounding import Gptq, RoundingRecipe
 from datafree.recipe.signals import Propagated, SignalRecipe
+from datafree.recipe.targets import TARGETS, USUAL, Target
 
 
 class Weights(Part):
@@ -164,6 +165,7 @@ class Recipe(Part):
     distill: Distill | None = None
     budget: Budget | None = None
     first_last: Literal[8, "same"] = 8  # bits of the first and the last layer at least, or the same as the others'
+    target: Literal["onnxruntime", "openvino", "tensorrt", "arm", "generic"] = USUAL  # the runtime it is made for
     layers: dict[str, _Rule] = Field(default_factory=dict)  # shell wildcards, last match wins
 
     def __init__(self, **fields: Any) -> None:
@@ -171,6 +173,24 @@ class Recipe(Part):
             super().__init__(**with_new_names(fields))
         except ValidationError as error:
             raise RecipeError(_explain(error)) from None
+
+    @model_validator(mode="after")
+    def _target_has_these_widths(self) -> Recipe:
+        known = self.runtime.activation_bits
+        rules = {f"layers.{name}.": rule for name, rule in self.layers.items() if isinstance(rule, LayerRule)}
+        given = {"": self.activations, **{path: rule.activations for path, rule in rules.items()}}
+        wrong = next((p for p, part in given.items() if part.bits is not None and part.bits not in known), None)
+        if wrong is not None:
+            raise ValueError(
+                f"target {self.target!r} takes activations of {', '.join(map(str, known))} bits, and "
+                f"{wrong}activations.bits is {given[wrong].bits}; set that to {known[-1]}, or choose another target"
+            )
+        return self
+
+    @property
+    def runtime(self) -> Target:
+        """What the runtime can do that the student is made for."""
+        return TARGETS[self.target]
 
     @classmethod
     def preset(cls, name: str) -> Recipe:
@@ -278,7 +298,8 @@ def _explain(error: ValidationError) -> str:
         elif item["type"] == "string_pattern_mismatch":
             lines.append(f"{'.'.join(path)}: allowed are unstructured, channels, and n:m as 2:4, got {item['input']!r}")
         elif item["type"] == "value_error":
-            lines.append(f"{'.'.join(path)}: {item['msg'].removeprefix('Value error, ')}")
+            where = f"{'.'.join(path)}: " if path else ""  # a fact of the whole recipe has no path
+            lines.append(where + item["msg"].removeprefix("Value error, "))
         else:
             lines.append(f"{'.'.join(path)}: {item['msg']}, got {item['input']!r}")
     return "recipe: " + "; ".join(lines)
@@ -287,6 +308,8 @@ def _explain(error: ValidationError) -> str:
 def _user_path(loc: tuple[int | str, ...]) -> list[str]:
     """The path as written in the recipe, without the names of the alternatives pydantic tried."""
     path = [str(p) for p in loc]
+    if not path:
+        return path
     tag = {"solve": 1, "signal": 1, "layers": 2}.get(path[0], len(path))
     return path[:tag] + path[tag + 1 :]
 

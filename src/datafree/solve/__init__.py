@@ -5,7 +5,7 @@ from datafree.solve.jobs import LayerJob
 from datafree.solve.mending import floor_db
 from datafree.solve.moments import shrunk
 from datafree.solve.network_probe import NetworkProbe, Probe
-from datafree.solve.plan import WIDE, LayerPlan, Plan, plan_layers, quantized_at, wide_operands
+from datafree.solve.plan import WIDE, LayerPlan, Plan, fused_operand, plan_layers, quantized_at, wide_operands
 from datafree.solve.problem import Grids, Problem, Solution
 from datafree.solve.pruning import count_schedule, inverse, thinned
 from datafree.solve.rounding import ROUNDING, RoundingMethod, rounding_method
@@ -33,6 +33,7 @@ __all__ = [
     "count_schedule",
     "damped",
     "floor_db",
+    "fused_operand",
     "inverse",
     "layer_jobs",
     "output_power",

@@ -41,12 +41,12 @@ def remedies(job: LayerJob) -> Iterator[tuple[str, LayerJob]]:
     """Other ways to solve a layer, from what costs nothing to float weights, each with what it is called."""
     light = replace(job, weight=_without_idle(job))
     yield "weights on inputs that hardly move left out", light
-    if not job.spec.per_channel:
+    if not (job.spec.per_channel or job.spec.one_scale):
         yield "a scale for each channel", replace(job, spec=replace(job.spec, per_channel=True))
         yield "both", replace(light, spec=replace(job.spec, per_channel=True))
     if job.spec.bits is not None and job.spec.bits < 8:
-        finer = replace(job.spec, bits=8, per_channel=True, symmetric=True)
-        yield "8 bits and a scale for each channel", replace(light, spec=finer)
+        finer = replace(job.spec, bits=8, per_channel=not job.spec.one_scale, symmetric=True)
+        yield "8 bits" if job.spec.one_scale else "8 bits and a scale for each channel", replace(light, spec=finer)
     yield "float weights", replace(job, spec=replace(job.spec, bits=None))
 
 

@@ -9,8 +9,8 @@ from fnmatch import fnmatchcase
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.graph import argument, operator_of
-from datafree.recipe import Activations, LayerRule, Prune, Recipe, RecipeError, Weights
+from datafree.graph import argument, operator_of, summands
+from datafree.recipe import TARGETS, USUAL, Activations, LayerRule, Prune, Recipe, RecipeError, Target, Weights
 from datafree.records import Layer, PruneSpec, Skipped, WeightSpec
 from datafree.solve.rounding import rounding_method
 
@@ -30,11 +30,12 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All layers by name; the widths each tensor is quantized to, by node name, widest first; what is left out."""
+    """All layers by name; the widths of each tensor, by node name, widest first; what is left out; for whom."""
 
     layers: dict[str, LayerPlan]
     activation_bits: dict[str, tuple[int, ...]]
     skipped: tuple[Skipped, ...]
+    target: Target = TARGETS[USUAL]
 
 
 def plan_layers(teacher: fx.GraphModule, recipe: Recipe) -> Plan:
@@ -62,7 +63,8 @@ def plan_layers(teacher: fx.GraphModule, recipe: Recipe) -> Plan:
         for n, w in weights.items()
         if recipe.prune and rules[n] != "keep" and not fits(w, recipe.prune)
     ]
-    return Plan(plans, _activation_bits(teacher, plans, recipe.activations.bits), tuple(skipped))
+    widths = _activation_bits(teacher, plans, recipe.activations.bits, recipe.runtime)
+    return Plan(plans, widths, tuple(skipped), recipe.runtime)
 
 
 def _rules(recipe: Recipe, names: list[str]) -> dict[str, LayerRule | str | None]:
@@ -92,7 +94,9 @@ def _layer_plan(layer: Layer, weight: Tensor, recipe: Recipe, rule: LayerRule | 
             "leave it out, or set prune: {sparsity: ...} for the others (0 = none)"
         )
     pruning = _prune_spec(layer, weight, recipe.prune, given.get("prune", {}))
-    spec = WeightSpec(width, weights.per == "channel", weights.symmetric or width == 8, pruning)
+    one_scale = layer.kind in recipe.runtime.one_scale
+    per_channel = weights.per == "channel" and not one_scale
+    spec = WeightSpec(width, per_channel, weights.symmetric or width == 8, pruning, one_scale)
     return LayerPlan(layer, spec if width or pruning else None, bits)
 
 
@@ -123,21 +127,43 @@ def _pads_with_value(node: fx.Node) -> bool:
     return operator_of(node).channels == "pads" and bool(argument(node, "value"))
 
 
-def wide_operands(teacher: fx.GraphModule) -> Iterator[fx.Node]:
-    """Tensors that are summed, concatenated or pooled, and the network's inputs."""
+def wide_operands(teacher: fx.GraphModule, target: Target) -> Iterator[fx.Node]:
+    """Tensors that are rounded whether or not a layer reads them.
+
+    Those that are summed, concatenated or pooled, and the network's inputs; a runtime may want more, or fewer.
+    """
+    layers_only = target.rounded == "layers"
     for node in teacher.graph.nodes:
-        if node.op == "placeholder":
+        row = operator_of(node)
+        if target.rounded == "everything" and _is_result(teacher, node):
             yield node
-        elif operator_of(node).pools:
+        if node.op == "placeholder" and not layers_only:
+            yield node
+        elif row.pools and not layers_only:
             yield g.operand(node)
-        elif (channels := operator_of(node).channels) in ("unites", "joins"):
+        elif row.channels == "unites" or (row.channels == "joins" and not layers_only):
             operands = [n for n in node.all_input_nodes if n.op != "get_attr"]
-            if len(operands) > 1 or channels == "joins":
-                yield from operands
+            if len(operands) > 1 or row.channels == "joins":
+                fused = fused_operand(node) if target.fuses_sums else None
+                yield from (n for n in operands if n is not fused)
+
+
+def fused_operand(node: fx.Node) -> fx.Node | None:
+    """The layer that runtimes compute together with a sum of two tensors: the last one that nothing else reads."""
+    alone = [n for n in summands(node) if len(n.users) == 1 and g.note(g.operand(n) if g.note(n).v_o else n).layer]
+    return max(alone, default=None)
+
+
+def _is_result(teacher: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether an operator gives a tensor that is not clipped, or multiplied by constants, before anything else."""
+    if node.op != "call_function" or len(g.shape(node)) < 2 or quantized_at(node).op == "get_attr":
+        return False
+    goes_on = [g.clip_bounds(u) is not None or g.channel_multiplier(teacher, u) is not None for u in node.users]
+    return not (goes_on and all(goes_on))
 
 
 def _activation_bits(
-    teacher: fx.GraphModule, plans: dict[str, LayerPlan], bits: int | None
+    teacher: fx.GraphModule, plans: dict[str, LayerPlan], bits: int | None, target: Target
 ) -> dict[str, tuple[int, ...]]:
     widths: dict[str, set[int]] = {}
     by_name = g.nodes_by_name(teacher)
@@ -145,7 +171,7 @@ def _activation_bits(
         if plan.input_bits:
             widths.setdefault(quantized_at(g.operand(by_name[plan.layer.node])).name, set()).add(plan.input_bits)
     if bits:
-        for node in wide_operands(teacher):
+        for node in wide_operands(teacher, target):
             if len(g.shape(node)) > 1:
                 widths.setdefault(quantized_at(node).name, set()).add(max(WIDE, bits))
     return {name: tuple(sorted(w, reverse=True)) for name, w in widths.items()}

@@ -69,7 +69,9 @@ def in_sequence(problem: Problem, grids: Grids, known: Mapping[str, LayerResult]
         widths = plan.activation_bits.get(node.name, ())
         for bits in widths:
             at_width = tuple(items[r].layer for r in readers.get(node, ()) if items[r].input_bits == bits)
-            grids[node.name, bits] = tensor_grid(teacher, node, own[node], bits, source, readers=at_width)
+            grids[node.name, bits] = tensor_grid(
+                teacher, node, own[node], bits, source, readers=at_width, target=plan.target
+            )
         if node in kept_inputs:
             floats[node] = own[node]
         if widths and widths[0] >= WIDE:  # what everything but a narrower layer input and a kept layer reads

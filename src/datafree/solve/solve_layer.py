@@ -52,7 +52,9 @@ def layer_jobs(problem: Problem, grids: Grids, *, split_halves: bool = False) ->
     for node, value in walk_teacher(teacher, signal):
         for bits in plan.activation_bits.get(node.name, ()):
             at_width = tuple(item.layer for item in readers.get(node, ()) if item.input_bits == bits)
-            grids[node.name, bits] = tensor_grid(teacher, node, value, bits, signal, readers=at_width)
+            grids[node.name, bits] = tensor_grid(
+                teacher, node, value, bits, signal, readers=at_width, target=plan.target
+            )
         for item in readers.get(node, ()):
             if item.weights is not None:
                 student_x = value if split_halves else None

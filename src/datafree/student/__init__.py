@@ -3,6 +3,7 @@
 from datafree.student.assemble import DEQUANTIZE, DEQUANTIZE_ROWS, QUANTIZE
 from datafree.student.distill import distill
 from datafree.student.distill_images import check_distillation
+from datafree.student.fixed_grids import fit_grids_
 from datafree.student.remove_channels import remove_channels
 from datafree.student.tie_free_scales import snap_scales
 
@@ -12,6 +13,7 @@ __all__ = [
     "QUANTIZE",
     "check_distillation",
     "distill",
+    "fit_grids_",
     "remove_channels",
     "snap_scales",
 ]

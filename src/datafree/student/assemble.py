@@ -69,7 +69,7 @@ def _reads_integers(user: fx.Node, width: int, plan: Plan) -> bool:
     if layer:
         return plan.layers[layer].input_bits is not None
     if width >= WIDE:
-        return user.op != "output"
+        return user.op != "output" or plan.target.rounded == "everything"
     readers = [plan.layers[name].input_bits if (name := g.note(u).layer) else None for u in user.users]
     return g.operator_of(user).same_values and all(bits == width for bits in readers)
 
@@ -84,7 +84,7 @@ def _demands(student: fx.GraphModule, plan: Plan, inputs: dict[str, fx.Node]) ->
     for name, item in plan.layers.items():
         if item.input_bits:
             wanted.setdefault(inputs[name], set()).add(item.input_bits)
-    for node in wide_operands(student):
+    for node in wide_operands(student, plan.target):
         if quantized_at(node).name in plan.activation_bits:
             wanted.setdefault(node, set()).add(max(plan.activation_bits[quantized_at(node).name]))
     for name, widths in plan.activation_bits.items():
@@ -93,9 +93,9 @@ def _demands(student: fx.GraphModule, plan: Plan, inputs: dict[str, fx.Node]) ->
 
 
 def _quantize_after(student: fx.GraphModule, place: fx.Node, x: fx.Node, qparams: QParams) -> fx.Node:
-    """x -> quantize -> dequantize on one unsigned grid for the tensor."""
+    """x -> quantize -> dequantize on one grid for the tensor."""
     scale, zero_point = float(qparams.scale), int(qparams.zero_point)
-    args = (scale, zero_point, qparams.qmin, qparams.qmax, torch.uint8)
+    args = (scale, zero_point, qparams.qmin, qparams.qmax, torch.int8 if qparams.qmin < 0 else torch.uint8)
     with student.graph.inserting_after(x):
         q = student.graph.call_function(QUANTIZE, (x, *args))
     with student.graph.inserting_after(q):

@@ -13,11 +13,12 @@ from torch import Tensor, fx
 from datafree import graph as g
 from datafree.graph import operator_of
 from datafree.records import LayerResult
-from datafree.solve import Grids, Solution
+from datafree.solve import Grids, Solution, fused_operand
 from datafree.student.assemble import DEQUANTIZE, QUANTIZE, assemble, stored_scale
 
 TOLERANCE = 5e-4  # of a scale; 66 dB below what it scales
 LARGEST = 2**13  # denominator; half a part of it is what float32 may be off by
+EXACT = 1e-6  # of a fraction: scales are stored as float32
 Key = tuple[str, int]
 Reading = tuple[fx.Node, fx.Node, str | None]  # a quantize node, what computes its values, a vector between them
 
@@ -33,7 +34,8 @@ def snap_scales(solution: Solution) -> tuple[fx.GraphModule, dict[str, LayerResu
     fraction; integers of weights stay. Operands of sums, concatenations and means have their scale moved in the same
     way against that of the result, from the output to the input, a narrow grid against the wide one it is rounded from.
     What has been moved once stays: an operand of several sums fits the last one, a layer that is rounded to two grids
-    the first. So does what no fraction is near to.
+    the first. So does what no fraction is near to. A layer that a sum is computed with, so that only their sum is
+    rounded, gets fractions whose denominators are multiples of the other operand's.
 
     Returns:
         The student, and the layers with the scales it has.
@@ -42,8 +44,9 @@ def snap_scales(solution: Solution) -> tuple[fx.GraphModule, dict[str, LayerResu
     readings = [(n, *_source(student, n)) for n in student.graph.nodes if n.target is QUANTIZE]
     if not readings:
         return student, solution.layers
+    fused = _fused_layers(student) if solution.plan.target.fuses_sums else {}
     for node, source, vector in reversed(readings):
-        for keys, count in _operands(source) if vector is None else ():
+        for keys, count in _operands(source, fused.get(source)) if vector is None else ():
             if moved.isdisjoint(keys):
                 _move_operands(grids, keys, count * _scale(grids, _grid(node)))
                 moved |= {*keys}
@@ -52,7 +55,7 @@ def snap_scales(solution: Solution) -> tuple[fx.GraphModule, dict[str, LayerResu
         if wide and wide != key and vector is None and key not in moved:
             _move(grids, key, _scale(grids, wide) / float(near_fractions(_ratios(grids, [wide], _scale(grids, key)))))
             moved.add(key)
-    teacher, layers = _layers_moved(student, readings, replace(solution, grids=grids))
+    teacher, layers = _layers_moved(student, readings, replace(solution, grids=grids), fused)
     return assemble(replace(solution, teacher=teacher, layers=layers, grids=grids)), layers
 
 
@@ -62,12 +65,17 @@ def _move_operands(grids: Grids, keys: tuple[Key, ...], unit: float) -> None:
 
 
 def _layers_moved(
-    student: fx.GraphModule, readings: list[Reading], solution: Solution
+    student: fx.GraphModule, readings: list[Reading], solution: Solution, fused: dict[fx.Node, fx.Node]
 ) -> tuple[fx.GraphModule, dict[str, LayerResult]]:
     """Layers with other weight scales, and the graph with other vectors behind those of one scale."""
     results, grids = solution.layers, solution.grids
     teacher, new = g.duplicate(solution.teacher), dict(results)
     for node, source, vector in readings:
+        other = 1
+        if source in fused and vector is None:
+            others = [_scale(grids, key) for operand in g.summands(source) if (key := _key(operand))]
+            other = _denominator(others[0] / _scale(grids, _grid(node))) if others else 1
+            source = fused[source]
         name = g.note(source).layer or ""
         read = _key(source.args[0]) if source.args else None
         grid = results[name].weight_qparams if name in results else None
@@ -75,7 +83,7 @@ def _layers_moved(
             continue
         steps = stored_scale(student, g.weight_node(source)).double() * _scale(grids, read) / _scale(grids, _grid(node))
         steps = steps if vector is None else steps * g.get_tensor(student, vector).double().flatten()
-        change = (near_fractions(steps[:, None])[:, 0] / steps).float()
+        change = (near_fractions(other * steps[:, None])[:, 0] / other / steps).float()
         if len(change) == grid.scale.numel():
             grid = replace(grid, scale=grid.scale * change)
         else:
@@ -101,6 +109,19 @@ def near_fractions(steps: Float[Tensor, "c n"]) -> Float[Tensor, "c n"]:
     return torch.stack(rows)
 
 
+def _denominator(fraction: float) -> int:
+    """The smallest odd denominator of a fraction; 1 where it has none that is small."""
+    denominators = torch.arange(1, LARGEST, 2, dtype=torch.float64)
+    exact = ((fraction * denominators).round() / denominators - fraction).abs() <= EXACT * fraction
+    return int(denominators[int(exact.int().argmax())])
+
+
+def _fused_layers(student: fx.GraphModule) -> dict[fx.Node, fx.Node]:
+    """Layers that sums are computed with, by the sum."""
+    found = {node: fused_operand(node) for node in student.graph.nodes if node.op == "call_function"}
+    return {node: layer for node, layer in found.items() if layer is not None}
+
+
 def _source(student: fx.GraphModule, quantize: fx.Node) -> tuple[fx.Node, str | None]:
     """What computes the values that are rounded, before any clipping; and the path of the constant that its channels
     are multiplied with on the way."""
@@ -114,13 +135,18 @@ def _source(student: fx.GraphModule, quantize: fx.Node) -> tuple[fx.Node, str | 
     return (quantize, None) if vector and layer and not g.has_rows_in_dimension_1(node) else (node, vector)
 
 
-def _operands(node: fx.Node) -> Iterator[tuple[tuple[Key, ...], int]]:
-    """Grids whose values are added up, and by what their sum is divided; nothing where an operand is no integer."""
+def _operands(node: fx.Node, fused: fx.Node | None) -> Iterator[tuple[tuple[Key, ...], int]]:
+    """Grids whose values are added up, and by what their sum is divided; nothing where an operand is no integer.
+
+    Args:
+        fused: the operand that is a layer computed with the sum, which has no grid.
+    """
     row = operator_of(node)
     if not (row.averages or row.channels in ("unites", "joins")) or node.kwargs:
         return
     args: Any = node.args
     operands = args[0] if row.channels == "joins" else args[: 2 if row.channels == "unites" else 1]
+    operands = [operand for operand in operands if operand is not fused] if fused else operands
     keys = tuple(key for operand in operands if (key := _key(operand)))
     if row.channels == "joins":
         yield from (((key,), 1) for key in keys)

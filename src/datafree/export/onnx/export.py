@@ -18,6 +18,7 @@ from datafree.export.onnx.fusion import QUANTIZE
 from datafree.export.onnx.pad_channels import pad_channels
 from datafree.export.onnx.source_file import SourceFile, open_source
 from datafree.export.onnx.space_to_depth import fold_pixels
+from datafree.export.onnx.target_rules import violations
 from datafree.export.onnx.translate import translate
 from datafree.export.onnx.write_back import write_back
 from datafree.export.onnx.writer import IR_VERSIONS, ExportError, remove_unread
@@ -30,16 +31,14 @@ if TYPE_CHECKING:
 
 NUM_PROBES = 32
 LARGEST = 2**31 - 1  # bytes of a protobuf
-NEAR_DB, SLACK_DB = 10.0, 6.0  # above the quantization noise: near enough; below the student's own repeatability: not
-LARGER = 32  # pixels more a side, where sizes are open
-SAME_DB = 80.0  # float rounding alone; a file this near to the student is the student, however little that lost
+NUM_BROKEN = 4  # nodes named that break a rule of the target
 
 
 def export_onnx(
     run: Run,
     path: str | Path,
     *,
-    opset: int = 21,
+    opset: int | None = None,
     int4: bool = False,
     space_to_depth: bool = True,
     force: bool = False,
@@ -50,15 +49,16 @@ def export_onnx(
     """Write the student as an ONNX file and check the file by running it.
 
     Quantize/dequantize pairs around float operators (QDQ): unsigned 8-bit activations, signed 8-bit weights with
-    zero_point 0, 32-bit biases, all stored as integers; pruned float students as plain float. The batch dimension is
-    open. Recipe, seed, version and input range travel in the file's metadata.
+    zero_point 0, 32-bit biases, all stored as integers; pruned float students as plain float. Other targets of the
+    recipe have other forms; what their runtime may not take is in the notes. The batch dimension is open. Recipe, seed,
+    version and input range travel in the file's metadata.
 
     Args:
         path: of the file; it appears whole or not at all.
-        opset: 21 or 13.
+        opset: 21 or 13; None = the target's.
         int4: store weights of up to 4 bits as ONNX INT4: half the bytes, but slower in ONNX Runtime. Opset 21 only.
         space_to_depth: write a first convolution of stride 2 on blocks of 2x2 pixels: the same integers, a tenth faster
-            in ONNX Runtime; OpenVINO is up to a twentieth faster without.
+            in ONNX Runtime. Only where that is the target.
         force: replace a file that is there.
         probes: images to compare on, (N, C, H, W) as the network sees them, one tensor for each input; None = the
             run's own images, or dead leaves in the run's input range.
@@ -70,17 +70,20 @@ def export_onnx(
         ExportError: packages are missing, a file is there, an operator that ONNX lacks, a disk that is full; or the
             file differs from the student as much as the student from the float network. No file is left then.
     """
-    path = Path(path)
+    path, target = Path(path), run.recipe.runtime
+    opset = target.opset if opset is None else opset
     _check_arguments(path, opset, int4=int4, force=force)
+    if int4 and not target.int4:
+        raise ExportError(f"target {run.recipe.target!r} takes no INT4 weights; leave int4 out")
     place = "" if new_graph else str(into or run.summary.source)
     source = _opened(run, path, Path(place), int4=int4) if place else None
     if source is None:
-        model = translate(run.student, opset=opset, int4=int4)
+        model = translate(run.student, opset=opset, int4=int4, target=target)
     else:
-        model = write_back(run.student, source, int4=int4)
+        model = write_back(run.student, source, int4=int4, target=target)
     fold_paddings(model)
-    folded = fold_pixels(model) if space_to_depth else None
-    padded = pad_channels(model)
+    folded = fold_pixels(model) if space_to_depth and target.tuned else None
+    padded = pad_channels(model) if target.tuned else 0
     if padded:
         del model.graph.value_info[:]  # of other widths
     remove_unread(model.graph)
@@ -161,6 +164,15 @@ def _probes(run: Run, given: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor
     return make_signal(run.teacher, run.stats, signal, seed=0, input_range=run.input_range).inputs
 
 
+def _broken_rules(model: onnx.ModelProto, run: Run) -> list[str]:
+    """What the target's runtime may not take; a few nodes, and how many more there are."""
+    target = run.recipe.target
+    found = violations(model, run.recipe.runtime)
+    more = len(found) - NUM_BROKEN
+    rest = [f"not as {target} wants it: {more} more nodes"] if more > 0 else []
+    return [f"not as {target} wants it: {line}" for line in found[:NUM_BROKEN]] + rest
+
+
 def _notes(run: Run, model: onnx.ModelProto, folded: str | None, padded: int) -> list[str]:
     """What the file does not say by itself: containers wider than their integers, other shapes, zeros that stay."""
     from onnx import TensorProto
@@ -168,7 +180,7 @@ def _notes(run: Run, model: onnx.ModelProto, folded: str | None, padded: int) ->
     if run.student is run.teacher:
         return ["the float network, not the student"]
     stored = {t.name: t.data_type for t in model.graph.initializer}
-    notes = []
+    notes = _broken_rules(model, run)
     if folded:
         notes.append(f"{folded} reads blocks of 2x2 pixels: its stored weight has another shape, and runs faster")
     if padded:

@@ -25,7 +25,7 @@ NUM_OPERATORS = 4  # named of a kind
 class OnnxOptions:
     """Those of `export_onnx`, and whether the float network is written instead of the student."""
 
-    opset: Annotated[int, Option("version of its operators.", metavar="13|21")] = 21
+    opset: Annotated[int | None, Option("version of its operators; left out, the target's.", metavar="13|21")] = None
     int4: Annotated[bool, Option("4-bit weights in 4 bits; smaller, slower.")] = False
     space_to_depth: Annotated[bool, Option("first layer on 2x2 pixels; OpenVINO is faster without.")] = True
     into: Annotated[str, Option("where the .onnx file lies now that the network was read from.", metavar="FILE")] = ""

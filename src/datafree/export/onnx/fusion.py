@@ -9,6 +9,7 @@ from torch import fx
 
 from datafree import graph as g
 from datafree.graph import aten
+from datafree.recipe import TARGETS, USUAL, Target
 from datafree.solve import quantized_at
 from datafree.student import DEQUANTIZE, DEQUANTIZE_ROWS, QUANTIZE
 
@@ -35,24 +36,28 @@ class Fusion:
     float_parameters: set[fx.Node] = field(default_factory=set)
 
 
-def fuse(graph: fx.GraphModule) -> Fusion:
+def fuse(graph: fx.GraphModule, target: Target = TARGETS[USUAL]) -> Fusion:
     """Find activations that only clip, and multiplies by positive constants, in front of nothing but quantize nodes.
 
     A multiply by v behind a layer moves into the layer's scales (its integers stay), through an activation too, whose
-    ends are then v times as far: v relu6(W x) = clip(v W x, 0, 6 v).
+    ends are then v times as far: v relu6(W x) = clip(v W x, 0, 6 v). Where a runtime takes no operators on integers,
+    activations stay in front of their quantize nodes.
     """
     fusion = Fusion()
     for node in graph.graph.nodes:
         if node.op != "call_function" or not node.users or any(u.target is not QUANTIZE for u in node.users):
             continue
+        bounds = g.clip_bounds(node)
+        if not target.integer_operators and (bounds is not None or node.target is aten.constant_pad_nd.default):
+            continue
         if node.target is aten.constant_pad_nd.default and all(on_grid(u) for u in node.users):
             fusion.pads.add(node)
-        elif (bounds := g.clip_bounds(node)) is not None:
+        elif bounds is not None:
             fusion.bounds[node] = bounds
         elif (vector := g.channel_multiplier(graph, node)) is not None:
-            _move_into_scales(fusion, node, vector.numpy())
+            _move_into_scales(fusion, node, vector.numpy(), integer_operators=target.integer_operators)
     for node in graph.graph.nodes:
-        if g.note(node).layer and not _has_integer_kernel(node):
+        if target.tuned and g.note(node).layer and not _has_integer_kernel(node):
             fusion.float_parameters.update(_stored_as_integers(node))
     return fusion
 
@@ -91,10 +96,12 @@ def on_grid(node: fx.Node) -> bool:
     return source.target is DEQUANTIZE and source.args[1:5] == node.args[1:5]
 
 
-def _move_into_scales(fusion: Fusion, multiply: fx.Node, vector: np.ndarray) -> None:
+def _move_into_scales(fusion: Fusion, multiply: fx.Node, vector: np.ndarray, *, integer_operators: bool) -> None:
     before = g.operand(multiply)
     bounds = g.clip_bounds(before)
     layer = before if bounds is None else g.operand(before)
+    if bounds is not None and not integer_operators:
+        return
     if not g.has_rows_in_dimension_1(layer) or len(layer.users) > 1 or len(before.users) > 1:
         return
     parameters = _stored_as_integers(layer)

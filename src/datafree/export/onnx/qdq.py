@@ -1,7 +1,8 @@
 """Integer grids in ONNX: QuantizeLinear and DequantizeLinear pairs that runtimes turn into integer kernels.
 
 Grids below 8 bits keep their scale and lie in the lower part of uint8; their upper end is a Clip of *integers*, behind
-QuantizeLinear. Anything between a layer and its QuantizeLinear would make ONNX Runtime run the layer in float.
+QuantizeLinear. Signed grids are int8. Anything between a layer and its QuantizeLinear would make ONNX Runtime run the
+layer in float.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from datafree.graph import argument, operand
 from datafree.solve import quantized_at
 
 FLOAT = 1  # onnx.TensorProto
-BYTE = (0, 255)
+ENDS = {np.uint8: (0, 255), np.int8: (-128, 127)}
 INT4 = (-8, 7)
 UNBOUNDED = (-np.inf, np.inf)
 
 
-def quantize(call: Call, x: str, bounds: Bounds | None) -> str:
+def quantize(call: Call, x: str, bounds: Bounds | None, *, scales_input: bool = True) -> str:
     """x -> QuantizeLinear, and a clip of the integers where a byte's own ends are not those of the grid or `bounds`.
 
     Rounding to a grid never reverses an order, so that clip(round(x / scale)) = round(clip(x) / scale), to the bit.
@@ -28,20 +29,21 @@ def quantize(call: Call, x: str, bounds: Bounds | None) -> str:
     Args:
         x: name of the value, as it is before the activation that clips it.
         bounds: real values the activation clips to; None = there is none.
+        scales_input: the network's input is multiplied first.
     """
     scale, zero_point, low, high = (argument(call.node, n) for n in ("scale", "zero_point", "quant_min", "quant_max"))
-    writer = call.writer
+    writer, dtype = call.writer, np.int8 if low < 0 else np.uint8
     grid = (
         writer.tensor(f"{call.name}_scale", np.array(scale, np.float32)),
-        writer.tensor(f"{call.name}_zero_point", np.array(zero_point, np.uint8)),
+        writer.tensor(f"{call.name}_zero_point", np.array(zero_point, dtype)),
     )
-    if quantized_at(operand(call.node)).op == "placeholder":
+    if scales_input and quantized_at(operand(call.node)).op == "placeholder":
         q = _quantize_image(call, x, scale, grid[1])
     else:
         q = call.emit("QuantizeLinear", x, *grid)
     if bounds is not None or not on_grid(call.node):
         ends = (np.clip(np.round(np.asarray(v) / scale) + zero_point, low, high) for v in bounds or UNBOUNDED)
-        q = _clip_integers(call, q, *(np.asarray(v, np.uint8) for v in ends))
+        q = _clip_integers(call, q, *(np.asarray(v, dtype) for v in ends))
     writer.grids[q] = grid
     return q
 
@@ -60,10 +62,10 @@ def _clip_integers(call: Call, q: str, low: np.ndarray, high: np.ndarray) -> str
     """Bytes clipped to ends of their own, one for all or one for each channel; nothing where a byte ends there too."""
     ends = [v.flat[:1].reshape(()) if (v == v.flat[0]).all() else v for v in (low, high)]
     if all(v.ndim == 0 for v in ends):
-        if tuple(ends) == BYTE:
+        if tuple(ends) == ENDS[low.dtype.type]:
             return q
         return call.emit("Clip", q, *map(call.writer.constant, ends), step="clipped")
-    if low.any():
+    if (low > ENDS[low.dtype.type][0]).any():
         q = call.emit("Max", q, call.writer.constant(ends[0]), step="raised")
     return call.emit("Min", q, call.writer.constant(ends[1]), step="clipped")
 

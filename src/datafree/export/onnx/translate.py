@@ -19,6 +19,7 @@ from datafree.export.onnx.operators import OPERATORS
 from datafree.export.onnx.shape_operators import MOVES, Size
 from datafree.export.onnx.writer import IR_VERSIONS, Call, Writer
 from datafree.graph import aten
+from datafree.recipe import TARGETS, USUAL, Target
 from datafree.solve import quantized_at
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 TABLE: dict[object, Callable[..., Any]] = OPERATORS | MOVES
 
 
-def translate(graph: fx.GraphModule, *, opset: int, int4: bool = False) -> onnx.ModelProto:
+def translate(
+    graph: fx.GraphModule, *, opset: int, int4: bool = False, target: Target = TARGETS[USUAL]
+) -> onnx.ModelProto:
     """Write an ATen graph as an ONNX model whose batch dimension is open.
 
     Layers, their weights and biases have the user's names (`layer1.0.conv1`, `layer1.0.conv1.weight`); inputs those
@@ -37,11 +40,12 @@ def translate(graph: fx.GraphModule, *, opset: int, int4: bool = False) -> onnx.
         graph: teacher or student, in PT2E reference form or float.
         opset: 13 or 21.
         int4: store weights as ONNX INT4 where they fit.
+        target: the runtime the file is for.
 
     Raises:
         ExportError: an operator that cannot be written, or not in this opset; names layer, operator and what to do.
     """
-    walk = Walk(graph, Writer(opset), int4)
+    walk = Walk(graph, Writer(opset), int4, target)
     names = _output_names(graph)
     inputs = [walk.writer.unique(str(n.target)) for n in g.placeholders(graph)]
     outputs = [walk.writer.unique(name) for name in names]
@@ -77,8 +81,9 @@ def _output_names(graph: fx.GraphModule) -> list[str]:
 class Walk:
     """The names that the graph's nodes have in the file so far."""
 
-    def __init__(self, graph: fx.GraphModule, writer: Writer, int4: bool) -> None:
-        self.graph, self.writer, self.int4, self.fusion = graph, writer, int4, fuse(graph)
+    def __init__(self, graph: fx.GraphModule, writer: Writer, int4: bool, target: Target) -> None:
+        self.graph, self.writer, self.int4, self.target = graph, writer, int4, target
+        self.fusion = fuse(graph, target)
         self.values: dict[fx.Node, Any] = {}
         self.names: dict[fx.Node, str] = {}  # of nodes whose value has another than its layer's, or its own
 
@@ -114,7 +119,7 @@ class Walk:
         name = self.value(source)
         if node.target is QUANTIZE:
             call = Call(self.writer, node, f"{name.removesuffix('_dequantized')}_quantized")
-            return qdq.quantize(call, name, self.fusion.bounds.get(source))
+            return qdq.quantize(call, name, self.fusion.bounds.get(source), scales_input=self.target.scales_input)
         base = name.removesuffix(".clipped").removesuffix("_quantized")
         return qdq.dequantize(Call(self.writer, node, f"{base}_dequantized"), name)
 
@@ -136,6 +141,8 @@ class Walk:
         scale = np.asarray(scale * self.fusion.factors.get(node, 1), np.float32)
         stored = g.get_tensor(self.graph, path).numpy()
         call = Call(self.writer, node, f"{path}_dequantized")
+        if stored.dtype == np.int32 and not self.target.int32_bias:
+            return self.writer.tensor(path, stored.astype(np.float32) * scale)
         if node in self.fusion.float_parameters and not (self.int4 and stored.dtype == np.int8):
             return qdq.float_parameter(call, path, stored, scale)
         return qdq.parameter(call, path, stored, scale, int4=self.int4)

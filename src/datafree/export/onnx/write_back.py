@@ -13,12 +13,15 @@ from datafree import graph as g
 from datafree.export.onnx.source_file import SourceFile, outer
 from datafree.export.onnx.translate import Walk, returned
 from datafree.export.onnx.writer import Writer
+from datafree.recipe import TARGETS, USUAL, Target
 
 if TYPE_CHECKING:
     import onnx
 
 
-def write_back(student: fx.GraphModule, source: SourceFile, *, int4: bool = False) -> onnx.ModelProto:
+def write_back(
+    student: fx.GraphModule, source: SourceFile, *, int4: bool = False, target: Target = TARGETS[USUAL]
+) -> onnx.ModelProto:
     """The source's model with the student's layers in it.
 
     Nodes that mean the same in the student are copied; they read quantized values where the student's do. What computes
@@ -28,7 +31,7 @@ def write_back(student: fx.GraphModule, source: SourceFile, *, int4: bool = Fals
     Raises:
         ExportError: an operator that cannot be written, or not in the file's opset.
     """
-    walk = Walk(student, Writer(source.opset, has_open_sizes=True), int4)
+    walk = Walk(student, Writer(source.opset, has_open_sizes=True), int4, target)
     kept = source.kept(student, walk.fusion)
     walk.writer.reserve(_names(source, kept))
     inputs = [given.name for given in source.network.inputs]
