@@ -50,6 +50,10 @@ SAMPLED = {  # of these many cases `make test` runs every so-manieth, `make test
     "app/test_inspect.py::test_compress_does_what_was_said": 3,
     "student/test_distill.py::test_every_kind_of_image_runs": 3,
     "student/test_tie_free_scales.py::test_float64_stores_the_same_integers": 3,
+    "test_targets.py::test_the_file_keeps_the_rules_and_is_the_student": 4,
+    "test_targets.py::test_files_as_they_always_were_keep_their_rules": 3,
+    "export/test_conv_pads.py::test_other_paddings_stay": 3,
+    "graph/test_channel_groups.py::test_written_sizes_follow": 3,
     "test_pipeline.py::test_every_preset_runs_on_a_depthwise_net": 3,
     "bench/test_scripts.py::test_help_shows_the_command": 4,
 }

@@ -67,6 +67,7 @@ def test_the_same_seed_gives_the_same_bits(method):
     assert same(bits(made("chain", *settings)), bits(compress(model, recipe(*settings), inputs)))
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_bits_as_serial():
     model, inputs = NETS["chain"]()
     seen = []

@@ -344,6 +344,7 @@ def test_a_network_of_ones_own_has_no_published_normalisation(finished):
     assert not (finished[0] / cli.PIXELS).exists()
 
 
+@pytest.mark.slow
 def test_inspect_warns_of_layers_that_will_lose_channels(capsys):
     for equalize, warned in (("off", True), ("foldable", False)):
         code, out, _ = call(capsys, "inspect", "demo", "--recipe", "w8a8-tensor", "--set", f"equalize={equalize}")

@@ -88,6 +88,7 @@ def test_worse_students_are_predicted_to_agree_less(demo_run):
         assert 0 <= found.low <= found.agreement <= found.high <= 100
 
 
+@pytest.mark.slow
 def test_small_images_take_more_steps(demo_run):
     model, inputs = NETS["chain"]()
     run = compress(model, Recipe.preset("w8a8").updated(["signal.images=2"]), inputs)

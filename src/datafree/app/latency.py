@@ -141,13 +141,17 @@ class _Worker:
     def _ask(self, what: str | None) -> float:
         if what is not None:
             self._pipe.send(what)
-        while not self._pipe.poll(0.2):
-            if not self._process.is_alive():
-                raise BenchError(
-                    f"{self._path}: the process that ran it ended, perhaps out of memory; time fewer "
-                    "files, or a smaller --batch"
-                )
-        answer = self._pipe.recv()
+        while not self._pipe.poll(0.2) and self._process.is_alive():
+            pass
+        try:
+            answer = self._pipe.recv() if self._pipe.poll() else None
+        except EOFError:
+            answer = None
+        if answer is None:
+            raise BenchError(
+                f"{self._path}: the process that ran it ended, perhaps out of memory; time fewer files, or a smaller "
+                "--batch"
+            )
         if isinstance(answer, str):
             raise BenchError(answer)
         return answer

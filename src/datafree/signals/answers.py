@@ -23,11 +23,6 @@ STEPS = 15  # ours; 5 leave half of the gain, 40 add none
 SMOOTHNESS = 0.1  # ours
 
 
-def procedural_images(job: SignalJob) -> Signal:
-    """Procedural images as they are; without BatchNorm, moved until the network answers."""
-    return answered(job) if job.has_no_memory else propagated(job)
-
-
 def answered(job: SignalJob) -> Signal:
     """Procedural images, every second one moved a few steps towards a random class.
 
@@ -123,7 +118,14 @@ def _readable(returned: Any, count: int) -> list[Float[Tensor, "n c"]]:
     """Float outputs with one entry an image, averaged over positions (N, C)."""
     flat, _ = tree_flatten(returned)
     tensors = [y for y in flat if isinstance(y, Tensor) and y.is_floating_point() and y.dim() and len(y) == count]
-    return [y.flatten(2).mean(2) if y.dim() > 2 else y.reshape(count, -1) for y in tensors]
+    return [_unsquashed(y).flatten(2).mean(2) if y.dim() > 2 else y.reshape(count, -1) for y in tensors]
+
+
+def _unsquashed(scores: Tensor) -> Tensor:
+    """Logits of what a sigmoid made; a map that is 0 nearly everywhere has no mean to speak of."""
+    with torch.no_grad():
+        are_shares = float(scores.min()) >= 0 and float(scores.max()) <= 1
+    return torch.logit(scores, eps=1e-6) if are_shares else scores
 
 
 def _reference(network: fx.GraphModule, x: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:

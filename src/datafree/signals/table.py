@@ -11,11 +11,11 @@ from torch import Tensor
 
 from datafree.recipe import Adversarial, Gaussian, Inverted, Loader, Matched, Propagated, RecipeError, SignalRecipe
 from datafree.signals.adversarial import generated_images
-from datafree.signals.answers import procedural_images
 from datafree.signals.gaussian_signal import gaussian_signal, noise
 from datafree.signals.job import SignalJob
 from datafree.signals.loader import given_images
 from datafree.signals.matching import matched_images
+from datafree.signals.procedural import procedural_images
 from datafree.signals.propagated import probe_images, propagated
 from datafree.signals.source import Signal
 
