@@ -206,6 +206,12 @@ def test_a_run_that_was_saved_finds_its_file(written, tmp_path):
     ).read_bytes() and again.bytes == check.bytes
 
 
+def test_what_was_written_is_not_compressed_again(written, tmp_path):
+    written()
+    with pytest.raises(ModelError, match=r"is quantized already \(DequantizeLinear\); give the float network"):
+        load_model(str(tmp_path / "ours.onnx"), input_shape=(1, 3, 16, 16))
+
+
 def test_a_graph_of_its_own_on_request(written):
     *_, ours = written(options={"new_graph": True})
     assert ours.graph.name == "student" and ours.graph.output[0].name == "output"

@@ -15,7 +15,15 @@ from datafree.models.state_dict import ModelError
 
 OPSETS = range(7, 23)
 QUANTIZING = 13
-QUANTIZED = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger", "QLinearMatMul")
+QUANTIZED = (
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "QLinearConv",
+    "ConvInteger",
+    "MatMulInteger",
+    "QLinearMatMul",
+)
 FLOATS = ("float16", "float64", "bfloat16")  # read as float32
 FLATTENING = ("Softmax", "LogSoftmax")  # before opset 13 over all dimensions from `axis` on
 
