@@ -56,7 +56,7 @@ def find_constants(teacher: fx.GraphModule, stats: Stats, still: dict[str, Bool[
         still: channels that have the mean of their statistics, by node.
     """
     found = Constants()
-    inputs = tuple(torch.full((1, *g.shape(node)[1:]), math.nan) for node in g.placeholders(teacher))
+    inputs = tuple(torch.full(g.shape(node), math.nan) for node in g.placeholders(teacher))  # two: squeeze() keeps them
     for node, values in g.walk(teacher, inputs):
         if node.op == "placeholder":
             continue
@@ -113,7 +113,7 @@ def _same_everywhere(x: Tensor, axis: int) -> Float[Tensor, " c"]:
 def _moves(teacher: fx.GraphModule, stats: Stats, still: dict[str, Bool[Tensor, " c"]]) -> float:
     """How far still channels move the network's output, as a share of its range."""
     generator = torch.Generator().manual_seed(0)
-    inputs = tuple(torch.randn((1, *g.shape(node)[1:]), generator=generator) for node in g.placeholders(teacher))
+    inputs = tuple(torch.randn(g.shape(node), generator=generator) for node in g.placeholders(teacher))
     ends = []
     for size in (0.0, 1.0):
         values: dict[fx.Node, Any] = {}

@@ -143,12 +143,12 @@ def _check_larger(opened: InferenceSession, source: SourceFile, inputs: tuple[Te
     Raises:
         ExportError: it gives something else.
     """
-    larger = [F.interpolate(x[:2], size=[side + LARGER for side in x.shape[2:]], mode="bilinear") for x in inputs]
-    fed = source.network.as_in_file(*larger)
     sides = [item.shape for item in opened.get_inputs()]
     fixed = [side for shape in sides for side in shape[1:] if isinstance(side, int)]
     if any(len(shape) != 4 for shape in sides) or len(fixed) != len(sides):  # the channels
         return
+    larger = [F.interpolate(x[:2], size=[side + LARGER for side in x.shape[2:]], mode="bilinear") for x in inputs]
+    fed = source.network.as_in_file(*larger)
     try:
         wanted = run_file(session(source.path), fed)
     except Exception:  # the float file takes one size only; ONNX Runtime's exceptions share no class below this one
