@@ -160,6 +160,41 @@ def test_a_linear_layer_on_rows_of_any_number(tmp_path):
     assert found.shape == float_.shape == (2, 20, 5) and sqnr([found], [float_]) > 10
 
 
+def recurrent(path, batch, order):
+    """A linear layer behind an LSTM; the scores' dimensions in this order, of steps, images, classes."""
+    nodes = [
+        node("Conv", "image w1", "c1", strides=[4, 2]), node("Squeeze", "c1 at_2", "row"),
+        node("Transpose", "row", "steps", perm=[2, 0, 1]),
+        helper.make_node("LSTM", ["steps", "w", "r", "b"], ["states", "last", "cells"], name="lstm", hidden_size=5),
+        node("Squeeze", "states at_1", "features"), node("MatMul", "features w2", "product"),
+        node("Transpose", "product", "scores", perm=order),
+    ]  # fmt: skip
+    constants = {"w1": floats(4, 3, 4, 3), "at_1": np.array([1]), "at_2": np.array([2]), "w2": floats(5, 6)}
+    constants |= {"w": floats(1, 20, 4), "r": floats(1, 20, 5, seed=1), "b": floats(1, 40)}
+    stored = [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()]
+    image = helper.make_tensor_value_info("image", 1, (batch, 3, 4, "width"))
+    scores = helper.make_tensor_value_info("scores", 1, [(None, batch, 6)[i] for i in order])
+    graph = helper.make_graph(nodes, "net", [image], [scores], stored)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+@pytest.mark.parametrize("order", [[1, 0, 2], [0, 1, 2]], ids=["images first", "steps first"])
+def test_a_layer_behind_a_recurrent_one(order, tmp_path):
+    """Its input is rounded where the recurrent layer gave it, in front of the moves to ONNX's layout."""
+    recurrent(tmp_path / "a.onnx", "n", order)
+    check = export_onnx(compressed(tmp_path / "a.onnx", shape=(1, 3, 4, 21)), tmp_path / "b.onnx")
+    assert check.sqnr_db > min(check.quantization_db + 10, 80)
+    found = by_output(onnx.load(tmp_path / "b.onnx"))
+    assert found["states"].op_type == "LSTM" and found["states_dequantized"].op_type == "DequantizeLinear"
+
+
+def test_outputs_without_a_batch_in_front_cannot_be_compared_one_by_one(tmp_path):
+    recurrent(tmp_path / "a.onnx", 1, [0, 1, 2])
+    run = compressed(tmp_path / "a.onnx", shape=(1, 3, 4, 21))
+    with pytest.raises(ExportError, match=r"outputs are \(\d+, 1, 6\) for \d+ images, and not one an image"):
+        export_onnx(run, tmp_path / "b.onnx")
+
+
 def test_a_fixed_batch_stays_fixed(written):
     _, check, _, ours = written(sides=(1, 3, 16, 16))
     assert [d.dim_value for d in ours.graph.input[0].type.tensor_type.shape.dim] == [1, 3, 16, 16]

@@ -83,6 +83,12 @@ def check_file(
         run_here, fed = (path, inputs) if source is None else _network_of(path, source, inputs, Path(scratch))
         found, nodes = run_and_read(run_here, fed, threads=torch.get_num_threads())
         wanted = run_module(run.student, inputs)
+        if [f.shape for f in found] != [w.shape for w in wanted]:
+            shapes = " and ".join(str(tuple(f.shape)) for f in found)
+            raise ExportError(
+                f"the file's outputs are {shapes} for {len(inputs[0])} images, and not one an image as the student's; "
+                "nothing was written. Try a graph of its own, or a network whose outputs have the batch in front"
+            )
         check = ExportCheck(
             sqnr_db=sqnr(found, wanted),
             agreement=agreement(found, wanted),
@@ -96,8 +102,8 @@ def check_file(
         )
         check = _judged(check, run, inputs, wanted)
         limit = min(check.quantization_db, SAME_DB) / 2 - NEAR_DB  # other sizes have other values
-        opened, one = session(run_here), tuple(x[:1] for x in fed)
-        _check_near(opened, one, [w[:1] for w in wanted], limit, step=_output_step(run))
+        opened, single = session(run_here), run_module(run.student, tuple(x[:1] for x in inputs))
+        _check_near(opened, tuple(x[:1] for x in fed), single, limit, step=_output_step(run))
         if source is not None:
             _check_larger(session(path), source, inputs, limit)
     return check

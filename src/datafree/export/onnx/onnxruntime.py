@@ -104,7 +104,9 @@ def run_file(opened: onnxruntime.InferenceSession, inputs: tuple[Tensor, ...]) -
     parts = []
     for batch in zip(*(x.split(size or BATCH) for x in inputs), strict=True):
         feed = {name: _filled(x, size).numpy() for name, x in zip(names, batch, strict=True)}
-        parts.append([np.asarray(answer)[: len(batch[0])] for answer in opened.run(None, feed)])
+        is_short = size is not None and len(batch[0]) < size
+        answers = [np.asarray(answer) for answer in opened.run(None, feed)]
+        parts.append([answer[: len(batch[0])] if is_short else answer for answer in answers])
     return [torch.cat([torch.from_numpy(values) for values in column]) for column in zip(*parts, strict=True)]
 
 

@@ -16,7 +16,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from datafree import graph as g
-from datafree.export.onnx.fusion import Fusion
+from datafree.export.onnx.fusion import DEQUANTIZE, QUANTIZE, Fusion
 from datafree.export.onnx.writer import ExportError
 from datafree.graph import trace
 from datafree.models import ModelError, OnnxNetwork, load_onnx, read_onnx
@@ -114,8 +114,13 @@ class SourceFile:
 def outer(calls: Iterable[fx.Node]) -> list[fx.Node]:
     """Tensors that some calls read and do not make, constants aside, each once."""
     inner = {*calls}
-    read = [x for call in calls for x in call.all_input_nodes]
-    return [*dict.fromkeys(x for x in read if x not in inner and x.op != "get_attr" and not _is_size(x))]
+    read = [x for call in calls for x in call.all_input_nodes if unrounded(x) not in inner]
+    return [*dict.fromkeys(x for x in read if x.op != "get_attr" and not _is_size(x))]
+
+
+def unrounded(node: fx.Node) -> fx.Node:
+    """What was rounded to a grid, where this is the rounded value."""
+    return g.operand(g.operand(node)) if node.target is DEQUANTIZE and g.operand(node).target is QUANTIZE else node
 
 
 def _is_size(node: fx.Node) -> bool:
@@ -128,7 +133,8 @@ def _leaves(graph: fx.GraphModule, call: fx.Node, inner: list[fx.Node]) -> list[
     def leaf(node: fx.Node) -> Any:
         if node.op == "get_attr":
             return g.get_tensor(graph, str(node.target))
-        return node.name if node in inner or _is_size(node) else "outer"
+        made = unrounded(node)
+        return made.name if made in inner or _is_size(made) else "outer"
 
     return pytree.tree_leaves(map_arg((call.args, call.kwargs), leaf))
 

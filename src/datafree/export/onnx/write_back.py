@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from datafree import graph as g
-from datafree.export.onnx.source_file import SourceFile, outer
+from datafree.export.onnx.source_file import SourceFile, outer, unrounded
 from datafree.export.onnx.translate import Walk, returned
 from datafree.export.onnx.writer import Writer
 from datafree.recipe import TARGETS, USUAL, Target
@@ -40,6 +40,8 @@ def write_back(
     last = {source.origin(n): n for n in student.graph.nodes}
     for node in student.graph.nodes:
         origin = source.origin(node)
+        if origin in written:
+            _pass_on(walk, source, node)
         if node.op != "call_function" or origin in written:
             continue
         if origin in kept:
@@ -76,6 +78,16 @@ def _copy(walk: Walk, source: SourceFile, calls: list[fx.Node], origin: str) -> 
             walk.values[call] = used[0]
         else:
             walk.values[call] = list(node.output) if index is None else node.output[index]
+
+
+def _pass_on(walk: Walk, source: SourceFile, call: fx.Node) -> None:
+    """A move inside of a copied node, behind a rounding that is written on the node's output: it is made already."""
+    read = call.args[0] if call.args else None
+    if not isinstance(read, fx.Node) or call.target is operator.getitem:
+        return
+    is_rounded = unrounded(read) is not read and source.origin(unrounded(read)) == source.origin(call)
+    if is_rounded or (source.origin(read) == source.origin(call) and walk.values[read] != walk.values[call]):
+        walk.values[call] = walk.values[read]
 
 
 def _clone(proto: Any) -> Any:
