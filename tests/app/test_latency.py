@@ -9,6 +9,7 @@ import pytest
 from datafree import Recipe, compress, export_onnx, save
 from datafree.app.cli import main
 from datafree.app.latency import BenchError, bench
+from datafree.export.onnx.exporter import _closed
 from nets import NETS
 
 pytest.importorskip("onnxruntime")
@@ -85,6 +86,21 @@ def test_open_sizes_are_asked_for(tmp_path):
         bench([tmp_path / "net.onnx"], turns=1)
     [found] = bench([tmp_path / "net.onnx"], turns=1, size=(3, 8, 8))
     assert found.median_ms > 0
+
+
+@pytest.mark.parametrize(
+    "sides, size, shape",
+    [
+        (["n", 3, "h", "w"], (3, 8, 9), [2, 3, 8, 9]),
+        (["n", "h", "w", 3], (3, 8, 9), [2, 8, 9, 3]),
+        ([1, 3, None, None], (3, 8, 9), [1, 3, 8, 9]),
+        (["n", 5], (3, 8, 9), [2, 5]),
+        ([4, 3, 6, 7], (), [4, 3, 6, 7]),
+    ],
+)
+def test_open_sides_are_closed(sides, size, shape):
+    """Of images whose channels come last, too; sides that a file has are its own."""
+    assert _closed("x", sides, 2, size) == shape
 
 
 @pytest.mark.slow

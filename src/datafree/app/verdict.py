@@ -38,7 +38,7 @@ def time_beside_float(done: Run, file: Path, exporter: Exporter, options: Any, t
     """
     if exporter.runtime is None or "simulated" in exporter.runtime.name:
         return None
-    [size] = [g.shape(node)[1:] for node in g.placeholders(done.teacher)][:1]
+    size = g.shape(g.placeholders(done.teacher)[0])[1:]
     with tempfile.TemporaryDirectory() as scratch:
         other = Path(done.summary.source or Path(scratch) / f"float{exporter.suffix}")
         if not done.summary.source:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
@@ -80,11 +80,16 @@ def open_onnx(path: Path, threads: int, batch: int, size: tuple[int, ...] | None
         ExportError: an input has open sizes besides the batch, and none were given; ONNX Runtime refuses the file.
     """
     opened, generator = session(path, threads=threads), torch.Generator().manual_seed(0)
-    feed = {}
-    for item in opened.get_inputs():
-        given = (batch, *(size or item.shape[1:]))
-        shape = [own if isinstance(own, int) else side for own, side in zip(item.shape, given, strict=False)]
-        if len(given) != len(item.shape) or not all(isinstance(side, int) for side in shape):
-            raise ExportError(f"the input {item.name} is {item.shape}; say at which size, as in --input 1,3,224,224")
-        feed[item.name] = torch.randn(shape, generator=generator).numpy()
+    shapes = {item.name: _closed(item.name, item.shape, batch, size or ()) for item in opened.get_inputs()}
+    feed = {name: torch.randn(shape, generator=generator).numpy() for name, shape in shapes.items()}
     return lambda: opened.run(None, feed)
+
+
+def _closed(name: str, sides: Sequence[Any], batch: int, size: tuple[int, ...]) -> list[int]:
+    """An input's sides: the file's own, and where these are open those given, channels first or last."""
+    for rest in (tuple(sides[1:]), size, (*size[1:], *size[:1])):
+        shape = [own if isinstance(own, int) else side for own, side in zip(sides, (batch, *rest), strict=False)]
+        known = all(isinstance(side, int) for side in shape)
+        if known and len(rest) + 1 == len(sides) and list(rest) == shape[1:]:
+            return shape
+    raise ExportError(f"the input {name} is {list(sides)}; say at which size, as in --input 1,3,224,224")
