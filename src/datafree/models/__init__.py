@@ -9,10 +9,11 @@ from datafree.models.load import (
     provenance,
     range_of,
 )
-from datafree.models.onnx_file import OnnxNetwork, load_onnx, read_onnx
+from datafree.models.onnx_file import QUANTIZING_OPSET, OnnxNetwork, load_onnx, read_onnx
 from datafree.models.state_dict import ModelError
 
 __all__ = [
+    "QUANTIZING_OPSET",
     "ModelError",
     "Normalization",
     "OnnxNetwork",

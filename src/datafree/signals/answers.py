@@ -14,13 +14,14 @@ from torch.utils._pytree import tree_flatten
 from datafree import graph as g
 from datafree.records import InputRange
 from datafree.signals.job import SignalJob
-from datafree.signals.moving import SHORT, Matched, MatchingError, move_all, on_device, roughness
+from datafree.signals.moving import SHORT, Matched, MatchingError, among_others, move_all, on_device, roughness
 from datafree.signals.propagated import propagated
 from datafree.signals.scale import in_range
 from datafree.signals.source import Signal
 
 STEPS = 15  # ours; 5 leave half of the gain, 40 add none
 SMOOTHNESS = 0.1  # ours
+MOVED = 2  # every so-manieth image
 
 
 def answered(job: SignalJob) -> Signal:
@@ -42,10 +43,8 @@ def answered(job: SignalJob) -> Signal:
     if not after < before:
         said = f"the loss of {towards} went from {before:.3g} to {after:.3g}"
         return replace(plain, unmoved=f"there is no BatchNorm, and {said}")
-    unit = job.unit[0].clone()
-    unit[::2] = found.images
-    images = in_range(unit, job.ranges[0])
-    return replace(plain, inputs=(images,), towards=towards, distance=found.distance, asked=found.asked)
+    images = among_others(job, found, MOVED)
+    return replace(plain, inputs=images, towards=towards, distance=found.distance, asked=found.asked)
 
 
 def _hindrance(job: SignalJob) -> str:
@@ -68,7 +67,7 @@ def _move(job: SignalJob, network: fx.GraphModule) -> tuple[Matched, str]:
         targets = torch.randint(count, (len(start),), generator=job.rng).to(start.device)
         return Answers(network, job.ranges[0], targets, reference)
 
-    found = move_all(job, job.unit[0][::2], SHORT, STEPS, objective)
+    found = move_all(job, job.unit[0][::MOVED], SHORT, STEPS, objective)
     return found, "random classes" if classes else "random outputs"
 
 

@@ -17,6 +17,7 @@ from datafree.execution import EVERY, Checkpoints, adam_state, restore_adam
 from datafree.records import Stats
 from datafree.signals.inversion import AdamSchedule
 from datafree.signals.job import SignalJob
+from datafree.signals.scale import in_range
 
 # ours; 8-bit pixels end about two standard deviations from their mean
 SHORT = AdamSchedule(lr=0.1, betas=(0.9, 0.99), annealed=True, batch=64, jitter=None, flips=True, pixel_limit=2.2)
@@ -37,6 +38,13 @@ class Matched:
     images: Float[Tensor, "n c ..."]
     distance: tuple[float, float]
     asked: float | None = None
+
+
+def among_others(job: SignalJob, moved: Matched, every: int) -> tuple[Float[Tensor, "n c ..."]]:
+    """The job's images as the network sees them, every so-manieth replaced by one that was moved."""
+    unit = job.unit[0].clone()
+    unit[::every] = moved.images
+    return (in_range(unit, job.ranges[0]),)
 
 
 @runtime_checkable

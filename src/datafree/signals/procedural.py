@@ -9,9 +9,8 @@ from datafree.recipe import Matched
 from datafree.signals.answers import answered
 from datafree.signals.job import SignalJob
 from datafree.signals.matching import match
-from datafree.signals.moving import MatchingError
+from datafree.signals.moving import MatchingError, among_others
 from datafree.signals.propagated import propagated
-from datafree.signals.scale import in_range
 from datafree.signals.source import Signal
 
 LITTLE = 0.25  # BatchNorms a layer; most networks have nearly one
@@ -34,15 +33,13 @@ def partly_matched(job: SignalJob) -> Signal:
     plain = propagated(job)
     if job.hindrance:
         return replace(plain, unmoved=job.hindrance)
-    unit = job.unit[0].clone()
     try:
-        found = match(replace(job, recipe=Matched()), unit[::MOVED])
+        found = match(replace(job, recipe=Matched()), job.unit[0][::MOVED])
     except MatchingError as error:
         return replace(plain, unmoved=str(error))
     if not found.distance[1] < found.distance[0]:
         return replace(plain, unmoved="they came no nearer to what the few BatchNorms remember")
-    unit[::MOVED] = found.images
-    return replace(plain, inputs=(in_range(unit, job.ranges[0]),), distance=found.distance)
+    return replace(plain, inputs=among_others(job, found, MOVED), distance=found.distance)
 
 
 def _has_little_memory(job: SignalJob) -> bool:

@@ -17,14 +17,12 @@ from torch.utils import _pytree as pytree
 
 from datafree import graph as g
 from datafree.export.onnx.fusion import DEQUANTIZE, QUANTIZE, Fusion
-from datafree.export.onnx.writer import ExportError
+from datafree.export.onnx.writer import ExportError, opset_of
 from datafree.graph import trace
-from datafree.models import ModelError, OnnxNetwork, load_onnx, read_onnx
+from datafree.models import QUANTIZING_OPSET, ModelError, OnnxNetwork, load_onnx, read_onnx
 
 if TYPE_CHECKING:
     import onnx
-
-LOWEST_OPSET = 13  # whose quantize nodes take a scale for each channel
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class SourceFile:
 
     @property
     def opset(self) -> int:
-        return next(entry.version for entry in self.model.opset_import if entry.domain in ("", "ai.onnx"))
+        return opset_of(self.model)
 
     @cached_property
     def nodes(self) -> dict[str, onnx.NodeProto]:
@@ -169,9 +167,9 @@ def open_source(path: Path, teacher: fx.GraphModule, fingerprint: str) -> Source
         values = network.values(*(example if isinstance(example, tuple) else (example,)))
     tensors = frozenset(name for name, value in values.items() if isinstance(value, Tensor))
     found = SourceFile(path, model, captured, tensors, network)
-    if found.opset < LOWEST_OPSET:
+    if found.opset < QUANTIZING_OPSET:
         raise ExportError(
-            f"{path} is of opset {found.opset} and cannot be brought to {LOWEST_OPSET}, the first with a scale for "
+            f"{path} is of opset {found.opset} and cannot be brought to {QUANTIZING_OPSET}, the first with a scale for "
             "each channel; write a graph of its own"
         )
     return found

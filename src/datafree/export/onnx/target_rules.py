@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from datafree.export.onnx.writer import opset_of
 from datafree.recipe import WEIGHT_RANGE, Target
 
 if TYPE_CHECKING:
@@ -88,10 +89,9 @@ def _view(model: onnx.ModelProto) -> FileView:
     for node in graph.node:
         for name in node.input:
             readers[name].append(node)
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     made = {name: node for node in graph.node for name in node.output}
     stored = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    return FileView(list(graph.node), made, readers, stored, {v.name for v in graph.output}, opset)
+    return FileView(list(graph.node), made, readers, stored, {v.name for v in graph.output}, opset_of(model))
 
 
 def _opset(view: FileView, target: Target) -> Iterator[str]:

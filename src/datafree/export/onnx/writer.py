@@ -98,6 +98,11 @@ class Writer:
                 names[:] = [new if name == old else name for name in names]
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """Of ONNX's own operators; 0 = it uses none."""
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
 def remove_unread(graph: onnx.GraphProto) -> None:
     """Take out nodes and stored tensors that nothing reads: ONNX Runtime runs such nodes all the same."""
     used = {value.name for value in graph.output}

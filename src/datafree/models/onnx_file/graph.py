@@ -14,7 +14,7 @@ from datafree.models.onnx_file.records import Graph, Input, Node, needed
 from datafree.models.state_dict import ModelError
 
 OPSETS = range(7, 23)
-QUANTIZING = 13
+QUANTIZING_OPSET = 13  # the first that rounds weights with a scale for each channel
 QUANTIZED = (
     "QuantizeLinear",
     "DequantizeLinear",
@@ -63,17 +63,17 @@ def _graph(onnx: Any, model: Any, opset: int, path: Path) -> Graph:
 def read_onnx(path: Path) -> Any:
     """An ONNX file as `onnx.ModelProto`, its weights in it; of opset 13 at least, where onnx can bring it there.
 
-    Opset 13 is the first that rounds weights with a scale for each channel.
-
     Raises:
         ModelError: not an ONNX file, damaged, of an opset that is not read, or external data is missing.
     """
     onnx = _import_onnx()
     model = _load(onnx, path)
-    if _opset(model, path) >= QUANTIZING:
+    if _opset(model, path) >= QUANTIZING_OPSET:
         return model
     try:
-        return _with_old_resizes(onnx, onnx.version_converter.convert_version(model, QUANTIZING), _opset(model, path))
+        return _with_old_resizes(
+            onnx, onnx.version_converter.convert_version(model, QUANTIZING_OPSET), _opset(model, path)
+        )
     except Exception:  # it has no way for some operators, and raises what C++ gives it
         return model
 
