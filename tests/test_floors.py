@@ -131,7 +131,7 @@ def test_only_the_command_line_prints():
     for name, file in FILES.items():
         calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
         prints += [name for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
-    assert set(prints) == {"datafree.app.cli"}
+    assert set(prints) == {"datafree.app.console"}
 
 
 def test_aten_is_named_in_two_rooms_alone():

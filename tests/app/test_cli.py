@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from datafree.app import cli, tables
+from datafree.app.pixels import PIXELS, write_pixels
 from datafree.app.sentences import activations_text, equalization_text, signal_text
 from datafree.models.load import Normalization
 from datafree.run.record import Run, evaluate
@@ -306,7 +307,7 @@ def test_published_normalisation_is_the_default_of_evaluate(finished, capsys):
     x, y = save_grey("grey.npz")
     plain = call(capsys, "evaluate", "run", "--data", "grey.npz")
     assert "not normalised (see --mean)" in facts(plain[1])["pixels"]
-    cli._write_pixels(Path("run"), Normalization((0.5,), (0.25,), "timm pretrained_cfg"))
+    write_pixels(Path("run"), Normalization((0.5,), (0.25,), "timm pretrained_cfg"))
     shown = facts(call(capsys, "evaluate", "run", "--data", "grey.npz")[1])
     assert shown["pixels"].startswith("8-bit ones from 0 to 1, less 0.5, divided by 0.25 (timm pretrained_cfg);")
     found = evaluate(Run.load("run"), [((x - 0.5) / 0.25, y)])
@@ -328,20 +329,20 @@ def test_normalisation_given_to_compress_is_used_and_kept(capsys):
 def test_published_normalisation_of_other_channels_is_not_used(finished, capsys):
     shutil.copytree(finished[0], "run")
     save_grey("grey.npz")
-    cli._write_pixels(Path("run"), Normalization((0.5,) * 3, (0.25,) * 3, "timm pretrained_cfg"))
+    write_pixels(Path("run"), Normalization((0.5,) * 3, (0.25,) * 3, "timm pretrained_cfg"))
     assert "not normalised" in facts(call(capsys, "evaluate", "run", "--data", "grey.npz")[1])["pixels"]
 
 
 def test_damaged_normalisation_is_an_error(finished, capsys):
     shutil.copytree(finished[0], "run")
     save_grey("grey.npz")
-    Path("run", cli.PIXELS).write_text("{}")
+    Path("run", PIXELS).write_text("{}")
     code, _, err = call(capsys, "evaluate", "run", "--data", "grey.npz")
     assert code == 2 and "pixels.json is damaged" in err and err.count("\n") == 1
 
 
 def test_a_network_of_ones_own_has_no_published_normalisation(finished):
-    assert not (finished[0] / cli.PIXELS).exists()
+    assert not (finished[0] / PIXELS).exists()
 
 
 @pytest.mark.slow

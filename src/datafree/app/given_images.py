@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
+from datafree import graph as g
+from datafree import run
 from datafree.app.labelled_images import SUFFIXES, ImagesError, Pixels, check_x, read_pixels, reading
 from datafree.execution import atomic_write
-from datafree.models import Normalization
-from datafree.records import NATURAL_MEAN, NATURAL_STD
+from datafree.models import Normalization, range_of
+from datafree.records import NATURAL_MEAN, NATURAL_STD, InputRange
 from datafree.run import Run, RunError, png
 
 MOST = 128  # images of one place; more of them take long and tell layers little more
@@ -99,3 +102,32 @@ def _as_pixels(x: Float[Tensor, "n c h w"], run: Run) -> UInt8[Tensor, "n h w 3"
     shown = (x - view(mean)) / view(std) * view(natural[1]) + view(natural[0])
     shown = shown if channels == len(NATURAL_MEAN) else shown.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     return (shown * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def images_given(
+    paths: Sequence[Path], network: nn.Module, example: Tensor | tuple[Tensor, ...], pixels: Normalization | None
+) -> Run | tuple[Tensor, ...] | None:
+    """A run whose images are used as it used them; or images of several places, one behind the other."""
+    runs = {path: Run.load(path) for path in paths if (path / "summary.json").is_file()}
+    if len(paths) < 2 and len(runs) == len(paths):
+        return next(iter(runs.values()), None)
+    if not isinstance(example, Tensor):
+        raise ValueError("the network has several inputs; give their images from Python")
+    fingerprint = g.fingerprint(g.trace(network, example)) if runs else ""
+    shape = tuple(example.shape[1:])
+    parts = [
+        run.images_of(runs[path], fingerprint)[0] if path in runs else load_unlabelled(path, shape=shape, used=pixels)
+        for path in paths
+    ]
+    return (torch.cat(parts),)
+
+
+def range_given(used: Normalization, example: Tensor) -> InputRange:
+    """What the network sees of natural images that are normalised so."""
+    channels = example.shape[1]
+    if {len(used.mean), len(used.std)} != {channels} or min(used.std) <= 0:
+        raise ValueError(
+            f"mean {used.mean} and std {used.std} do not fit the network's {channels} input channels; give one number "
+            "for each channel, and std above 0"
+        )
+    return range_of(used)

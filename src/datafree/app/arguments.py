@@ -1,0 +1,91 @@
+"""The arguments that commands share, and what is read from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from datafree.export import EXPORTERS
+from datafree.models import Normalization
+from datafree.recipe import TARGETS, Recipe, presets
+
+EXPORTED = ", ".join(f"NAME{row.suffix} ({name})" for name, row in EXPORTERS.items())
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="timm:NAME, torchvision:NAME, demo, a file NAME.onnx, or pkg.module:factory, found from the current "
+        "directory.",
+    ),
+]
+Weights = Annotated[Path | None, typer.Option(metavar="FILE", help=".safetensors, or .pth that holds tensors only.")]
+InputShape = Annotated[
+    str | None,
+    typer.Option("--input", metavar="N,C,H,W", help="Shape of an input, where a file leaves its sides open."),
+]
+Pretrained = Annotated[
+    bool, typer.Option("--pretrained", help="Download the published weights of timm or torchvision.")
+]
+RecipeName = Annotated[
+    str,
+    typer.Option("--recipe", metavar="NAME|FILE", help=f"A .yaml file, or one of {', '.join(presets())}."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, as in --set weights.bits=3; repeatable."),
+]
+For = Annotated[
+    str | None,
+    typer.Option(
+        "--target", metavar="NAME", help=f"The runtime it is for, as --set target=NAME: {', '.join(TARGETS)}."
+    ),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        metavar="M,M,M",
+        help="Of 8-bit pixels in 0..1 a channel, as in training: 0.485,0.456,0.406. Left out: as published "
+        "with a timm or torchvision network; else none, and compress looks at the first layers.",
+    ),
+]
+Std = Annotated[str | None, typer.Option(metavar="S,S,S", help="As --mean.")]
+Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of torch in this process.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Of everything random.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also list every layer.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def read_recipe(name: str, settings: list[str] | None) -> Recipe:
+    recipe = Recipe.load(name) if Path(name).suffix in (".yaml", ".yml") else Recipe.preset(name)
+    return recipe.updated(settings or [])
+
+
+def set_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def parse_shape(text: str | None) -> tuple[int, ...] | None:
+    numbers = parse_numbers(text)
+    if numbers is not None and not all(number > 0 and number == int(number) for number in numbers):
+        raise ValueError(f"{text!r} is not a shape; write 1,3,224,224")
+    return None if numbers is None else tuple(map(int, numbers))
+
+
+def parse_numbers(text: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r} is not a list of numbers; write 0.485,0.456,0.406") from None
+
+
+def given_pixels(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Normalization | None:
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise ValueError("mean and std go together: give both, or neither")
+    return Normalization(mean, std, "--mean, --std")

@@ -1,0 +1,35 @@
+"""`datafree bench`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from datafree.app import tables
+from datafree.app.arguments import EXPORTED, Debug, InputShape, parse_shape
+from datafree.app.console import progress_bar, show, show_json
+
+
+def bench(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=f"Of `datafree export`: {EXPORTED}.")],
+    threads: Annotated[int, typer.Option(min=1, metavar="N", help="Of each runtime.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images in a run.")] = 1,
+    turns: Annotated[int, typer.Option(min=1, metavar="N", help="Rounds in which every file runs.")] = 20,
+    input_shape: InputShape = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Time files side by side; the first is what the others are compared with."""
+    from datafree.app.latency import bench as timed
+
+    with progress_bar() as progress:
+        progress.add_task("taking turns", total=None)
+        size = (parse_shape(input_shape) or (1,))[1:]
+        found = timed(files, threads=threads, batch=batch, turns=turns, size=size)
+    if as_json:
+        show_json([asdict(item) for item in found])
+    else:
+        show(tables.latency_table(found))

@@ -1,0 +1,161 @@
+"""`datafree compress`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from datafree import run
+from datafree.app import tables
+from datafree.app.arguments import (
+    EXPORTED,
+    Debug,
+    For,
+    InputShape,
+    Mean,
+    Model,
+    Pretrained,
+    RecipeName,
+    Seed,
+    Settings,
+    Std,
+    Threads,
+    Verbose,
+    Weights,
+    given_pixels,
+    parse_numbers,
+    parse_shape,
+    read_recipe,
+    set_threads,
+)
+from datafree.app.console import progress_bar, show
+from datafree.app.export_options import options_for
+from datafree.app.given_images import images_given, range_given
+from datafree.app.pixels import write_pixels
+from datafree.app.sentences import losses
+from datafree.app.verdict import time_beside_float, verdict
+from datafree.app.watched import compress_watched
+from datafree.export import exporter_for, exporters_by_suffix
+from datafree.models import load_model, normalization, provenance
+from datafree.run import Run, RunError
+
+
+def compress(
+    model: Model,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE|DIR", help=f"What to write: {EXPORTED}; or a run directory, from which all follow."),
+    ],
+    recipe: RecipeName = "w4a8",
+    settings: Settings = None,
+    target: For = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    input_shape: InputShape = None,
+    mean: Mean = None,
+    std: Std = None,
+    workers: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Processes that solve layers; any number gives the same bits."),
+    ] = 1,
+    threads: Threads = None,
+    seed: Seed = 0,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Use these instead of making images: another run of the same network, a folder of .png or .jpg, .npy "
+            "or .npz; repeatable.",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where images are made.")] = "cpu",
+    predict: Annotated[
+        bool, typer.Option("--estimate/--no-estimate", help="Predict the agreement with the float network.")
+    ] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE, or the run that DIR holds.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the same command where it was stopped, from its .part folder.")
+    ] = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Compress MODEL into a file that was checked and timed, or into a run directory.
+
+    Until that is there, the work is kept beside it in a folder that ends in .part.
+    """
+    set_threads(threads)
+    settings = [*(settings or []), *([f"target={target}"] if target else [])]
+    chosen = read_recipe(recipe, settings)
+    is_file = out.suffix in exporters_by_suffix()
+    _check_out(out, Path(model), force=force, is_file=is_file)
+    torch.manual_seed(seed)  # a model of random weights is the same one next time
+    network, example = load_model(model, weights=weights, pretrained=pretrained, input_shape=parse_shape(input_shape))
+    used = given_pixels(parse_numbers(mean), parse_numbers(std))
+    known = used and range_given(used, example if isinstance(example, torch.Tensor) else example[0])
+    origin = provenance(model, weights, pretrained=pretrained)
+    pixels = used or normalization(network)
+    kept = images_given(images or [], network, example, pixels)
+    if isinstance(kept, tuple):
+        chosen = chosen.updated(["signal.kind=loader"])
+    unfinished = _unfinished(out, resume=resume)
+    done = compress_watched(
+        network, chosen, example, seed=seed, workers=workers, images=kept, device=device, predict=predict,
+        resume=unfinished, on_range=known,
+    )  # fmt: skip
+    warnings = (*tables.about_weights(origin), *done.summary.warnings, *losses(done.summary))
+    if is_file:
+        _deliver(done, out, warnings, force=force)
+    else:
+        done.save(out, force=force)
+        write_pixels(out, pixels)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    if verbose:
+        show(tables.layers_table(done.layers))
+    if verbose or not is_file:
+        facts = {"model": origin, "recipe": " ".join([recipe, *settings]), **tables.run_facts(done)}
+        show(tables.facts_table(f"{done.summary.model}, compressed into {out}", facts))
+        show(*tables.notes(warnings, done.summary.skipped))
+
+
+def _check_out(out: Path, model: Path, *, force: bool, is_file: bool) -> None:
+    """Refuse before the work what would be refused after it."""
+    if is_file and out.exists():
+        if model.exists() and out.samefile(model):
+            raise RunError(f"{out} is the network that is compressed; choose another --out")
+        if out.is_dir() or not force:
+            raise RunError(f"{out} exists; choose another --out, or --force to replace a file")
+    if not is_file:
+        run.check_free(out, force=force)
+    place = next(p for p in (*([] if is_file else [out.absolute()]), *out.absolute().parents) if p.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise RunError(f"nothing can be written into {place}; choose another --out")
+
+
+def _deliver(done: Run, file: Path, warnings: Sequence[str], *, force: bool) -> None:
+    """Write, check and time a file, and say in a few lines what it is."""
+    exporter, options = exporter_for(file), options_for(file, {})
+    with progress_bar() as progress:
+        task = progress.add_task(f"writing {file}", total=None)
+        written = exporter.write(done, file, options, force=force)
+        progress.update(task, description="timing it beside float")
+        speed = time_beside_float(done, file, exporter, options, torch.get_num_threads())
+    found = verdict(done, file, written, speed, warnings)
+    show(tables.facts_table(f"{done.summary.model}, written to {file}", found))
+
+
+def _unfinished(out: Path, *, resume: bool) -> Path:
+    """The folder of work under way: there already with --resume, else a new one."""
+    folder = out.with_name(f"{out.name}.part")
+    if resume and not folder.is_dir():
+        raise RunError(f"there is nothing to resume: {folder} does not exist; leave --resume out")
+    if not resume and folder.is_dir():
+        if not (folder / "job.json").is_file():
+            raise RunError(f"{folder} is in the way and holds no unfinished work; choose another --out")
+        shutil.rmtree(folder)
+    return folder

@@ -1,0 +1,49 @@
+"""`datafree evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from datafree import graph as g
+from datafree import run
+from datafree.app import tables
+from datafree.app.arguments import Debug, Mean, Std, Threads, given_pixels, parse_numbers, set_threads
+from datafree.app.console import progress_bar, show
+from datafree.app.labelled_images import BATCH_SIZE, load_images
+from datafree.app.pixels import read_pixels
+from datafree.run import Run, RunError
+
+
+def evaluate(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory, --out of compress.")],
+    data: Annotated[
+        Path, typer.Option(metavar="PATH", help="A folder of CLASS/*.png or *.jpg, or an .npz with x and y.")
+    ],
+    mean: Mean = None,
+    std: Std = None,
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Measure what was lost, on labelled images."""
+    set_threads(threads)
+    done = Run.load(directory)
+    channels, *size = _image_shape(done)
+    used = given_pixels(parse_numbers(mean), parse_numbers(std)) or read_pixels(directory, channels)
+    mean_std = {"mean": used.mean, "std": used.std} if used else {}
+    images = load_images(data, size=(size[0], size[1]), channels=channels, **mean_std)
+    with progress_bar() as progress:
+        num_batches = -(-images.num_images // BATCH_SIZE)
+        found = run.evaluate(done, progress.track(images, total=num_batches, description="evaluating"))
+    facts = {"images": str(data), "pixels": tables.pixels_text(used), **tables.evaluation_facts(found)}
+    show(tables.facts_table(f"{done.summary.model} of {directory}, on {found.num_images} images", facts))
+
+
+def _image_shape(done: Run) -> tuple[int, ...]:
+    shapes = [g.shape(node)[1:] for node in g.placeholders(done.teacher)]
+    if len(shapes) != 1 or len(shapes[0]) != 3:
+        found = " and ".join(str(shape) for shape in shapes)
+        raise RunError(f"images are (C, H, W), this network takes {found}; use datafree.evaluate() from Python")
+    return shapes[0]
