@@ -16,7 +16,7 @@ FLOORS = (
     "recipe records",
     "quantization execution demo",
     "graph models",
-    "teacher signals",
+    "teacher signals images",
     "solve",
     "allocation student",
     "run",

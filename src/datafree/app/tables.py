@@ -15,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from datafree.app.inspect import Inspection
-from datafree.app.labelled_images import BATCH_SIZE
 from datafree.app.latency import Latency
 from datafree.app.sentences import (
     activations_text,
@@ -26,6 +25,7 @@ from datafree.app.sentences import (
     some,
 )
 from datafree.export import Written
+from datafree.images import BATCH_SIZE
 from datafree.models import Normalization
 from datafree.recipe import Recipe
 from datafree.records import Estimate, LayerResult, Skipped, Slimmed, Summary
