@@ -20,6 +20,7 @@ FLOORS = (
     "solve",
     "allocation student",
     "run",
+    "arguments",
     "pipeline export",
     "app",
     "__init__",

@@ -7,11 +7,13 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, fx, nn
 
 from datafree import graph as g
 from datafree.allocation import Allocation, allocate
+from datafree.arguments import read_arguments
 from datafree.execution import (
     Execution,
     OnStep,
@@ -23,7 +25,7 @@ from datafree.execution import (
     serial,
 )
 from datafree.graph import trace
-from datafree.models import check_weights, input_range
+from datafree.models import input_range
 from datafree.recipe import Recipe
 from datafree.records import InputRange, LayerResult, Summary
 from datafree.run import Run, Steps, images_of, summarize, with_estimate
@@ -39,15 +41,15 @@ def ignore(result: LayerResult) -> None:
 
 def compress(
     model: nn.Module,
-    recipe: Recipe,
-    example: Tensor | tuple[Tensor, ...],
+    recipe: Recipe | str | Path,
+    example: Any,
     *,
     seed: int = 0,
     pool: Pool = serial,
     device: str = "cpu",
     on_done: Callable[[LayerResult], None] = ignore,
     on_range: InputRange | None = None,
-    images: Run | tuple[Tensor, ...] | None = None,
+    images: Any = None,
     predict: bool = False,
     resume: str | Path | None = None,
     on_step: OnStep = ignore_steps,
@@ -58,15 +60,17 @@ def compress(
     for every layer, solve each by itself so that it matches the original, and put the integer network together.
 
     Args:
-        model: trained network; never changed, a copy is evaluated.
-        recipe: what to do, see `Recipe`.
-        example: input(s) (N, C, H, W) float; only shape and dtype are used.
+        model: trained network; never changed, a copy is evaluated, in float32. A student hands back the model's type.
+        recipe: what to do: a preset such as "w4a8", a .yaml file, or a `Recipe`.
+        example: an input (N, C, H, W) or its shape, a tuple of several, or a dictionary by the names of `forward`; only
+            shape and dtype are used.
         seed: of everything random; the same seed gives the same bits on every pool.
         pool: where layers are solved: `serial` or `processes(n)`.
         device: where images are moved and a generator is trained, "cpu" or "cuda"; all else runs on the CPU.
         on_done: called with each `LayerResult` as it comes.
         on_range: mean and std of the network's input; None = the model's configuration, else the first BatchNorm's.
-        images: inputs to use instead of making them, one tensor an input; or a run of the same network that made some.
+        images: inputs to use instead of making them: real ones as the network sees them (a tensor, a DataLoader, a
+            folder of .png or .jpg, .npy), or those that a run of the same network made (that run, or its `images`).
         predict: also estimate the agreement with the float network, see `estimate`.
         resume: a folder of unfinished work on the same model, recipe, seed and inputs, which goes on to the same bits.
         on_step: called while images are made and the student is distilled: what, steps done, steps in all.
@@ -75,13 +79,14 @@ def compress(
         ValueError: one clear line; it is one of the package's own, CaptureError, RecipeError, LayerError and others.
     """
     start, pool = time.perf_counter(), counting_pool(pool)
-    check_weights(model)
+    asked = read_arguments(model, recipe, example, images)
+    model, recipe = asked.model, asked.recipe
     with count_macs() as spent:
-        teacher = trace(model, example)
+        teacher = trace(model, asked.example)
         fingerprint = g.fingerprint(teacher)
-        given = images_of(images, fingerprint) if isinstance(images, Run) else images
+        given = images_of(asked.images, fingerprint) if isinstance(asked.images, Run) else asked.images
         known = on_range or input_range(model)
-        marks = _marks(fingerprint, recipe, seed, example, known, given) if resume else {}
+        marks = _marks(fingerprint, recipe, seed, asked.example, known, given) if resume else {}
         work = Execution(device, on_step, open_checkpoints(resume, marks))
         stats, kept = fold_batchnorm_(teacher)
         teacher, stats, slimmed = slim(teacher, stats, mode=recipe.slim)
@@ -100,27 +105,25 @@ def compress(
     add_macs(spent.macs)  # for whoever counts around this
     steps, seconds = Steps(kept, slimmed, equalization, allocated, distilled, solution), time.perf_counter() - start
     summary = summarize(steps, model, fingerprint=fingerprint, seconds=seconds, spent=spent.macs)
-    return _run(student, layers, allocated, summary, predict)
+    run = _run(student, layers, allocated, summary).with_ends(asked.dtype)
+    return with_estimate(run) if predict else run
 
 
-def _run(
-    student: fx.GraphModule, layers: dict[str, LayerResult], allocation: Allocation, summary: Summary, predict: bool
-) -> Run:
+def _run(student: fx.GraphModule, layers: dict[str, LayerResult], allocation: Allocation, summary: Summary) -> Run:
     """What is kept of it all."""
     recipe, teacher, signal = allocation.recipe, allocation.problem.teacher, allocation.problem.signal
     made = signal.inputs if signal_kind(recipe.signal).keeps_images else ()
     made_in = signal.input_range if signal.input_range.mean else None
     done = tuple(layers.values())
-    run = Run(student, teacher, recipe, done, summary, signal.stats, made, made_in, signal.generator)
-    return with_estimate(run) if predict else run
+    return Run(student, teacher, recipe, done, summary, signal.stats, made, made_in, signal.generator)
 
 
 def _marks(
-    fingerprint: str, recipe: Recipe, seed: int, example: Tensor | tuple[Tensor, ...], known: InputRange | None,
+    fingerprint: str, recipe: Recipe, seed: int, example: g.Example, known: InputRange | None,
     images: tuple[Tensor, ...] | None,
 ) -> dict[str, str]:  # fmt: skip
     """What tells this work from another: model, recipe, seed, shapes, range, and the images given."""
-    shapes = [tuple(x.shape[1:]) for x in (example if isinstance(example, tuple) else (example,))]
+    shapes = [tuple(x.shape[1:]) for x in g.tensors_in(example).values()]
     marks = [zlib.crc32(x.detach().contiguous().numpy().tobytes()) for x in images or ()]
     asked = {"model": fingerprint, "recipe": recipe.dump(), "seed": str(seed)}
     return {**asked, "input": f"{shapes}, {known}", "images": str(marks)}

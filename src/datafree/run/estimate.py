@@ -52,6 +52,7 @@ def estimate(run: Run) -> Estimate:
     Raises:
         EstimateError: the network does not return one tensor of logits (N, classes).
     """
+    run = run.with_ends(torch.float32)  # what other types round away is no matter of the student
     return predict(run.student, calibrate(run))
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx
 
+from datafree import graph as g
 from datafree.execution import atomic_write, layer_from_tensors, layer_to_tensors
 from datafree.recipe import Recipe
 from datafree.records import ChannelStats, InputRange, LayerResult, Stats, Summary
@@ -74,6 +75,14 @@ class Run:
         with atomic_write(path) as place:
             (place / "layers").mkdir(parents=True)
             self._write(place)
+
+    def with_ends(self, dtype: torch.dtype) -> Run:
+        """The same run, whose student and teacher hand back floating outputs of another type."""
+        if dtype == g.end_dtype(self.student):
+            return self
+        teacher = g.with_ends(self.teacher, dtype)
+        student = teacher if self.student is self.teacher else g.with_ends(self.student, dtype)
+        return replace(self, student=student, teacher=teacher)
 
     def _write(self, path: Path) -> None:
         (path / "recipe.yaml").write_text(self.recipe.dump())
@@ -139,11 +148,15 @@ def images_of(run: Run, fingerprint: str) -> tuple[Tensor, ...]:
     return run.images
 
 
-def evaluate(run: Run, data: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
-    """Top-1 of the student and its agreement with the float network, percent, on batches (x (N, C, H, W), y (N,)).
+def evaluate(run: Run, data: Any) -> Evaluation:
+    """Top-1 of the student and its agreement with the float network, percent, on images.
+
+    Args:
+        data: batches (x (N, C, H, W), y (N,)), as of a DataLoader; or batches x, or one tensor, without labels: then
+            the agreement alone is known.
 
     Raises:
-        ValueError: no images, or a network that does not return logits (N, classes).
+        ValueError: no images, a network that does not return logits (N, classes), images or labels that do not fit.
     """
     return evaluate_models(run.student, run.teacher, data)
 
