@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from datafree.execution import (
 )
 from datafree.graph import trace
 from datafree.models import input_range
+from datafree.progress import OnDone, ignore, watched
 from datafree.recipe import Recipe
 from datafree.records import InputRange, LayerResult, Summary
 from datafree.run import Run, Steps, images_of, summarize, with_estimate
@@ -33,10 +33,6 @@ from datafree.signals import make_signal, measured_stats, signal_kind
 from datafree.solve import Pool, Problem, plan_layers, solve_layers
 from datafree.student import check_distillation, distill, fit_grids_, remove_channels, snap_scales
 from datafree.teacher import equalize_, fold_batchnorm_, slim
-
-
-def ignore(result: LayerResult) -> None:
-    """The `on_done` of someone who does not watch."""
 
 
 def compress(
@@ -47,12 +43,13 @@ def compress(
     seed: int = 0,
     pool: Pool = serial,
     device: str = "cpu",
-    on_done: Callable[[LayerResult], None] = ignore,
+    on_done: OnDone = ignore,
     on_range: InputRange | None = None,
     images: Any = None,
     predict: bool = False,
     resume: str | Path | None = None,
     on_step: OnStep = ignore_steps,
+    progress: bool | None = None,
 ) -> Run:
     """Compress a trained convolutional network with no data.
 
@@ -74,6 +71,7 @@ def compress(
         predict: also estimate the agreement with the float network, see `estimate`.
         resume: a folder of unfinished work on the same model, recipe, seed and inputs, which goes on to the same bits.
         on_step: called while images are made and the student is distilled: what, steps done, steps in all.
+        progress: whether to show a bar; None = in a terminal or a notebook, unless `on_done` or `on_step` watch.
 
     Raises:
         ValueError: one clear line; it is one of the package's own, CaptureError, RecipeError, LayerError and others.
@@ -81,7 +79,7 @@ def compress(
     start, pool = time.perf_counter(), counting_pool(pool)
     asked = read_arguments(model, recipe, example, images)
     model, recipe = asked.model, asked.recipe
-    with count_macs() as spent:
+    with watched(model, on_step, on_done, shown=progress) as (on_step, on_done), count_macs() as spent:
         teacher = trace(model, asked.example)
         fingerprint = g.fingerprint(teacher)
         given = images_of(asked.images, fingerprint) if isinstance(asked.images, Run) else asked.images

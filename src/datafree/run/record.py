@@ -20,6 +20,7 @@ from datafree.records import ChannelStats, InputRange, LayerResult, Stats, Summa
 from datafree.run.contact_sheet import contact_sheet
 from datafree.run.evaluate import Evaluation, evaluate_models
 from datafree.run.graph_json import FormatError, graph_from_json, graph_to_json, tensors_of
+from datafree.run.shown import as_html, as_text
 from datafree.signals import SIGNALS, Generator
 
 GRAPHS = ("teacher", "student")
@@ -41,7 +42,7 @@ class RunError(ValueError):
     """A run directory that is in the way, or cannot be read."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """What `compress` returns.
 
@@ -75,6 +76,13 @@ class Run:
         with atomic_write(path) as place:
             (place / "layers").mkdir(parents=True)
             self._write(place)
+
+    def __repr__(self) -> str:
+        return as_text(self.summary, self.recipe)
+
+    def _repr_html_(self) -> str:
+        """What notebooks show."""
+        return as_html(self.summary, self.recipe)
 
     def with_ends(self, dtype: torch.dtype) -> Run:
         """The same run, whose student and teacher hand back floating outputs of another type."""
