@@ -22,6 +22,7 @@ from datafree.run.evaluate import Evaluation, evaluate_models
 from datafree.run.graph_json import FormatError, graph_from_json, graph_to_json, tensors_of
 from datafree.run.shown import as_html, as_text
 from datafree.signals import SIGNALS, Generator
+from datafree.student import TrainableStudent
 
 GRAPHS = ("teacher", "student")
 GENERATOR = "generator.safetensors"
@@ -83,6 +84,26 @@ class Run:
     def _repr_html_(self) -> str:
         """What notebooks show."""
         return as_html(self.summary, self.recipe)
+
+    def trainable(self) -> TrainableStudent[Run]:
+        """A module to train with real labels, which starts at the student; `freeze()` makes a run of it again.
+
+        Its answers at the start are the student's but for float rounding. Weights, biases and scales are parameters, in
+        float32; any loop will do, with a small learning rate. The run that comes back has the size of this one.
+        """
+        learn = not self.recipe.runtime.fixed_grids
+        return TrainableStudent(self.student, self.layers, learn_activations=learn, finish=self._trained)
+
+    def _trained(self, student: fx.GraphModule, layers: tuple[LayerResult, ...]) -> Run:
+        told = "trained after it was compressed: errors of layers are those before"
+        warnings = tuple(dict.fromkeys((*self.summary.warnings, told)))
+        summary = replace(self.summary, estimate=None, warnings=warnings)
+        done = replace(self, student=student, layers=layers, summary=summary)
+        return (
+            done
+            if g.end_dtype(self.student) == torch.float32
+            else replace(done, student=g.with_ends(student, g.end_dtype(self.student)))
+        )
 
     def with_ends(self, dtype: torch.dtype) -> Run:
         """The same run, whose student and teacher hand back floating outputs of another type."""
