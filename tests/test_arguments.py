@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from datafree import Recipe, compress, inspect
+from datafree.app.cli import main
 from datafree.arguments import ArgumentsError, read_arguments, read_example, read_images, read_recipe
 from datafree.images import ImagesError
 from datafree.recipe import RecipeError
@@ -215,3 +216,40 @@ def test_networks_without_layers_are_refused(act):
         act(nn.Sequential(nn.ReLU()), "w8a8", (1, 3, 8, 8))
     with pytest.raises(ValueError, match="it computes nothing"):
         act(nn.Identity(), "w8a8", (1, 3, 8, 8))
+
+
+def test_the_command_line_refuses_them_too(tmp_path, monkeypatch, capsys):
+    (tmp_path / "factory_of_nothing.py").write_text("from torch import nn\ndef net():\n    return nn.ReLU()\n")
+    monkeypatch.chdir(tmp_path)
+    for command in (["inspect"], ["compress", "--out", "run"]):
+        assert main([command[0], "factory_of_nothing:net", *command[1:]]) == 2
+        assert "no layer that can be compressed" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".py" and path.name != "__pycache__"] == []
+
+
+def test_attention_is_left_in_float_and_said():
+    """A class token is a constant that is joined to what comes in."""
+    run = compress(Transformer().eval(), Recipe.parse(FEW), X[:1])
+    assert run.summary.num_quantized == 4
+    assert [s.reason.split(" is ")[0] for s in run.summary.skipped] == [
+        "left in float: aten.scaled_dot_product_attention.default"
+    ]
+    with torch.no_grad():
+        wanted = run.teacher(X)
+        assert float((run.student(X) - wanted).norm()) < 0.2 * float(wanted.norm())
+
+
+class Transformer(nn.Module):
+    """Patches, a class token, attention, and a class."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.token = nn.Conv2d(3, 8, 4, 4), nn.Parameter(torch.randn(1, 1, 8))
+        self.norm, self.qkv, self.out, self.head = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+        x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v))
+        return self.head(x[:, 0])

@@ -117,8 +117,8 @@ def _export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor
         shapes = ", ".join(str(tuple(x.shape)) for x in (*args, *kwargs.values()))
         raise CaptureError(
             f"{kind} cannot be captured with input {shapes}: {_first_line(error)}{_user_frame(error)}. "
-            "The forward pass must be free of data-dependent Python branches and must accept any batch size; "
-            "check that model(example) runs and the example has the right shape"
+            "The forward pass must be free of data-dependent Python branches and must accept any batch size "
+            "(x.shape[0], not len(x)); check that model(example) runs and the example has the right shape"
         ) from error
 
 
