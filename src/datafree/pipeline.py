@@ -14,10 +14,11 @@ from datafree import graph as g
 from datafree.allocation import Allocation, allocate
 from datafree.execution import (
     Execution,
+    OnPlan,
     OnStep,
-    add_macs,
     count_macs,
     counting_pool,
+    ignore_plan,
     ignore_steps,
     open_checkpoints,
     serial,
@@ -26,7 +27,7 @@ from datafree.graph import trace
 from datafree.models import check_weights, input_range
 from datafree.recipe import Recipe
 from datafree.records import InputRange, LayerResult, Summary
-from datafree.run import Run, Steps, images_of, summarize, with_estimate
+from datafree.run import Run, Steps, expected_work, images_of, summarize, with_estimate
 from datafree.signals import make_signal, measured_stats, signal_kind
 from datafree.solve import Pool, Problem, plan_layers, solve_layers
 from datafree.student import check_distillation, distill, fit_grids_, remove_channels, snap_scales
@@ -51,6 +52,7 @@ def compress(
     predict: bool = False,
     resume: str | Path | None = None,
     on_step: OnStep = ignore_steps,
+    on_plan: OnPlan = ignore_plan,
 ) -> Run:
     """Compress a trained convolutional network with no data.
 
@@ -69,7 +71,8 @@ def compress(
         images: inputs to use instead of making them, one tensor an input; or a run of the same network that made some.
         predict: also estimate the agreement with the float network, see `estimate`.
         resume: a folder of unfinished work on the same model, recipe, seed and inputs, which goes on to the same bits.
-        on_step: called while images are made and the student is distilled: what, steps done, steps in all.
+        on_step: called while long work goes on: what is being done, steps done, steps in all.
+        on_plan: called once with the multiply-adds that each of these will take.
 
     Raises:
         ValueError: one clear line; it is one of the package's own, CaptureError, RecipeError, LayerError and others.
@@ -85,19 +88,19 @@ def compress(
         work = Execution(device, on_step, open_checkpoints(resume, marks))
         stats, kept = fold_batchnorm_(teacher)
         teacher, stats, slimmed = slim(teacher, stats, mode=recipe.slim)
-        plan_layers(teacher, recipe)  # refuses a wrong recipe before anything takes long
+        plan = plan_layers(teacher, recipe)  # refuses a wrong recipe before anything takes long
         check_distillation(teacher, recipe.distill, recipe.signal)
+        on_plan(expected_work(teacher, plan, recipe, remembers=bool(stats)))
         make = partial(make_signal, signal=recipe.signal, seed=seed, input_range=known, images=given, work=work)
         early = None if stats else make(teacher, stats)  # no BatchNorm: images tell what equalizing goes by
         remembered = measured_stats(teacher, early) if early else stats
         stats, equalization = equalize_(teacher, remembered, mode=recipe.equalize, rows=recipe.weights.per == "tensor")
         plan, signal = plan_layers(teacher, recipe), early or make(teacher, stats)
-        allocated = allocate(Problem(teacher, plan, signal, recipe.solve), recipe, pool)
-        solution = remove_channels(solve_layers(allocated.problem, pool, on_done, work.checkpoints), allocated.channels)
+        allocated = allocate(Problem(teacher, plan, signal, recipe.solve), recipe, pool, on_step)
+        solution = remove_channels(solve_layers(allocated.problem, pool, on_done, work), allocated.channels)
         solution, distilled = distill(allocated.problem, solution, recipe.distill, recipe.signal, work)
         student, layers = snap_scales(solution)
         fit_grids_(student, recipe.runtime)
-    add_macs(spent.macs)  # for whoever counts around this
     steps, seconds = Steps(kept, slimmed, equalization, allocated, distilled, solution), time.perf_counter() - start
     summary = summarize(steps, model, fingerprint=fingerprint, seconds=seconds, spent=spent.macs)
     return _run(student, layers, allocated, summary, predict)

@@ -18,6 +18,7 @@ from datafree.app.inspect import Inspection
 from datafree.app.labelled_images import BATCH_SIZE
 from datafree.app.latency import Latency
 from datafree.app.sentences import (
+    RANDOM_WEIGHTS,
     activations_text,
     distilled_text,
     equalization_text,
@@ -208,8 +209,7 @@ def notes(warnings: Sequence[str], skipped: Sequence[Skipped]) -> list[Text]:
 
 def about_weights(origin: str) -> tuple[str, ...]:
     """A warning where the weights are random."""
-    hint = "the weights are random, so accuracy means nothing; give --pretrained or --weights FILE"
-    return (hint,) if origin.endswith("random weights") else ()
+    return (RANDOM_WEIGHTS,) if origin.endswith("random weights") else ()
 
 
 # ---- one row a layer
