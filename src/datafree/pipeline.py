@@ -38,6 +38,10 @@ def ignore(result: LayerResult) -> None:
     """The `on_done` of someone who does not watch."""
 
 
+def accept(teacher: fx.GraphModule) -> None:
+    """The `check` of someone who takes every network."""
+
+
 def compress(
     model: nn.Module,
     recipe: Recipe,
@@ -53,6 +57,7 @@ def compress(
     resume: str | Path | None = None,
     on_step: OnStep = ignore_steps,
     on_plan: OnPlan = ignore_plan,
+    check: Callable[[fx.GraphModule], None] = accept,
 ) -> Run:
     """Compress a trained convolutional network with no data.
 
@@ -73,6 +78,7 @@ def compress(
         resume: a folder of unfinished work on the same model, recipe, seed and inputs, which goes on to the same bits.
         on_step: called while long work goes on: what is being done, steps done, steps in all.
         on_plan: called once with the multiply-adds that each of these will take.
+        check: called with the network's graph before anything takes long; raises an error where it will not do.
 
     Raises:
         ValueError: one clear line; it is one of the package's own, CaptureError, RecipeError, LayerError and others.
@@ -90,6 +96,7 @@ def compress(
         teacher, stats, slimmed = slim(teacher, stats, mode=recipe.slim)
         plan = plan_layers(teacher, recipe)  # refuses a wrong recipe before anything takes long
         check_distillation(teacher, recipe.distill, recipe.signal)
+        check(teacher)
         on_plan(expected_work(teacher, plan, recipe, remembers=bool(stats)))
         make = partial(make_signal, signal=recipe.signal, seed=seed, input_range=known, images=given, work=work)
         early = None if stats else make(teacher, stats)  # no BatchNorm: images tell what equalizing goes by

@@ -5,8 +5,7 @@ from contextlib import contextmanager
 import pytest
 
 from datafree import Recipe, compress
-from datafree.app import progress
-from datafree.app.progress import JobProgress
+from datafree.app.progress import JobProgress, duration
 from datafree.execution import CHOOSING, MAKING_IMAGES, SOLVING, ExpectedWork, add_macs
 from nets import NETS
 
@@ -83,4 +82,4 @@ def test_lines_where_there_is_no_terminal(capsys):
 
 @pytest.mark.parametrize("seconds, text", [(9.4, "9 s"), (65.0, "1:05 min"), (7830.0, "2:10 h")])
 def test_durations(seconds, text):
-    assert progress._duration(seconds) == text
+    assert duration(seconds) == text

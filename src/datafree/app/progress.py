@@ -106,7 +106,7 @@ class JobProgress:
             share = self.share
             if self._bar is None:
                 told = "" if share is None else f", {100 * share:.0f} % of all"
-                note(f"{self._text()}{told}, {_duration(time.monotonic() - self._start)}{self._left(share)}")
+                note(f"{self._text()}{told}, {duration(time.monotonic() - self._start)}{self._left(share)}")
             else:
                 total = None if share is None else 1.0
                 self._bar.update(
@@ -120,10 +120,10 @@ class JobProgress:
     def _left(self, share: float | None) -> str:
         if share is None or share < SURE:
             return ""
-        return f", about {_duration((time.monotonic() - self._start) * (1 - share) / share)} left"
+        return f", about {duration((time.monotonic() - self._start) * (1 - share) / share)} left"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """9 s, 1:05 min, 2:10 h."""
     whole = round(seconds)
     if whole < 60:

@@ -17,6 +17,7 @@ from rich.text import Text
 from datafree.app.inspect import Inspection
 from datafree.app.labelled_images import BATCH_SIZE
 from datafree.app.latency import Latency
+from datafree.app.progress import duration
 from datafree.app.sentences import (
     RANDOM_WEIGHTS,
     activations_text,
@@ -108,6 +109,8 @@ def inspection_facts(found: Inspection, recipe: Recipe) -> dict[str, str]:
         "statistics": f"known at the output of {outputs} and the input of {inputs} of {len(layers)} layers",
         "does nothing": f"{slimmed_text(found.slimmed, found.num_parameters)}{_slim_hint(found.slimmed, recipe)}",
         "pruning": _pruning(recipe),
+        "time": f"about {duration(found.seconds)} on this machine, with the estimate",
+        "memory": f"about {num_bytes(found.memory)} at most, whole process",
         "equalization": f"{recipe.equalize}, of these:",
         **coverage,
     }

@@ -16,16 +16,18 @@ OnStep = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class ExpectedWork:
-    """What will be spent, in multiply-adds.
+    """What will be spent.
 
-    forward: of one image through the network.
-    phases: of every phase, in the order in which they come.
+    forward: multiply-adds of one image through the network.
     num_layers: that are solved; each takes a while beside its multiply-adds.
+    phases: multiply-adds of every phase, in the order in which they come.
+    memory: bytes on top of what the process takes already, at most.
     """
 
     forward: int
     num_layers: int
     phases: Mapping[str, int]
+    memory: int = 0
 
 
 OnPlan = Callable[[ExpectedWork], None]

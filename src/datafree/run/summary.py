@@ -136,11 +136,24 @@ def warnings_of(model: nn.Module, stats: Stats, chosen: InputRange, *, towards: 
     found = []
     if model.training:
         found.append("the model was in train mode; a copy in eval mode was compressed")
+    if _never_trained(model):
+        found.append(
+            "BatchNorm has mean 0 and variance 1 everywhere, so it has never seen an image: the network is not "
+            "trained, or its weights were loaded without their buffers"
+        )
     if not stats and chosen is not GIVEN:
         found.append(f"there is no BatchNorm: {_known_without(chosen, towards)}")
     if "assumed" in chosen.source:
         found.append(f"the scale of the network's input is {chosen}; set it if your images look otherwise")
     return tuple(found)
+
+
+def _never_trained(model: nn.Module) -> bool:
+    """Whether all BatchNorms are as they are made."""
+    norms = [
+        m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
+    ]
+    return bool(norms) and all(bool((m.running_mean == 0).all() and (m.running_var == 1).all()) for m in norms)
 
 
 def _known_without(chosen: InputRange, towards: str | None) -> str:

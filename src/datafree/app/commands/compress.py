@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from torch import fx
 
 from datafree import run
 from datafree.app import tables
@@ -44,7 +46,8 @@ from datafree.app.verdict import time_beside_float, verdict
 from datafree.app.watched import compress_watched
 from datafree.export import exporter_for, exporters_by_suffix
 from datafree.models import load_model, normalization, provenance
-from datafree.run import ESTIMATE_PASSES, Run, RunError
+from datafree.recipe import Recipe
+from datafree.run import ESTIMATE_PASSES, Run, RunError, graph_to_json
 
 
 def compress(
@@ -112,7 +115,7 @@ def compress(
             chosen = chosen.updated(["signal.kind=loader"])
         done = compress_watched(
             progress, network, chosen, example, seed=seed, workers=workers, images=kept, device=device,
-            predict=predict, resume=folder, on_range=known,
+            predict=predict, resume=folder, on_range=known, check=partial(_check_writes, out, chosen, model),
         )  # fmt: skip
         warnings = (*tables.about_weights(origin), *done.summary.warnings, *losses(done.summary))
         if is_file:
@@ -142,6 +145,14 @@ def _check_out(out: Path, model: Path, *, force: bool, is_file: bool) -> None:
     place = next(p for p in (*([] if is_file else [out.absolute()]), *out.absolute().parents) if p.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise RunError(f"nothing can be written into {place}; choose another --out")
+
+
+def _check_writes(out: Path, recipe: Recipe, model: str, teacher: fx.GraphModule) -> None:
+    """Refuse before the work a network that could not be written after it."""
+    if out.suffix in exporters_by_suffix():
+        exporter_for(out).check(teacher, recipe, model if model.endswith(".onnx") else "")
+    else:
+        graph_to_json(teacher)
 
 
 def _written(done: Run, file: Path, warnings: Sequence[str], progress: JobProgress, *, force: bool) -> dict[str, str]:
