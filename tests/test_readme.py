@@ -18,7 +18,7 @@ from datafree.recipe import schema as recipes
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PRESETS = (ROOT / "docs" / "presets.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 PRESET = re.compile(r"`((?:paper-)?(?:w\da\d(?:-tensor)?|prune\d+(?:-w\da\d)?|nm\d+|channels\d+|slim))`")
 PRESET_ROW = re.compile(r"^\| `([\w-]+)` \| (.*) \|$", re.MULTILINE)
 FIELDS = {f"{c.__name__}.{f}": f for c in vars(recipes).values()
