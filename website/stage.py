@@ -18,6 +18,7 @@ LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?(?=\))")
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml", ".jsonl": "json", "": "text"}
 BESIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")  # pages that lie where GitHub looks for them
+UNSEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
 SHOWN = 200_000  # bytes of a file; longer ones are cut
 
 
@@ -66,7 +67,7 @@ def shown(file: Path, *, run: bool) -> str | None:
         return as_markdown(executed(file) if run else file.read_text(), file)
     if name.startswith("docs/"):
         return None
-    return f"# {name}\n\n````{LANGUAGES.get(file.suffix, 'text')}\n{file.read_text()[:SHOWN].rstrip()}\n````\n"
+    return f"{UNSEARCHED}# {name}\n\n````{LANGUAGES.get(file.suffix, 'text')}\n{file.read_text()[:SHOWN].rstrip()}\n````\n"
 
 
 def targets(text: str, file: Path) -> list[Path]:

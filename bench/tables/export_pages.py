@@ -17,7 +17,7 @@ MODELS = {  # name in the rows -> in the page
     "efficientnet_lite0": "EfficientNet-Lite0 (trained)",
     "efficientnet_lite:efficientnet_lite0": "EfficientNet-Lite0 (trained)",
 }  # fmt: skip
-HEAD = ("float32", "int8", "faster", "than {}", "half the channels")
+HEAD = ("float32, ms", "int8, ms", "faster", "than {}", "half the channels")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def _table(rows: list[Timed], rival: str) -> str:
 def _cells(row: Timed) -> list[str]:
     smaller = "" if row.smaller is None else f"{row.smaller:.2f}"
     return [
-        f"{row.float_ms:.2f} ms", f"{row.ours_ms:.2f} ms", f"{row.faster:.2f}{mark([row])}", f"{row.than_theirs:.2f}",
+        f"{row.float_ms:.2f}", f"{row.ours_ms:.2f}", f"{row.faster:.2f}{mark([row])}", f"{row.than_theirs:.2f}",
         smaller,
     ]  # fmt: skip
 
