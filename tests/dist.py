@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -33,19 +34,19 @@ def missing(wheel: Path, source: Path) -> list[str]:
 
 def installed_version(wheel: Path) -> str:
     """What `datafree --version` says in an environment of its own, with this one's packages behind it."""
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with tempfile.TemporaryDirectory() as place:
+
+        def said(program: str, *arguments: object) -> str:
+            command = [Path(place) / "bin" / program, *map(str, arguments)]
+            return subprocess.run(command, env=alone, cwd=place, check=True, stdout=subprocess.PIPE, text=True).stdout
+
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
-        python = Path(place) / "bin" / "python"
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", wheel], check=True)
+        said("python", "-m", "pip", "install", "--quiet", "--no-deps", wheel.absolute())
         site = next(Path(place).glob("lib/python*/site-packages"))
         (site / "behind.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
-        where = subprocess.check_output(
-            [python, "-c", "import datafree; print(datafree.__file__)"], text=True, cwd=place
-        )
-        if not Path(where.strip()).is_relative_to(site):
-            return f"{where.strip()}, not the wheel's"
-        said = subprocess.check_output([python.with_name("datafree"), "--version"], text=True, cwd=place)
-    return said.strip()
+        where = said("python", "-c", "import datafree; print(datafree.__file__)").strip()
+        return said("datafree", "--version").strip() if Path(where).is_relative_to(site) else f"{where}, another one"
 
 
 def main(folder: Path) -> int:

@@ -67,7 +67,9 @@ def shown(file: Path, *, run: bool) -> str | None:
         return as_markdown(executed(file) if run else file.read_text(), file)
     if name.startswith("docs/"):
         return None
-    return f"{UNSEARCHED}# {name}\n\n````{LANGUAGES.get(file.suffix, 'text')}\n{file.read_text()[:SHOWN].rstrip()}\n````\n"
+    return (
+        f"{UNSEARCHED}# {name}\n\n````{LANGUAGES.get(file.suffix, 'text')}\n{file.read_text()[:SHOWN].rstrip()}\n````\n"
+    )
 
 
 def targets(text: str, file: Path) -> list[Path]:
