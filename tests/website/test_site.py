@@ -1,10 +1,12 @@
 """What the site is made of, without the packages that build it: `make docs` does that."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+import datafree
 from website import check, notebook, stage
 
 tomllib = pytest.importorskip("tomllib")  # Python 3.11
@@ -27,6 +29,12 @@ def test_every_page_is_in_the_navigation_once():
     pages = in_navigation()
     assert len(set(pages)) == len(pages)
     assert {stage.place_of(page) for page in PAGES} <= set(pages)
+
+
+def test_everything_public_is_in_the_reference():
+    page = (ROOT / "docs" / "api.md").read_text()
+    shown = {path.rpartition(".")[2] for path in re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE)}
+    assert [name for name in datafree.__all__ if not name.startswith("_") and name not in shown] == []
 
 
 def test_pages_of_the_navigation_are_staged():
