@@ -18,7 +18,9 @@ from bench.rows import OLD, ROOT, mark
 from bench.tables import (
     ablation,
     budget,
+    choosing,
     claim,
+    export_pages,
     folding,
     guard,
     markdown,
@@ -58,6 +60,10 @@ BLOCKS: dict[str, tuple[str, Callable[[Path], str]]] = {  # marker -> bench, tex
     "paper cost": ("paper", lambda folder: of_paper(paper_pages.cost_block, folder)),
     "paper bits": ("paper", lambda folder: of_paper(paper_pages.bits_block, folder)),
     "paper combination": ("paper", lambda folder: of_paper(paper_pages.combination_block, folder)),
+    "speed table": ("export", export_pages.onnxruntime_block),
+    "openvino table": ("export", export_pages.openvino_block),
+    "estimate table": ("estimate", export_pages.estimate_block),
+    "choosing table": ("zoo", choosing.block),
     "first paragraph": ("zoo", lambda folder: first_paragraph(written(folder, "zoo"))),
     "lite0 table": ("zoo", lambda folder: leading_table(written(folder, "zoo") + written(folder, "prune"))),
 }

@@ -38,7 +38,8 @@ def evaluate_models(
     """Compare student and teacher on labelled images.
 
     Args:
-        student, teacher: map (N, C, H, W) to logits (N, classes).
+        student: maps (N, C, H, W) to logits (N, classes).
+        teacher: as student.
         data: batches (x, y); y holds class indices (N,).
         layers: whether to compare every layer's output, on the first batch.
 
