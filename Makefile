@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all check format bench bench-all bench-networks bench-paper bench-rapidocr peers clean
+.PHONY: demo test test-all check format bench bench-all bench-networks bench-paper bench-rapidocr peers file-peers clean
 
 demo: $(STAMP)
 	$(BIN)/datafree demo
@@ -66,6 +66,13 @@ peers: $(STAMP)
 	.venv-peers/bin/python -m pip install --quiet --requirement bench/peers/requirements.txt
 	$(BIN)/python -m bench.tables.peers $(if $(NETWORKS),--networks $(NETWORKS))
 
+# Tools that read ONNX files, in an environment of their own; what is listed is all they need on a CPU, while what
+# ModelOpt asks for by itself is of a GPU
+file-peers: $(STAMP)
+	test -x .venv-file-peers/bin/python || $(PYTHON) -m venv .venv-file-peers
+	.venv-file-peers/bin/python -m pip install --quiet --no-deps --requirement bench/peers/requirements-files.txt
+	$(BIN)/python -m bench.tables.file_peers $(if $(NETWORKS),--networks $(NETWORKS))
+
 # Files that RapidOCR comes with; it goes into a folder of its own, with what it needs beside .venv
 OCR := .venv-rapidocr
 bench-rapidocr: $(STAMP)
@@ -79,4 +86,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf .venv .venv-peers .venv-rapidocr .pytest_cache .ruff_cache .hypothesis build
+	rm -rf .venv .venv-peers .venv-file-peers .venv-rapidocr .pytest_cache .ruff_cache .hypothesis build

@@ -25,3 +25,8 @@ def quantized(
     feeds = None if images is None else [{"x": image.numpy()} for image in images.split(1)]
     student = onnxsim.quantize_static(plain, feeds, full_graph=per == "tensor", per_channel=per == "channel")
     return in_onnxruntime(student.SerializeToString())
+
+
+def file(source: Path, target: Path) -> None:
+    """A file with the settings it comes with, and of the normal noise that it feeds itself."""
+    onnx.save(onnxsim.quantize_static(str(source)), target)
