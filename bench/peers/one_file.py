@@ -21,6 +21,7 @@ import torch
 WAYS = {  # name -> what pip calls the package, the script here, its function
     "onnxsim": ("onnxsim", "with_onnxsim", "file"),
     "modelopt": ("nvidia-modelopt", "with_modelopt", "file"),
+    "modelopt, fp32": ("nvidia-modelopt", "with_modelopt", "float32_file"),
     "onnxruntime, dynamic": ("onnxruntime", "with_onnxruntime", "dynamic_file"),
     "onnxruntime, dynamic, unsigned": ("onnxruntime", "with_onnxruntime", "dynamic_unsigned_file"),
     "onnxruntime, uniform noise": ("onnxruntime", "with_onnxruntime", "uniform_noise_file"),

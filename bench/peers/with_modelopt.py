@@ -1,4 +1,4 @@
-"""NVIDIA ModelOpt: `quantize` of an ONNX file, quantize and dequantize pairs, other values in 16 bits."""
+"""NVIDIA ModelOpt: `quantize` of an ONNX file, on random images that it feeds itself where none are given."""
 
 from __future__ import annotations
 
@@ -8,5 +8,16 @@ from modelopt.onnx.quantization import quantize  # pyright: ignore[reportMissing
 
 
 def file(source: Path, target: Path) -> None:
-    """A file with the settings it comes with, on a CPU; without images it feeds random ones itself."""
-    quantize(str(source), quantize_mode="int8", calibration_eps=["cpu"], output_path=str(target))
+    """A file with the settings it comes with, on a CPU: other values have 16 bits."""
+    _quantized(source, target, "fp16")
+
+
+def float32_file(source: Path, target: Path) -> None:
+    """The same, other values left in 32 bits."""
+    _quantized(source, target, "fp32")
+
+
+def _quantized(source: Path, target: Path, other: str) -> None:
+    quantize(
+        str(source), quantize_mode="int8", calibration_eps=["cpu"], high_precision_dtype=other, output_path=str(target)
+    )

@@ -28,5 +28,9 @@ def quantized(
 
 
 def file(source: Path, target: Path) -> None:
-    """A file with the settings it comes with, and of the normal noise that it feeds itself."""
-    onnx.save(onnxsim.quantize_static(str(source)), target)
+    """A file with the settings it comes with, and of the normal noise that it feeds itself.
+
+    Simplified first, for it leaves in float what is behind padding of sizes that are computed in the file.
+    """
+    plain, _ = onnxsim.simplify(onnx.load(source))
+    onnx.save(onnxsim.quantize_static(plain), target)
