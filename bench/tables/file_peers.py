@@ -59,9 +59,10 @@ package that was told mean and std, ± standard error of that difference (paired
 called level. *bytes*: of the float file. *seconds*: of the whole command, with checks, timing and an estimate, for this
 package, of the call for the others; one thread of a busy machine, for orientation only.
 
-Known causes: ModelOpt's 16 bits, not its integers, are what breaks on mobilenetv1 in ONNX Runtime on a CPU, with real
-images as well; depthwise layers take no single scale a tensor, in Quark not with real images either; ConvInteger, which
-the dynamic quantizer writes, is wrong on mobilenetv1 with any weights (see [peers.md](peers.md))."""
+Known causes: ModelOpt's 16 bits, not its integers, break networks with depthwise layers in ONNX Runtime on a CPU, on
+mobilenetv1 with real images as well. Quark has one scale for all weights of a layer, and no right answers on
+mobilenetv1 with real images either. ConvInteger, which the dynamic quantizer writes, is wrong on mobilenetv1 with any
+weights (see [peers.md](peers.md))."""
 
 
 @dataclass(frozen=True)
