@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 
 DOCS := .venv/.docs
 
-.PHONY: demo test test-all check format docs dist bench bench-all bench-networks bench-paper bench-rapidocr peers clean
+.PHONY: demo test test-all check format docs dist bench bench-all bench-networks bench-paper bench-rapidocr peers file-peers clean
 
 demo: $(STAMP)
 	$(BIN)/datafree demo
@@ -79,6 +79,13 @@ peers: $(STAMP)
 	.venv-peers/bin/python -m pip install --quiet --requirement bench/peers/requirements.txt
 	$(BIN)/python -m bench.tables.peers $(if $(NETWORKS),--networks $(NETWORKS))
 
+# Tools that read ONNX files, in an environment of their own; what is listed is all they need on a CPU, while what
+# ModelOpt asks for by itself is of a GPU
+file-peers: $(STAMP)
+	test -x .venv-file-peers/bin/python || $(PYTHON) -m venv .venv-file-peers
+	.venv-file-peers/bin/python -m pip install --quiet --no-deps --requirement bench/peers/requirements-files.txt
+	$(BIN)/python -m bench.tables.file_peers $(if $(NETWORKS),--networks $(NETWORKS))
+
 # Files that RapidOCR comes with; it goes into a folder of its own, with what it needs beside .venv
 OCR := .venv-rapidocr
 bench-rapidocr: $(STAMP)
@@ -96,4 +103,4 @@ $(DOCS): $(STAMP)
 	touch $(DOCS)
 
 clean:
-	rm -rf .venv .venv-peers .venv-rapidocr .pytest_cache .ruff_cache .hypothesis .cache build dist site
+	rm -rf .venv .venv-peers .venv-file-peers .venv-rapidocr .pytest_cache .ruff_cache .hypothesis .cache build dist site
