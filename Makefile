@@ -3,7 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all check format bench bench-all bench-networks bench-paper bench-rapidocr peers clean
+DOCS := .venv/.docs
+
+.PHONY: demo test test-all check format docs dist bench bench-all bench-networks bench-paper bench-rapidocr peers file-peers clean
 
 demo: $(STAMP)
 	$(BIN)/datafree demo
@@ -23,6 +25,17 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The site, into site/: the notebook is run, every link and anchor is checked
+docs: $(DOCS)
+	$(BIN)/python -m website.build
+
+# The source and the wheel, into dist/, and what must be in them
+dist: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt build
+	rm -rf dist build/lib build/bdist*
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python tests/dist.py dist
 
 # Two networks with the rows that matter most; rows on file that the code of today made are not made again.
 # DATA=DIR: labelled pictures for EfficientNet-Lite0; ../shared/zoo, where it is there, holds other networks and images
@@ -66,6 +79,13 @@ peers: $(STAMP)
 	.venv-peers/bin/python -m pip install --quiet --requirement bench/peers/requirements.txt
 	$(BIN)/python -m bench.tables.peers $(if $(NETWORKS),--networks $(NETWORKS))
 
+# Tools that read ONNX files, in an environment of their own; what is listed is all they need on a CPU, while what
+# ModelOpt asks for by itself is of a GPU
+file-peers: $(STAMP)
+	test -x .venv-file-peers/bin/python || $(PYTHON) -m venv .venv-file-peers
+	.venv-file-peers/bin/python -m pip install --quiet --no-deps --requirement bench/peers/requirements-files.txt
+	$(BIN)/python -m bench.tables.file_peers $(if $(NETWORKS),--networks $(NETWORKS))
+
 # Files that RapidOCR comes with; it goes into a folder of its own, with what it needs beside .venv
 OCR := .venv-rapidocr
 bench-rapidocr: $(STAMP)
@@ -78,5 +98,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(STAMP)
 
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $(DOCS)
+
 clean:
-	rm -rf .venv .venv-peers .venv-rapidocr .pytest_cache .ruff_cache .hypothesis build
+	rm -rf .venv .venv-peers .venv-file-peers .venv-rapidocr .pytest_cache .ruff_cache .hypothesis .cache build dist site

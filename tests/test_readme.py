@@ -14,11 +14,14 @@ import datafree
 import readme
 from datafree.recipe import Recipe, presets
 from datafree.recipe import schema as recipes
+from datafree.signals import SIGNALS
+from datafree.solve import ROUNDING
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+METHOD = (ROOT / "docs" / "method.md").read_text()
 PRESETS = (ROOT / "docs" / "presets.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 PRESET = re.compile(r"`((?:paper-)?(?:w\da\d(?:-tensor)?|prune\d+(?:-w\da\d)?|nm\d+|channels\d+|slim))`")
 PRESET_ROW = re.compile(r"^\| `([\w-]+)` \| (.*) \|$", re.MULTILINE)
 FIELDS = {f"{c.__name__}.{f}": f for c in vars(recipes).values()
@@ -79,6 +82,27 @@ def test_every_field_of_a_recipe_is_explained():
     text = (ROOT / "docs" / "recipe.md").read_text()
     headings = " ".join(re.findall(r"^## (.*)$", text, re.MULTILINE))
     assert [f for f, name in FIELDS.items() if f"`{name}`" not in text and name not in headings] == []
+
+
+def rows_of(heading):
+    """Name and cells of every row of the first table below a heading of the method's page."""
+    text = METHOD.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return {row[0]: row[1].split(" | ") for row in re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize(
+    "heading, kinds",
+    [
+        ("Signal", {kind.model_fields["kind"].default for kind in SIGNALS if kind.__module__.startswith("datafree.")}),
+        ("One layer", {m.model_fields["method"].default for m in ROUNDING if m.__module__.startswith("datafree.")}),
+    ],
+    ids=["signals", "rounding"],
+)
+def test_every_kind_has_its_equation_and_its_source(heading, kinds):
+    rows = rows_of(heading)
+    assert rows.keys() == kinds
+    without = [name for name, (*_, source) in rows.items() if not re.search(r"arXiv|ours|the paper", source)]
+    assert set(without) <= {"loader", "nearest"}
 
 
 def test_recipes_shown_are_recipes():

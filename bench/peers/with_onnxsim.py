@@ -25,3 +25,12 @@ def quantized(
     feeds = None if images is None else [{"x": image.numpy()} for image in images.split(1)]
     student = onnxsim.quantize_static(plain, feeds, full_graph=per == "tensor", per_channel=per == "channel")
     return in_onnxruntime(student.SerializeToString())
+
+
+def file(source: Path, target: Path) -> None:
+    """A file with the settings it comes with, and of the normal noise that it feeds itself.
+
+    Simplified first, for it leaves in float what is behind padding of sizes that are computed in the file.
+    """
+    plain, _ = onnxsim.simplify(onnx.load(source))
+    onnx.save(onnxsim.quantize_static(plain), target)

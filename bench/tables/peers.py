@@ -18,10 +18,12 @@ import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -165,12 +167,24 @@ def measure(case: Case, peer: str, preset: str, images: str, folder: Path, optio
             logits, number, seconds = _peer(peer, preset, images, options.python, folder)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         return Row(case.network, peer, version(OWN) if peer == OWN else "", *known, skipped=str(error))
-    right, float_right = (100.0 * (v.argmax(1) == case.y).double() for v in (logits, case.logits))
-    lost = float_right - right
-    error = float(lost.std()) / math.sqrt(len(lost))
-    agreement = 100 * float((logits.argmax(1) == case.logits.argmax(1)).double().mean())
-    found = (float(right.mean()), float(lost.mean()), error, agreement, round(seconds, 1))
-    return Row(case.network, peer, number, *known, *found)
+    return Row(case.network, peer, number, *known, *scores(logits, case.logits, case.y), round(seconds, 1))
+
+
+def scores(logits: Tensor, wanted: Tensor, y: Tensor) -> tuple[float, float, float, float]:
+    """Percent right, points lost against the float network and their paired standard error, percent that agree.
+
+    Args:
+        logits: (N, classes), those of the float network the same.
+        y: (N,), the right classes.
+    """
+    right, float_right = (100.0 * (v.argmax(1) == y).double() for v in (logits, wanted))
+    lost, error = mean_and_error(float_right - right)
+    return float(right.mean()), lost, error, 100 * float((logits.argmax(1) == wanted.argmax(1)).double().mean())
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Of values (N,), and the standard error of that mean."""
+    return float(values.mean()), float(values.std()) / math.sqrt(len(values))
 
 
 def _own(case: Case, preset: str, images: str, options: argparse.Namespace) -> tuple[Tensor, str, float]:
@@ -188,16 +202,24 @@ def _own(case: Case, preset: str, images: str, options: argparse.Namespace) -> t
 
 
 def _peer(peer: str, preset: str, images: str, python: Path, folder: Path) -> tuple[Tensor, str, float]:
-    """Run one.py in the peers' environment.
+    """Run one.py in the peers' environment."""
+    bits, per = PRESETS[preset]
+    command: list[object] = [SCRIPT, peer, folder, "--bits", bits, "--per", per]
+    command += [] if images == "none" else ["--calibration", folder / f"{images}.npy"]
+    told = run_alone(command, python, folder)
+    return torch.from_numpy(np.load(folder / "logits.npy")), told["version"], told["seconds"]
+
+
+def run_alone(command: Sequence[object], python: Path, folder: Path) -> dict[str, Any]:
+    """What a script of bench/peers/ prints at its end: run in that folder, in the peers' environment, on one thread.
 
     Raises:
         ValueError: no such environment, the time limit, or the last line of what went wrong.
     """
     if not python.exists():
-        raise ValueError("there is no environment of peers; make one with `make peers`, or give its python as --python")
-    bits, per = PRESETS[preset]
-    command = [python, SCRIPT, peer, folder, "--bits", bits, "--per", per]
-    command += [] if images == "none" else ["--calibration", folder / f"{images}.npy"]
+        raise ValueError(
+            "no such environment; `make peers` or `make file-peers` makes it, --python is another's python"
+        )
     alone = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     alone |= {  # NNCF compiles its operators at first use
         "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
@@ -205,15 +227,19 @@ def _peer(peer: str, preset: str, images: str, python: Path, folder: Path) -> tu
     }
     try:
         ended = subprocess.run(
-            [str(part) for part in command], capture_output=True, text=True, timeout=TIME_LIMIT, env=alone, cwd=folder
+            [str(part) for part in (python, *command)],
+            capture_output=True,
+            text=True,
+            timeout=TIME_LIMIT,
+            env=alone,
+            cwd=folder,
         )
     except subprocess.TimeoutExpired:
         raise ValueError(f"not done after {TIME_LIMIT} seconds") from None
     if ended.returncode:
         last = (ended.stderr.strip() or ended.stdout.strip() or "no message").splitlines()[-1]
         raise ValueError(last.replace(str(folder), "").replace(str(python.parents[1]), "")[:300])
-    told = json.loads(ended.stdout.strip().splitlines()[-1])
-    return torch.from_numpy(np.load(folder / "logits.npy")), told["version"], told["seconds"]
+    return json.loads(ended.stdout.strip().splitlines()[-1])
 
 
 def written(path: Path) -> list[Row]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bench.networks.text_images import lines, pages
+from bench.tables.one_command import compress_file
 
 FLOAT, OURS, GIVEN = "float", "ours", "ours, given 64 rendered images"
 DYNAMIC, NOISE = "ONNX Runtime, dynamic", "ONNX Runtime, static on noise"
@@ -72,14 +71,13 @@ def ours(name: str, target: Path, settings: Iterable[str], seed: int, *more: str
     Raises:
         ValueError: what it says.
     """
-    command = [Path(sys.executable).with_name("datafree"), "compress", originals()[name], "--out", target]
-    command += ["--recipe", "w8a8", "--input", ",".join(map(str, PARTS[name].made_at)), "--mean", HALF, "--std", HALF]
-    command += ["--threads", 1, "--seed", seed, "--no-estimate"]
-    command += [*more, *(word for setting in settings for word in ("--set", setting))]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    if done.returncode:
-        said = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise ValueError(f"{name}: {said.replace(f'{target.parent}/', '')}")
+    words = ["--input", ",".join(map(str, PARTS[name].made_at)), "--mean", HALF, "--std", HALF]
+    words += ["--seed", str(seed), "--no-estimate", *more]
+    words += [word for setting in settings for word in ("--set", setting)]
+    try:
+        compress_file(originals()[name], target, *words)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def dynamic(name: str, target: Path, settings: Iterable[str], seed: int) -> None:

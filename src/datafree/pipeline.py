@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from datafree.allocation import Allocation, allocate
 from datafree.arguments import read_arguments
 from datafree.execution import (
     Execution,
+    OnPlan,
     OnStep,
-    add_macs,
     count_macs,
     counting_pool,
+    ignore_plan,
     ignore_steps,
     open_checkpoints,
     serial,
@@ -28,11 +30,15 @@ from datafree.models import input_range
 from datafree.progress import OnDone, ignore, watched
 from datafree.recipe import Recipe
 from datafree.records import InputRange, LayerResult, Summary
-from datafree.run import Run, Steps, images_of, summarize, with_estimate
+from datafree.run import Run, Steps, expected_work, images_of, summarize, with_estimate
 from datafree.signals import make_signal, measured_stats, signal_kind
 from datafree.solve import Pool, Problem, plan_layers, solve_layers
 from datafree.student import check_distillation, distill, fit_grids_, remove_channels, snap_scales
 from datafree.teacher import equalize_, fold_batchnorm_, slim
+
+
+def accept(teacher: fx.GraphModule) -> None:
+    """The `check` of someone who takes every network."""
 
 
 def compress(
@@ -49,6 +55,8 @@ def compress(
     predict: bool = False,
     resume: str | Path | None = None,
     on_step: OnStep = ignore_steps,
+    on_plan: OnPlan = ignore_plan,
+    check: Callable[[fx.GraphModule], None] = accept,
     progress: bool | None = None,
 ) -> Run:
     """Compress a trained convolutional network with no data.
@@ -70,7 +78,9 @@ def compress(
             folder of .png or .jpg, .npy), or those that a run of the same network made (that run, or its `images`).
         predict: also estimate the agreement with the float network, see `estimate`.
         resume: a folder of unfinished work on the same model, recipe, seed and inputs, which goes on to the same bits.
-        on_step: called while images are made and the student is distilled: what, steps done, steps in all.
+        on_step: called while long work goes on: what is being done, steps done, steps in all.
+        on_plan: called once with the multiply-adds that each of these will take.
+        check: called with the network's graph before anything takes long; raises an error where it will not do.
         progress: whether to show a bar; None = in a terminal or a notebook, unless `on_done` or `on_step` watch.
 
     Raises:
@@ -79,7 +89,7 @@ def compress(
     start, pool = time.perf_counter(), counting_pool(pool)
     asked = read_arguments(model, recipe, example, images)
     model, recipe = asked.model, asked.recipe
-    with watched(model, on_step, on_done, shown=progress) as (on_step, on_done), count_macs() as spent:
+    with watched(on_step, on_done, shown=progress) as on_step, count_macs() as spent:
         teacher = trace(model, asked.example)
         fingerprint = g.fingerprint(teacher)
         given = images_of(asked.images, fingerprint) if isinstance(asked.images, Run) else asked.images
@@ -88,19 +98,20 @@ def compress(
         work = Execution(device, on_step, open_checkpoints(resume, marks))
         stats, kept = fold_batchnorm_(teacher)
         teacher, stats, slimmed = slim(teacher, stats, mode=recipe.slim)
-        plan_layers(teacher, recipe)  # refuses a wrong recipe before anything takes long
+        plan = plan_layers(teacher, recipe)  # refuses a wrong recipe before anything takes long
         check_distillation(teacher, recipe.distill, recipe.signal)
+        check(teacher)
+        on_plan(expected_work(teacher, plan, recipe, remembers=bool(stats)))
         make = partial(make_signal, signal=recipe.signal, seed=seed, input_range=known, images=given, work=work)
         early = None if stats else make(teacher, stats)  # no BatchNorm: images tell what equalizing goes by
         remembered = measured_stats(teacher, early) if early else stats
         stats, equalization = equalize_(teacher, remembered, mode=recipe.equalize, rows=recipe.weights.per == "tensor")
         plan, signal = plan_layers(teacher, recipe), early or make(teacher, stats)
-        allocated = allocate(Problem(teacher, plan, signal, recipe.solve), recipe, pool)
-        solution = remove_channels(solve_layers(allocated.problem, pool, on_done, work.checkpoints), allocated.channels)
+        allocated = allocate(Problem(teacher, plan, signal, recipe.solve), recipe, pool, on_step)
+        solution = remove_channels(solve_layers(allocated.problem, pool, on_done, work), allocated.channels)
         solution, distilled = distill(allocated.problem, solution, recipe.distill, recipe.signal, work)
         student, layers = snap_scales(solution)
         fit_grids_(student, recipe.runtime)
-    add_macs(spent.macs)  # for whoever counts around this
     steps, seconds = Steps(kept, slimmed, equalization, allocated, distilled, solution), time.perf_counter() - start
     summary = summarize(steps, model, fingerprint=fingerprint, seconds=seconds, spent=spent.macs)
     run = _run(student, layers, allocated, summary).with_ends(asked.dtype)

@@ -1,6 +1,7 @@
 """Inspection: what it says before is what `compress` does after; producers, statistics and bits of every net."""
 
 import functools
+import re
 
 import pytest
 import torch
@@ -125,3 +126,38 @@ def test_errors_are_those_of_compress(change, error, message):
         x = nn.functional.pad(x, (0, 0, 0, 0, 0, 1))  # a channel too many
     with pytest.raises(error, match=message):
         inspect(model, x, recipe=Recipe().updated(change))
+
+
+class Summed(nn.Module):
+    """Ends in an operator that ONNX files are not written with."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return torch.cumsum(self.conv(x), 1)
+
+
+def test_files_that_could_not_be_written_are_told_before():
+    pytest.importorskip("onnxruntime")
+    warnings = " ".join(inspect(Summed(), torch.zeros(1, 3, 8, 8), recipe=W4A8).warnings)
+    assert re.search(r"no \.onnx file can be written: .*cumsum.* no ONNX operator is known for it", warnings)
+    assert ".safetensors" not in warnings
+
+
+def test_a_batchnorm_that_saw_no_image_is_told():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    never = "BatchNorm has mean 0 and variance 1 everywhere"
+    assert never in " ".join(inspect(model, torch.zeros(1, 3, 8, 8), recipe=W4A8).warnings)
+    model(torch.rand(4, 3, 8, 8))
+    assert never not in " ".join(inspect(model, torch.zeros(1, 3, 8, 8), recipe=W4A8).warnings)
+
+
+def test_more_images_take_more_time_and_memory():
+    few, many = (
+        inspect(*NETS["residual"](), recipe=W4A8.updated([f"signal={{kind: inverted, images: {n}, steps: {n}}}"]))
+        for n in (2, 64)
+    )
+    assert 0 < few.seconds < many.seconds
+    assert 0 < few.memory < many.memory

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from datafree.app.sentences import RANDOM_WEIGHTS
 from datafree.app.verdict import Speed, _advice, verdict
 from datafree.export import Written
 from datafree.records import Estimate
@@ -31,6 +32,11 @@ def a_run(agreement=99.0, text=""):
 )
 def test_the_worst_comes_first(agreement, text, size, speed, advice):
     assert advice in _advice(a_run(agreement, text), size, 1000, speed, ("a warning", "another one"))
+
+
+def test_random_weights_come_before_all_else():
+    warnings = ("a warning", RANDOM_WEIGHTS)
+    assert _advice(a_run(50.0), 500, 1000, SLOW, warnings) == RANDOM_WEIGHTS
 
 
 def test_nothing_to_say_is_no_row(tmp_path):

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datafree import Recipe, compress
 from datafree import graph as g
-from datafree.execution.mac_counter import add_macs, count_macs, counting_pool
+from datafree.execution.mac_counter import add_macs, count_macs, counting_pool, uncounted
 from datafree.execution.pools import processes, serial
 from datafree.graph.capture import trace
 from nets import NETS, THREE_FAST
@@ -63,14 +63,17 @@ def test_what_a_pool_spends_is_counted_here(pool):
     assert spent.macs == 21
 
 
-def test_an_inner_count_is_not_the_outer_ones():
+def test_an_inner_count_is_the_outer_ones_too():
     with count_macs() as outer:
         with count_macs() as inner:
             add_macs(3)
+            assert outer.macs == 3
         add_macs(1)
-    assert (outer.macs, inner.macs) == (1, 3)
+        with uncounted():
+            add_macs(9)
+    assert (outer.macs, inner.macs) == (4, 3)
     add_macs(5)  # no counter: nowhere to go
-    assert (outer.macs, inner.macs) == (1, 3)
+    assert (outer.macs, inner.macs) == (4, 3)
 
 
 def test_a_summary_says_what_the_compression_spent():

@@ -48,7 +48,7 @@ def test_without_a_folder_nothing_is_kept():
 
 def test_a_folder_of_another_job_is_refused(tmp_path):
     open_checkpoints(tmp_path / "work", JOB).write("x", {"x": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match=r"work on another recipe and seed; resume it with the same model"):
+    with pytest.raises(CheckpointError, match=r"work on another recipe and seed; go on with the same model"):
         open_checkpoints(tmp_path / "work", {**JOB, "recipe": "c", "seed": "1"})
 
 
@@ -151,9 +151,9 @@ def test_resuming_with_another_seed_is_refused(tmp_path):
     model, inputs = NETS["residual"]()
     recipe = Recipe.preset("w8a8").updated(["signal.images=2"])
     compress(model, recipe, inputs, resume=tmp_path / "work")
-    with pytest.raises(CheckpointError, match=r"holds work on another seed; resume it with the same"):
+    with pytest.raises(CheckpointError, match=r"holds work on another seed; go on with the same"):
         compress(model, recipe, inputs, seed=1, resume=tmp_path / "work")
-    with pytest.raises(CheckpointError, match=r"holds work on another input and images; resume it with the same"):
+    with pytest.raises(CheckpointError, match=r"holds work on another input and images; go on with the same"):
         compress(
             model, recipe, inputs, on_range=InputRange((0.5,), (2.0,), "test"), images=inputs, resume=tmp_path / "work"
         )

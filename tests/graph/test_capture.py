@@ -1,10 +1,11 @@
 """Networks are captured as they are called: any number of inputs, operators with several results."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from datafree import Recipe, compress
-from datafree.graph.capture import trace
+from datafree.graph.capture import CaptureError, trace
 
 
 class Sum(nn.Module):
@@ -45,3 +46,25 @@ def test_one_of_several_results_is_quantized_by_itself():
     x = torch.randn(4, 3, 6, 6)
     with torch.no_grad():
         assert float((run.student(x) - net(x)).square().mean()) < 0.05 * float(net(x).var())
+
+
+class Detector(nn.Module):
+    """A backbone, and a head whose path depends on what it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+        self.score = nn.Conv2d(4, 1, 1)
+
+    def forward(self, x):
+        scores = self.score(self.backbone(x))
+        found = scores[scores > 0]
+        return found if len(found) > 3 else scores
+
+
+def test_the_part_of_a_detector_that_works_is_named_and_no_graph_is_printed(capsys):
+    hint = r"Its part 'backbone' can be: give model\.backbone, or MODEL#backbone on the command line"
+    with pytest.raises(CaptureError, match=hint):
+        trace(Detector(), torch.zeros(1, 3, 8, 8))
+    assert capsys.readouterr().err == ""
+    assert trace(Detector().backbone, torch.zeros(1, 3, 8, 8))

@@ -419,3 +419,21 @@ def test_exported_programs_are_refused_and_compressed_as_the_message_says(tmp_pa
         loaded = torch.export.load(path).module()
         run = compress(loaded, Recipe.preset("w8a8").updated(["signal.images=8"]), example)
     assert [layer.name for layer in run.layers] == ["0"]
+
+
+def test_a_part_of_a_network_is_a_model(tmp_path, monkeypatch):
+    (tmp_path / "parted_net.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.ReLU())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    model, example = load_model("parted_net:net#0.0")
+    assert (type(model), tuple(example.shape)) == (nn.Conv2d, (1, 3, 224, 224))
+    with pytest.raises(ModelError, match=r"parted_net:net has no part 'head'; at the top it has 0, 1"):
+        load_model("parted_net:net#head")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["deeplabv3_mobilenet_v3_large", "ssdlite320_mobilenet_v3_large#backbone"])
+def test_segmentation_and_detection_networks_of_torchvision_are_built_without_a_download(name):
+    model, example = load_model(f"torchvision:{name}")
+    assert model(example)

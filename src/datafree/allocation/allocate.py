@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datafree.allocation.budget import Pareto, apply_budget
 from datafree.allocation.channels import choose_channels
 from datafree.allocation.sparsity import share_zeros
+from datafree.execution import CHOOSING, OnStep, ignore_steps
 from datafree.graph import Group
 from datafree.recipe import Recipe
 from datafree.solve import Problem, plan_layers
@@ -29,7 +30,7 @@ class Allocation:
     pareto: Pareto
 
 
-def allocate(problem: Problem, recipe: Recipe, pool: Callable) -> Allocation:
+def allocate(problem: Problem, recipe: Recipe, pool: Callable, on_step: OnStep = ignore_steps) -> Allocation:
     """Turn a budget into bits and sparsity, move zeros between layers, and choose the channels that go.
 
     Args:
@@ -39,6 +40,8 @@ def allocate(problem: Problem, recipe: Recipe, pool: Callable) -> Allocation:
         BudgetError, PruneError: nothing is so small.
     """
     asked = recipe
+    if recipe.budget is not None or recipe.prune is not None:
+        on_step(CHOOSING, 0, 1)
     recipe, pareto = apply_budget(problem, recipe, pool)
     if recipe is not asked:
         problem = replace(problem, plan=plan_layers(problem.teacher, recipe))

@@ -21,6 +21,7 @@ from datafree.app.commands.images import images
 from datafree.app.commands.inspect import inspect
 from datafree.app.console import show, show_error
 from datafree.app.export_options import with_exporter_options
+from datafree.app.unfinished import Interrupted
 from datafree.solve import LayerError
 
 UsageError: Any = typer.BadParameter.__base__  # click's own, which older typer imports and newer typer contains
@@ -46,8 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     vars(export)["__signature__"] = with_exporter_options(EXPORT)  # of the exporters there are now
     try:
         return app(arguments or ["--help"], prog_name="datafree", standalone_mode=False) or 0
-    except typer.Abort:
-        return 130  # interrupted, as shells count it
+    except (typer.Abort, Interrupted) as error:
+        show_error(f"interrupted; {error}" if isinstance(error, Interrupted) else "interrupted")
+        return 130  # as shells count it
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()

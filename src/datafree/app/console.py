@@ -7,7 +7,6 @@ import os
 import sys
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 WIDTH = 100  # columns, where there is no terminal to ask
 
@@ -15,6 +14,11 @@ WIDTH = 100  # columns, where there is no terminal to ask
 def show_error(message: str) -> None:
     """One line, on stderr."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def note(line: str) -> None:
+    """Beside the results, on stderr."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def show_json(value: object) -> None:
@@ -30,9 +34,3 @@ def open_console(*, stderr: bool = False) -> Console:
     """Strings are names and numbers, never markup."""
     known = (sys.stderr if stderr else sys.stdout).isatty() or "COLUMNS" in os.environ
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False, width=None if known else WIDTH)
-
-
-def progress_bar() -> Progress:
-    console = open_console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal)

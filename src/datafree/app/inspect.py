@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ from torch import fx, nn
 
 from datafree import graph as g
 from datafree.app.forecast import Forecast, forecast
+from datafree.app.progress import OVERHEAD
 from datafree.arguments import read_arguments
+from datafree.execution import ExpectedWork, count_macs, peak_memory
+from datafree.export import EXPORTERS
 from datafree.graph import batch_norms, trace
 from datafree.models import input_range
 from datafree.recipe import Recipe
 from datafree.records import Equalization, Skipped, Slimmed, Stats
-from datafree.run import warnings_of
+from datafree.run import ESTIMATE_PASSES, expected_work, warnings_of
 from datafree.signals import input_range_of
 from datafree.solve import LayerPlan, plan_layers
 from datafree.teacher import equalize_, fold_batchnorm_, slim
@@ -57,6 +61,8 @@ class Inspection:
     skipped: tuple[Skipped, ...]  # everything else that is left as it is
     warnings: tuple[str, ...]
     forecast: tuple[Forecast, ...]  # layers that will probably lose channels
+    seconds: float  # that compress will take on this machine, about
+    memory: int  # bytes of the whole process at most, about
 
 
 def inspect(
@@ -77,9 +83,10 @@ def inspect(
     Raises:
         CaptureError, RecipeError, ModelError: as `compress`, before any work is done.
     """
+    start = time.perf_counter()
     asked = read_arguments(model, recipe, example)
     model, recipe = asked.model, asked.recipe
-    teacher = trace(model, asked.example)
+    teacher, there = trace(model, asked.example), peak_memory()
     num_batchnorms = len(batch_norms(teacher))
     stats, kept = fold_batchnorm_(teacher)
     num_parameters = g.num_parameters(teacher)
@@ -90,6 +97,11 @@ def inspect(
     rows = recipe.weights.per == "tensor"
     equalized = g.duplicate(teacher)
     moved, _ = equalize_(equalized, stats, mode=recipe.equalize, rows=rows)
+    work = expected_work(teacher, plan, recipe, remembers=bool(stats))
+    reading = time.perf_counter() - start
+    with count_macs() as spent:
+        start = time.perf_counter()
+        found = forecast(equalized, moved, recipe, input_range(model))
     return Inspection(
         model=type(model).__name__,
         input_shapes=tuple(g.shape(node)[1:] for node in g.placeholders(teacher)),
@@ -104,9 +116,27 @@ def inspect(
         slimmed=slimmed,
         kept=kept,
         skipped=plan.skipped,
-        warnings=warnings_of(model, stats, chosen),
-        forecast=forecast(equalized, moved, recipe, input_range(model)),
+        warnings=(*warnings_of(model, stats, chosen), *_refusals(teacher, recipe, model)),
+        forecast=found,
+        seconds=reading + _seconds(work, spent.macs, time.perf_counter() - start),
+        memory=there + work.memory,
     )
+
+
+def _seconds(work: ExpectedWork, spent: int, seconds: float) -> float:
+    """What is ahead, at the rate of what was spent just now on the same layers."""
+    layers = OVERHEAD * work.num_layers
+    ahead = sum(work.phases.values()) + ESTIMATE_PASSES * work.forward
+    return seconds * (ahead + layers) / max(spent + layers, 1)
+
+
+def _refusals(teacher: fx.GraphModule, recipe: Recipe, model: nn.Module) -> Iterator[str]:
+    """Why files of some kind could not be written."""
+    for exporter in EXPORTERS.values():
+        try:
+            exporter.check(teacher, recipe, getattr(model, "source", ""))
+        except ValueError as error:
+            yield f"no {exporter.suffix} file can be written: {error}"
 
 
 def _inspect_layer(teacher: fx.GraphModule, item: LayerPlan, stats: Stats) -> InspectedLayer:

@@ -18,6 +18,7 @@ from datafree.records import (
 )
 from datafree.solve import floor_db
 
+RANDOM_WEIGHTS = "the weights are random, so accuracy means nothing; give --pretrained or --weights FILE"
 NUM_NAMES = 3  # layers named in one line
 
 

@@ -16,7 +16,9 @@ from rich.text import Text
 
 from datafree.app.inspect import Inspection
 from datafree.app.latency import Latency
+from datafree.app.progress import duration
 from datafree.app.sentences import (
+    RANDOM_WEIGHTS,
     activations_text,
     distilled_text,
     equalization_text,
@@ -107,6 +109,8 @@ def inspection_facts(found: Inspection, recipe: Recipe) -> dict[str, str]:
         "statistics": f"known at the output of {outputs} and the input of {inputs} of {len(layers)} layers",
         "does nothing": f"{slimmed_text(found.slimmed, found.num_parameters)}{_slim_hint(found.slimmed, recipe)}",
         "pruning": _pruning(recipe),
+        "time": f"about {duration(found.seconds)} on this machine, with the estimate",
+        "memory": f"about {num_bytes(found.memory)} at most, whole process",
         "equalization": f"{recipe.equalize}, of these:",
         **coverage,
     }
@@ -208,8 +212,7 @@ def notes(warnings: Sequence[str], skipped: Sequence[Skipped]) -> list[Text]:
 
 def about_weights(origin: str) -> tuple[str, ...]:
     """A warning where the weights are random."""
-    hint = "the weights are random, so accuracy means nothing; give --pretrained or --weights FILE"
-    return (hint,) if origin.endswith("random weights") else ()
+    return (RANDOM_WEIGHTS,) if origin.endswith("random weights") else ()
 
 
 # ---- one row a layer

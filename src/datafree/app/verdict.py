@@ -11,7 +11,7 @@ from typing import Any
 
 from datafree import graph as g
 from datafree.app.latency import timed
-from datafree.app.sentences import slimmed_text
+from datafree.app.sentences import RANDOM_WEIGHTS, slimmed_text
 from datafree.app.tables import estimate_text, num_bytes, share
 from datafree.export import Exporter, Written
 from datafree.run import Run
@@ -81,6 +81,8 @@ def _advice(done: Run, size: int, whole: int, speed: Speed | None, warnings: Seq
     summary, recipe = done.summary, done.recipe
     if size > whole or (summary.float_bytes < FEW and size > whole / 2):
         return "the network is tiny: what a file says of its integers takes more than they save; keep the float file"
+    if RANDOM_WEIGHTS in warnings:
+        return RANDOM_WEIGHTS
     if summary.estimate and summary.estimate.agreement < ENOUGH:
         return _gentler(recipe.weights.bits, recipe.activations.bits, pruned=recipe.prune is not None)
     if speed and speed.times < 1:

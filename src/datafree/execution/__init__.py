@@ -1,18 +1,28 @@
 """How work is run: in processes, resumed after a kill, written whole, counted in multiply-adds."""
 
 from datafree.execution.atomic import atomic_write
-from datafree.execution.mac_counter import add_layer_macs, add_macs, count_macs, counting_pool
+from datafree.execution.mac_counter import add_layer_macs, add_macs, count_macs, counting_pool, uncounted
 from datafree.execution.memory import peak_memory
+from datafree.execution.phases import (
+    CHOOSING,
+    DISTILLING,
+    MAKING_IMAGES,
+    SOLVING,
+    ExpectedWork,
+    OnPlan,
+    OnStep,
+    ignore_plan,
+    ignore_steps,
+)
 from datafree.execution.pools import one_thread, processes, serial
 from datafree.execution.resume import (
     EVERY,
     NO_CHECKPOINTS,
     ON_CPU,
+    CheckpointError,
     Checkpoints,
     Execution,
-    OnStep,
     adam_state,
-    ignore_steps,
     layer_from_tensors,
     layer_to_tensors,
     open_checkpoints,
@@ -21,11 +31,18 @@ from datafree.execution.resume import (
 )
 
 __all__ = [
+    "CHOOSING",
+    "DISTILLING",
     "EVERY",
+    "MAKING_IMAGES",
     "NO_CHECKPOINTS",
     "ON_CPU",
+    "SOLVING",
+    "CheckpointError",
     "Checkpoints",
     "Execution",
+    "ExpectedWork",
+    "OnPlan",
     "OnStep",
     "adam_state",
     "add_layer_macs",
@@ -33,6 +50,7 @@ __all__ = [
     "atomic_write",
     "count_macs",
     "counting_pool",
+    "ignore_plan",
     "ignore_steps",
     "layer_from_tensors",
     "layer_to_tensors",
@@ -42,5 +60,6 @@ __all__ = [
     "processes",
     "restore_adam",
     "serial",
+    "uncounted",
     "under",
 ]

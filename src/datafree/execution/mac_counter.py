@@ -17,9 +17,15 @@ from torch import Tensor
 
 @dataclass
 class Counter:
-    """Multiply-adds so far."""
+    """Multiply-adds so far; those of a counter inside another are the other's, too."""
 
     macs: int = 0
+    outer: Counter | None = None
+
+    def add(self, macs: int) -> None:
+        self.macs += macs
+        if self.outer is not None:
+            self.outer.add(macs)
 
 
 _active: ContextVar[Counter | None] = ContextVar("counter", default=None)
@@ -27,8 +33,20 @@ _active: ContextVar[Counter | None] = ContextVar("counter", default=None)
 
 @contextmanager
 def count_macs() -> Iterator[Counter]:
-    """Count what runs inside. An outer counter does not see it; add `counter.macs` there where it should."""
-    counter = Counter()
+    """Count what runs inside."""
+    with _counting(Counter(outer=_active.get())) as counter:
+        yield counter
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """What runs inside is no part of the work."""
+    with _counting(Counter()):
+        yield
+
+
+@contextmanager
+def _counting(counter: Counter) -> Iterator[Counter]:
     token = _active.set(counter)
     try:
         yield counter
@@ -40,7 +58,7 @@ def add_macs(macs: int) -> None:
     """Add to the innermost counter, where there is one."""
     counter = _active.get()
     if counter is not None:
-        counter.macs += macs
+        counter.add(macs)
 
 
 def add_layer_macs(macs: int, x: Tensor, weight: Tensor, y: Tensor) -> None:
@@ -63,6 +81,8 @@ def counting_pool(pool: Callable[[Callable, Iterable], Iterator]) -> Callable[[C
 
 
 def _with_macs(function: Callable[[Any], Any], item: Any) -> tuple[Any, int]:
+    """The value, and what a process of its own spent; here it is counted as it is spent."""
+    here = _active.get() is not None
     with count_macs() as spent:
         value = function(item)
-    return value, spent.macs
+    return value, 0 if here else spent.macs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,21 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from datafree.execution.atomic import atomic_write
+from datafree.execution.phases import OnStep, ignore_steps
 from datafree.records import LayerResult, QParams
 
 JOB = "job.json"
 EVERY = 50  # steps between two states of an optimisation
 
-OnStep = Callable[[str, int, int], None]
-"""Called while long work goes on: what is being done, steps done, steps in all."""
-
 
 class CheckpointError(ValueError):
     """A folder that holds another job's work, or is damaged."""
-
-
-def ignore_steps(what: str, done: int, total: int) -> None:
-    """The `on_step` of someone who does not watch."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +120,8 @@ def open_checkpoints(folder: str | Path | None, job: dict[str, str]) -> Checkpoi
         differs = [k for k in job if found.get(k) != job[k]]
         if differs:
             raise CheckpointError(
-                f"{folder} holds work on another {' and '.join(differs)}; resume it with the same model, recipe, "
-                "seed, input and images, or choose another folder"
+                f"{folder} holds work on another {' and '.join(differs)}; go on with the same model, recipe, "
+                "seed, input and images, begin anew (--restart), or choose another folder"
             )
     elif folder.exists():
         if folder.is_dir() and not any(folder.iterdir()):

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from datafree.export.onnx.exporter import OnnxOptions, open_onnx, write_onnx
+from torch import fx
+
+from datafree.export.onnx.exporter import OnnxOptions, check_onnx, open_onnx, write_onnx
 from datafree.export.packed.exporter import PackedOptions, open_packed, write_packed
 from datafree.export.written import NoOptions, Written
+from datafree.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,10 @@ class Runtime:
     open: Callable[[Path, int, int, tuple[int, ...] | None], Callable[[], object]]
 
 
+def accept(graph: fx.GraphModule, recipe: Recipe, source: str) -> None:
+    """The `check` of an exporter that writes every network."""
+
+
 @dataclass(frozen=True)
 class Exporter:
     """One kind of file.
@@ -33,18 +40,21 @@ class Exporter:
     write: function(run, path, options, force=) that writes the student and checks what it wrote; it raises a ValueError
         and leaves nothing where the path is taken and not `force`, or the file is not the student.
     options: a frozen dataclass with defaults, each field described by an `Option`.
+    check: function(graph of the float network, recipe, source) that raises a ValueError where `write` would refuse its
+        student; before anything takes long. source: the file the network was read from, "" = none.
     runtime: None = it is not timed here.
     """
 
     suffix: str
     write: Callable[..., Written]
     options: type = NoOptions
+    check: Callable[[fx.GraphModule, Recipe, str], None] = accept
     runtime: Runtime | None = None
 
 
 EXPORTERS: dict[str, Exporter] = {
-    "ONNX": Exporter(".onnx", write_onnx, OnnxOptions, Runtime("ONNX Runtime", open_onnx)),
-    "packed": Exporter(".safetensors", write_packed, PackedOptions, Runtime("PyTorch, simulated", open_packed)),
+    "ONNX": Exporter(".onnx", write_onnx, OnnxOptions, check_onnx, Runtime("ONNX Runtime", open_onnx)),
+    "packed": Exporter(".safetensors", write_packed, PackedOptions, runtime=Runtime("PyTorch, simulated", open_packed)),
 }
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import operator
+import sys
 import warnings
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, TextIO, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -58,9 +60,11 @@ def trace(model: nn.Module, example: Example) -> fx.GraphModule:
     model = copy.deepcopy(model).eval().requires_grad_(False)
     model.register_forward_hook(_hand_over)
     examples = {name: _batch_of_two(x) for name, x in tensors_in(example).items()}
-    exported = _export(
-        model, *(((), examples) if isinstance(example, dict) else (tuple(examples.values()), {}))
-    ).module()
+    args, kwargs = ((), examples) if isinstance(example, dict) else (tuple(examples.values()), {})
+    try:
+        exported = _export(model, args, kwargs).module()
+    except CaptureError as error:
+        raise CaptureError(f"{error}{_part_that_works(model, tuple(examples.values()))}") from error
     graph = fx.GraphModule(exported, exported.graph)
     if isinstance(example, dict):
         _by_position(graph, list(example))
@@ -108,8 +112,9 @@ def _by_position(graph: fx.GraphModule, names: list[str]) -> None:
 
 def _export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> torch.export.ExportedProgram:
     free = {name: {0: torch.export.Dim.DYNAMIC} for name in kwargs} if kwargs else _free_batch(model, args)
+    quiet = contextlib.redirect_stderr(cast(TextIO, _WithoutGraphs(sys.stderr)))
     try:
-        with torch.no_grad(), preserve_node_meta(), warnings.catch_warnings():
+        with torch.no_grad(), preserve_node_meta(), warnings.catch_warnings(), quiet:
             warnings.simplefilter("ignore")
             return torch.export.export(model, args, kwargs, dynamic_shapes=free, strict=False)
     except Exception as error:  # torch.export raises whatever the model's own forward raises
@@ -122,6 +127,33 @@ def _export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor
         ) from error
 
 
+class _WithoutGraphs:
+    """stderr, but for the whole graph, which torch.export prints there when it fails."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._after_graph = stream, False
+
+    def write(self, text: str) -> int:
+        is_graph = "torch.ops." in text
+        dropped, self._after_graph = is_graph or (self._after_graph and text == "\n"), is_graph
+        return len(text) if dropped else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _part_that_works(model: nn.Module, examples: tuple[Tensor, ...]) -> str:
+    """A hint where the largest part of a network can be captured by itself, as the backbone of a detector."""
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    largest = max(sizes, key=sizes.__getitem__, default="")
+    if not largest or not sizes[largest]:
+        return ""
+    with contextlib.suppress(CaptureError):
+        _export(model.get_submodule(largest), examples, {})
+        return f". Its part {largest!r} can be: give model.{largest}, or MODEL#{largest} on the command line"
+    return ""
+
+
 def _free_batch(model: nn.Module, examples: tuple[Tensor, ...]) -> tuple[object, ...]:
     """That the first dimension of every input is free; inputs of `forward(x, *others)` are nested as it has them."""
     free = tuple({0: torch.export.Dim.DYNAMIC} for _ in examples)
@@ -132,7 +164,7 @@ def _free_batch(model: nn.Module, examples: tuple[Tensor, ...]) -> tuple[object,
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300].rstrip(".")
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:160].rstrip(".")
 
 
 def _user_frame(error: Exception) -> str:

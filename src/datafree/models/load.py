@@ -51,11 +51,12 @@ def load_model(
     is downloaded. The digits network of `demo` is always trained.
 
     Args:
-        name: "timm:NAME", "torchvision:NAME" (a classification network), "demo", a path that ends in .onnx, or
-            "pkg.module:factory". The factory is called without arguments and returns a module, or (module, example)
-            with an example (N, C, H, W); without one the input is (1, 3, 224, 224). The current directory is searched
-            first.
-        weights: .safetensors, or .pth or .pt holding tensors only; a "state_dict" or "model" entry and a
+        name: "timm:NAME", "torchvision:NAME", "demo", a path that ends in .onnx, or "pkg.module:factory". All but files
+            may end in "#PART", which takes a part of the network by its path, as in
+            "torchvision:fcos_resnet50_fpn#backbone". The factory is called without arguments and returns a module, or
+            (module, example) with an example (N, C, H, W); without one the input is (1, 3, 224, 224). The current
+            directory is searched first.
+    weights: .safetensors, or .pth or .pt holding tensors only; a "state_dict" or "model" entry and a
             "module." prefix are unwrapped. Every tensor must fit.
         pretrained: download the published weights of a timm or torchvision network.
         input_shape: (N, C, H, W) of the example, where it shall be another, or an .onnx file leaves sides open.
@@ -66,6 +67,7 @@ def load_model(
     """
     if pretrained and weights is not None:
         raise ModelError(f"pretrained=True and weights={str(weights)!r} exclude each other; give one of them")
+    name, _, part = name.partition("#")
     if name.endswith(".onnx"):
         if pretrained or weights is not None:
             raise ModelError(f"{name} holds its own weights; leave weights and pretrained out")
@@ -89,7 +91,15 @@ def load_model(
         )
     if weights is not None:
         load_weights_(model, Path(weights), name=name)
-    return model.eval(), torch.zeros(input_shape or (1, *size))
+    return (_part(model, name, part) if part else model).eval(), torch.zeros(input_shape or (1, *size))
+
+
+def _part(model: nn.Module, name: str, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        children = ", ".join(child for child, _ in model.named_children())
+        raise ModelError(f"{name} has no part {path!r}; at the top it has {children}") from None
 
 
 def _refuse_code(name: str) -> None:
@@ -188,16 +198,23 @@ def _timm_model(name: str, *, pretrained: bool) -> tuple[nn.Module, tuple[int, .
 
 def _torchvision_model(name: str, *, pretrained: bool) -> tuple[nn.Module, tuple[int, ...]]:
     models = _import_optional("torchvision.models")
-    known = models.list_models(module=models)
+    known = [network for network in models.list_models() if not network.startswith("quantized_")]
     if name not in known:
         raise ModelError(_unknown("torchvision", name, known))
     published = models.get_model_weights(name)
     chosen = published.DEFAULT if pretrained else None
-    make = functools.partial(models.get_model, name, weights=chosen)
+    more = {} if name in models.list_models(module=models) else {"weights_backbone": None}  # or it would download them
+    make = functools.partial(models.get_model, name, weights=chosen, **more)
     model = _build(make, f"torchvision:{name}", pretrained=pretrained)
     # Some networks are also published for larger images; without weights they are built for the smallest.
-    sides = [entry.transforms().crop_size[0] for entry in ([chosen] if chosen else published)]
+    sides = [_crop(entry.transforms()) for entry in ([chosen] if chosen else published)]
     return model, (3, min(sides), min(sides))
+
+
+def _crop(transforms: Any) -> int:
+    """The side of the images a network is published for; of those that take any size, a usual one."""
+    found = getattr(transforms, "crop_size", DEFAULT_SIZE[1:])
+    return found[0] if isinstance(found, list | tuple) else found
 
 
 def _build(make: Callable[[], nn.Module], label: str, *, pretrained: bool) -> nn.Module:

@@ -22,6 +22,7 @@ NUM_PROBES = 16
 STEPS = 5  # of Adam, and more where images are small, for a step costs less there
 MOST_STEPS = 14
 FEWEST = 64  # images that `compress` takes
+ESTIMATE_PASSES = 2 * NUM_IMAGES * STEPS + 3 * NUM_IMAGES  # forward passes of one image, a backward pass is two
 SURER = 1.35  # real answers stand as much noise as Gaussian ones with this times less; over networks (ours)
 POWER = 2.5  # of how far answers stand out; over networks (ours)
 SPREAD = 3.0  # nine in ten students lie between this times more and less noise; over networks (ours)

@@ -53,7 +53,8 @@ def evaluate_models(
     """Compare student and teacher on images.
 
     Args:
-        student, teacher: map (N, C, H, W) to logits (N, classes).
+        student: maps (N, C, H, W) to logits (N, classes).
+        teacher: as student.
         data: batches (x, y), y class indices (N,); or batches x, or one tensor x, without labels.
         layers: whether to compare every layer's output, on the first batch.
 

@@ -142,6 +142,11 @@ def warnings_of(model: nn.Module, stats: Stats, chosen: InputRange, *, towards: 
             f"{zeros[0]}{more}: gamma of BatchNorm is 0 in every channel, as before training: the layers in front "
             "change nothing; load trained weights"
         )
+    if _never_trained(model):
+        found.append(
+            "BatchNorm has mean 0 and variance 1 everywhere, so it has never seen an image: the network is not "
+            "trained, or its weights were loaded without their buffers"
+        )
     if not stats and chosen is not GIVEN:
         found.append(f"there is no BatchNorm: {_known_without(chosen, towards)}")
     if "assumed" in chosen.source:
@@ -152,6 +157,14 @@ def warnings_of(model: nn.Module, stats: Stats, chosen: InputRange, *, towards: 
 def _is_zero(module: nn.Module) -> bool:
     gamma = module.weight if isinstance(module, nn.modules.batchnorm._BatchNorm) else None
     return isinstance(gamma, Tensor) and not bool(gamma.any())
+
+
+def _never_trained(model: nn.Module) -> bool:
+    """Whether all BatchNorms are as they are made."""
+    norms = [
+        m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
+    ]
+    return bool(norms) and all(bool((m.running_mean == 0).all() and (m.running_var == 1).all()) for m in norms)
 
 
 def _known_without(chosen: InputRange, towards: str | None) -> str:

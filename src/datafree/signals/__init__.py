@@ -4,7 +4,7 @@ from datafree.signals.adversarial import Adversary, Generator, new_adversary
 from datafree.signals.draws import LayerDraws, layer_draws
 from datafree.signals.gaussian import closed_form
 from datafree.signals.job import Competitor, SignalJob
-from datafree.signals.make import input_range_of, made, make_signal, num_images, signal_job
+from datafree.signals.make import images_asked, input_range_of, made, make_signal, num_images, signal_job
 from datafree.signals.measured import measured_stats
 from datafree.signals.probes import dead_leaves
 from datafree.signals.propagated import propagated
@@ -24,6 +24,7 @@ __all__ = [
     "SignalKind",
     "closed_form",
     "dead_leaves",
+    "images_asked",
     "in_range",
     "input_range_of",
     "layer_draws",

@@ -68,11 +68,17 @@ def signal_job(
     if kind.start is None:
         return SignalJob(teacher, stats, signal, seed, rng, (), (GIVEN,))
     shapes = [g.shape(node)[1:] for node in g.placeholders(teacher)]
-    count = signal.images or num_images(shapes[0], most=128 if kind.keeps_images else 512)
+    count = images_asked(teacher, signal)
     unit = tuple(kind.start((count, *shape), signal, rng) for shape in shapes)
     first = known or _infer_range(teacher, 0, unit[0], stats)
     others = (_infer_range(teacher, i, unit[i], stats) for i in range(1, len(unit)))
     return SignalJob(teacher, stats, signal, seed, rng, unit, (first, *others))
+
+
+def images_asked(teacher: fx.GraphModule, signal: SignalRecipe) -> int:
+    """How many images there will be, of a recipe that names their number or leaves it open."""
+    shape = g.shape(g.placeholders(teacher)[0])[1:]
+    return signal.images or num_images(shape, most=128 if signal_kind(signal).keeps_images else 512)
 
 
 def _infer_range(teacher: fx.GraphModule, index: int, unit: Tensor, stats: Stats) -> InputRange:

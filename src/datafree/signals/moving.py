@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.execution import EVERY, Checkpoints, adam_state, restore_adam
+from datafree.execution import EVERY, MAKING_IMAGES, Checkpoints, adam_state, restore_adam
 from datafree.records import Stats
 from datafree.signals.inversion import AdamSchedule
 from datafree.signals.job import SignalJob
@@ -88,7 +88,7 @@ def move_all(
     for number, part in enumerate(parts):
         here = part.to(work.device)
         done, all_steps = number * steps, len(parts) * steps
-        watch = lambda step, done=done: work.on_step("making images", done + step, all_steps)  # noqa: E731, B023
+        watch = lambda step, done=done: work.on_step(MAKING_IMAGES, done + step, all_steps)  # noqa: E731, B023
         kept = work.checkpoints.part(f"images.{number}")
         made.append(move(here, objective_of(here), schedule, steps, job.rng, watch, kept))
     weights = torch.tensor([len(part) for part in parts]) / len(unit)

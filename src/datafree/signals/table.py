@@ -9,12 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datafree.recipe import Adversarial, Gaussian, Inverted, Loader, Matched, Propagated, RecipeError, SignalRecipe
+from datafree.recipe import (
+    Adversarial,
+    Gaussian,
+    Inverted,
+    Loader,
+    Matched,
+    MatchedImages,
+    Propagated,
+    RecipeError,
+    SignalRecipe,
+)
+from datafree.signals import answers
 from datafree.signals.adversarial import generated_images
 from datafree.signals.gaussian_signal import gaussian_signal, noise
 from datafree.signals.job import SignalJob
 from datafree.signals.loader import given_images
-from datafree.signals.matching import matched_images
+from datafree.signals.matching import matched_images, steps_of
 from datafree.signals.procedural import procedural_images
 from datafree.signals.propagated import probe_images, propagated
 from datafree.signals.source import Signal
@@ -28,19 +39,33 @@ class SignalKind:
         input range is found with; None = the user gives the images.
     make: function(job) -> the signal, from the inputs that `start` gave.
     keeps_images: making them takes long: fewer are made, and the run keeps them for other recipes.
+    passes: function(recipe, number of images, whether BatchNorm remembers) -> forward passes of one image that making
+        them takes; a backward pass counts as two.
     """
 
     start: Callable[[tuple[int, ...], Any, torch.Generator], Tensor] | None = probe_images
     make: Callable[[SignalJob], Signal] = propagated
     keeps_images: bool = False
+    passes: Callable[[Any, int, bool], int] = lambda recipe, count, remembers: 0
+
+
+def _passes(recipe: SignalRecipe, count: int, remembers: bool) -> int:
+    """Of images that are moved: towards what BatchNorm remembers, or towards answers where nothing does."""
+    if not remembers:
+        return 2 * answers.STEPS * count // answers.MOVED
+    return 2 * steps_of(recipe) * count if isinstance(recipe, MatchedImages) else 0
 
 
 SIGNALS: dict[type[SignalRecipe], SignalKind] = {
     Gaussian: SignalKind(start=noise, make=gaussian_signal),
-    Propagated: SignalKind(make=procedural_images),
-    Inverted: SignalKind(make=matched_images, keeps_images=True),
-    Matched: SignalKind(make=matched_images, keeps_images=True),
-    Adversarial: SignalKind(make=generated_images, keeps_images=True),
+    Propagated: SignalKind(make=procedural_images, passes=_passes),
+    Inverted: SignalKind(make=matched_images, keeps_images=True, passes=_passes),
+    Matched: SignalKind(make=matched_images, keeps_images=True, passes=_passes),
+    Adversarial: SignalKind(
+        make=generated_images,
+        keeps_images=True,
+        passes=lambda recipe, count, remembers: 4 * recipe.steps * recipe.batch,
+    ),
     Loader: SignalKind(start=None, make=given_images),
 }
 

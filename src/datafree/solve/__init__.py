@@ -3,7 +3,7 @@
 from datafree.solve.coarse_inputs import coarse_inputs
 from datafree.solve.jobs import LayerJob
 from datafree.solve.mending import floor_db
-from datafree.solve.moments import shrunk
+from datafree.solve.moments import MAX_TAPS, shrunk
 from datafree.solve.network_probe import NetworkProbe, Probe
 from datafree.solve.plan import WIDE, LayerPlan, Plan, fused_operand, plan_layers, quantized_at, wide_operands
 from datafree.solve.problem import Grids, Problem, Solution
@@ -11,10 +11,12 @@ from datafree.solve.pruning import count_schedule, inverse, thinned
 from datafree.solve.rounding import ROUNDING, RoundingMethod, rounding_method
 from datafree.solve.rounding.gptq import damped
 from datafree.solve.schedule import Pool, solve_layers
-from datafree.solve.solve_layer import LayerError, compress_layer, layer_jobs, solver_context
+from datafree.solve.solve_layer import NUM_ROWS, LayerError, compress_layer, layer_jobs, solver_context
 from datafree.solve.weight_grids import output_power, solve_on_best_grid
 
 __all__ = [
+    "MAX_TAPS",
+    "NUM_ROWS",
     "ROUNDING",
     "WIDE",
     "Grids",

@@ -8,7 +8,7 @@ from itertools import chain
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.execution import NO_CHECKPOINTS, Checkpoints
+from datafree.execution import ON_CPU, SOLVING, Execution
 from datafree.quantization import dequantize, fake_quantize
 from datafree.records import LayerResult
 from datafree.signals import walk_both
@@ -22,13 +22,15 @@ Pool = Callable[[Callable[[LayerJob], LayerResult], Iterable[LayerJob]], Iterato
 
 
 def solve_layers(
-    problem: Problem, pool: Pool, on_done: Callable[[LayerResult], None], checkpoints: Checkpoints = NO_CHECKPOINTS
+    problem: Problem, pool: Pool, on_done: Callable[[LayerResult], None], work: Execution = ON_CPU
 ) -> Solution:
     """Solve every planned layer: one walk of the signal, one job a layer, anywhere the pool puts it.
 
-    Each result goes to `checkpoints` as it comes; layers found there are not solved again.
+    Each result is kept as it comes; layers that are kept already are not solved again.
     """
-    plan, grids, results = problem.plan, {}, {}
+    plan, grids, results, checkpoints = problem.plan, {}, {}, work.checkpoints
+    num_layers = sum(item.weights is not None for item in plan.layers.values())
+    work.on_step(SOLVING, 0, num_layers)
     known = {name: result for name in plan.layers if (result := checkpoints.read_layer(name)) is not None}
     if problem.method.sequential:
         solved = in_sequence(problem, grids, known)
@@ -40,6 +42,7 @@ def solve_layers(
         if result.name not in known:
             checkpoints.write_layer(result)
         on_done(result)
+        work.on_step(SOLVING, len(results), num_layers)
     return Solution(problem.teacher, plan, {name: results[name] for name in plan.layers if name in results}, grids)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.execution import EVERY, ON_CPU, Execution, adam_state, restore_adam, under
+from datafree.execution import DISTILLING, EVERY, ON_CPU, Execution, adam_state, restore_adam, under
 from datafree.recipe import Distill, SignalRecipe
 from datafree.records import Distilled
 from datafree.signals import dead_leaves, in_range
@@ -147,7 +147,7 @@ def _train(
             group["lr"] = rate * (1 - step / method.steps)
         optimizer.step()
         model.keep_scales_positive_()
-        work.on_step("distilling", step + 1, method.steps)
+        work.on_step(DISTILLING, step + 1, method.steps)
         if (step + 1) % max(1, method.steps // LOOKS) == 0 or step + 1 == method.steps:
             best.look(step + 1)
         if (step + 1) % EVERY == 0:

@@ -10,7 +10,8 @@ import typer
 
 from datafree.app import tables
 from datafree.app.arguments import EXPORTED, Debug, InputShape, parse_shape
-from datafree.app.console import progress_bar, show, show_json
+from datafree.app.console import show, show_json
+from datafree.app.progress import JobProgress
 
 
 def bench(
@@ -25,8 +26,8 @@ def bench(
     """Time files side by side; the first is what the others are compared with."""
     from datafree.app.latency import bench as timed
 
-    with progress_bar() as progress:
-        progress.add_task("taking turns", total=None)
+    with JobProgress() as progress:
+        progress.on_step("taking turns", 0, 0)
         size = (parse_shape(input_shape) or (1,))[1:]
         found = timed(files, threads=threads, batch=batch, turns=turns, size=size)
     if as_json:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from torch import fx
 
 from datafree import run
 from datafree.app import tables
@@ -34,16 +35,19 @@ from datafree.app.arguments import (
     read_recipe,
     set_threads,
 )
-from datafree.app.console import progress_bar, show
+from datafree.app.console import show
 from datafree.app.export_options import options_for
 from datafree.app.given_images import images_given, range_given
 from datafree.app.pixels import write_pixels
+from datafree.app.progress import ESTIMATING, FILE_PASSES, TIMING, WRITING, JobProgress
 from datafree.app.sentences import losses
+from datafree.app.unfinished import kept_until_done, work_folder
 from datafree.app.verdict import time_beside_float, verdict
 from datafree.app.watched import compress_watched
 from datafree.export import exporter_for, exporters_by_suffix
 from datafree.models import load_model, normalization, provenance
-from datafree.run import Run, RunError
+from datafree.recipe import Recipe
+from datafree.run import ESTIMATE_PASSES, Run, RunError, graph_to_json
 
 
 def compress(
@@ -79,42 +83,48 @@ def compress(
         bool, typer.Option("--estimate/--no-estimate", help="Predict the agreement with the float network.")
     ] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE, or the run that DIR holds.")] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the same command where it was stopped, from its .part folder.")
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew where the same command was stopped before its end.")
     ] = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Compress MODEL into a file that was checked and timed, or into a run directory.
 
-    Until that is there, the work is kept beside it in a folder that ends in .part.
+    Until that is there, the work is kept beside it in a folder that ends in .part; after a stop the same command goes
+    on from there.
     """
     set_threads(threads)
     settings = [*(settings or []), *([f"target={target}"] if target else [])]
     chosen = read_recipe(recipe, settings)
     is_file = out.suffix in exporters_by_suffix()
     _check_out(out, Path(model), force=force, is_file=is_file)
-    torch.manual_seed(seed)  # a model of random weights is the same one next time
-    network, example = load_model(model, weights=weights, pretrained=pretrained, input_shape=parse_shape(input_shape))
-    used = given_pixels(parse_numbers(mean), parse_numbers(std))
-    known = used and range_given(used, example if isinstance(example, torch.Tensor) else example[0])
-    origin = provenance(model, weights, pretrained=pretrained)
-    pixels = used or normalization(network)
-    kept = images_given(images or [], network, example, pixels)
-    if isinstance(kept, tuple):
-        chosen = chosen.updated(["signal.kind=loader"])
-    unfinished = _unfinished(out, resume=resume)
-    done = compress_watched(
-        network, chosen, example, seed=seed, workers=workers, images=kept, device=device, predict=predict,
-        resume=unfinished, on_range=known,
-    )  # fmt: skip
-    warnings = (*tables.about_weights(origin), *done.summary.warnings, *losses(done.summary))
-    if is_file:
-        _deliver(done, out, warnings, force=force)
-    else:
-        done.save(out, force=force)
-        write_pixels(out, pixels)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    found: dict[str, str] = {}
+    folder, after = work_folder(out, restart=restart), {ESTIMATING: ESTIMATE_PASSES} if predict else {}
+    with kept_until_done(folder), JobProgress(after={**after, **(FILE_PASSES if is_file else {})}) as progress:
+        torch.manual_seed(seed)  # a model of random weights is the same one next time
+        network, example = load_model(
+            model, weights=weights, pretrained=pretrained, input_shape=parse_shape(input_shape)
+        )
+        used = given_pixels(parse_numbers(mean), parse_numbers(std))
+        known = used and range_given(used, example if isinstance(example, torch.Tensor) else example[0])
+        origin = provenance(model, weights, pretrained=pretrained)
+        pixels = used or normalization(network)
+        kept = images_given(images or [], network, example, pixels)
+        if isinstance(kept, tuple):
+            chosen = chosen.updated(["signal.kind=loader"])
+        done = compress_watched(
+            progress, network, chosen, example, seed=seed, workers=workers, images=kept, device=device,
+            predict=predict, resume=folder, on_range=known, check=partial(_check_writes, out, chosen, model),
+        )  # fmt: skip
+        warnings = (*tables.about_weights(origin), *done.summary.warnings, *losses(done.summary))
+        if is_file:
+            found = _written(done, out, warnings, progress, force=force)
+        else:
+            done.save(out, force=force)
+            write_pixels(out, pixels)
+    if found:
+        show(tables.facts_table(f"{done.summary.model}, written to {out}", found))
     if verbose:
         show(tables.layers_table(done.layers))
     if verbose or not is_file:
@@ -137,25 +147,19 @@ def _check_out(out: Path, model: Path, *, force: bool, is_file: bool) -> None:
         raise RunError(f"nothing can be written into {place}; choose another --out")
 
 
-def _deliver(done: Run, file: Path, warnings: Sequence[str], *, force: bool) -> None:
-    """Write, check and time a file, and say in a few lines what it is."""
+def _check_writes(out: Path, recipe: Recipe, model: str, teacher: fx.GraphModule) -> None:
+    """Refuse before the work a network that could not be written after it."""
+    if out.suffix in exporters_by_suffix():
+        exporter_for(out).check(teacher, recipe, model if model.endswith(".onnx") else "")
+    else:
+        graph_to_json(teacher)
+
+
+def _written(done: Run, file: Path, warnings: Sequence[str], progress: JobProgress, *, force: bool) -> dict[str, str]:
+    """Write, check and time a file; what it is, in a few facts."""
     exporter, options = exporter_for(file), options_for(file, {})
-    with progress_bar() as progress:
-        task = progress.add_task(f"writing {file}", total=None)
-        written = exporter.write(done, file, options, force=force)
-        progress.update(task, description="timing it beside float")
-        speed = time_beside_float(done, file, exporter, options, torch.get_num_threads())
-    found = verdict(done, file, written, speed, warnings)
-    show(tables.facts_table(f"{done.summary.model}, written to {file}", found))
-
-
-def _unfinished(out: Path, *, resume: bool) -> Path:
-    """The folder of work under way: there already with --resume, else a new one."""
-    folder = out.with_name(f"{out.name}.part")
-    if resume and not folder.is_dir():
-        raise RunError(f"there is nothing to resume: {folder} does not exist; leave --resume out")
-    if not resume and folder.is_dir():
-        if not (folder / "job.json").is_file():
-            raise RunError(f"{folder} is in the way and holds no unfinished work; choose another --out")
-        shutil.rmtree(folder)
-    return folder
+    progress.on_step(WRITING, 0, 0)
+    written = exporter.write(done, file, options, force=force)
+    progress.on_step(TIMING, 0, 0)
+    speed = time_beside_float(done, file, exporter, options, torch.get_num_threads())
+    return verdict(done, file, written, speed, warnings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datafree.app import tables
 from datafree.app.arguments import Debug, Seed, Threads, set_threads
 from datafree.app.console import show
+from datafree.app.progress import JobProgress
 from datafree.app.watched import compress_watched
 from datafree.recipe import Recipe
 from datafree.run import evaluate_models
@@ -30,9 +31,11 @@ def demo(seed: Seed = 0, threads: Threads = 1, debug: Debug = False) -> None:
     for preset in DEMO_PRESETS:
         recipe = Recipe.preset(preset)
         plain = Recipe(**{**recipe.model_dump(), **PLAIN_ROUNDING, "signal": {"kind": "propagated"}})
-        ours = compress_watched(model, recipe, images[:1], seed=seed, label=f"{preset}: ", images=made)
+        with JobProgress(f"{preset}: ") as progress:
+            ours = compress_watched(progress, model, recipe, images[:1], seed=seed, images=made)
         made = ours if ours.images else None
-        other = compress_watched(model, plain, images[:1], seed=seed, label=f"{preset}, plain rounding: ")
+        with JobProgress(f"{preset}, plain rounding: ") as progress:
+            other = compress_watched(progress, model, plain, images[:1], seed=seed)
         scores = (evaluate_models(r.student, model, data, layers=False) for r in (ours, other))
         rows.append((preset, ours, *scores))
     show(tables.demo_table(evaluate_models(model, model, data, layers=False), rows))

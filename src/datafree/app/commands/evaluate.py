@@ -11,8 +11,9 @@ from datafree import graph as g
 from datafree import run
 from datafree.app import tables
 from datafree.app.arguments import Debug, Mean, Std, Threads, given_pixels, parse_numbers, set_threads
-from datafree.app.console import progress_bar, show
+from datafree.app.console import show
 from datafree.app.pixels import read_pixels
+from datafree.app.progress import JobProgress
 from datafree.images import BATCH_SIZE, load_images
 from datafree.run import Run, RunError
 
@@ -34,9 +35,9 @@ def evaluate(
     used = given_pixels(parse_numbers(mean), parse_numbers(std)) or read_pixels(directory, channels)
     mean_std = {"mean": used.mean, "std": used.std} if used else {}
     images = load_images(data, size=(size[0], size[1]), channels=channels, **mean_std)
-    with progress_bar() as progress:
+    with JobProgress() as progress:
         num_batches = -(-images.num_images // BATCH_SIZE)
-        found = run.evaluate(done, progress.track(images, total=num_batches, description="evaluating"))
+        found = run.evaluate(done, progress.track(images, "evaluating", num_batches))
     facts = {"images": str(data), "pixels": tables.pixels_text(used), **tables.evaluation_facts(found)}
     show(tables.facts_table(f"{done.summary.model} of {directory}, on {found.num_images} images", facts))
 

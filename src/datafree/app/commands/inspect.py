@@ -17,8 +17,9 @@ from datafree.app.arguments import (
     read_recipe,
     set_threads,
 )
-from datafree.app.console import progress_bar, show
+from datafree.app.console import show
 from datafree.app.inspect import inspect as inspect_model
+from datafree.app.progress import JobProgress
 from datafree.app.sentences import forecasts
 from datafree.models import load_model, provenance
 
@@ -39,8 +40,7 @@ def inspect(
     chosen = read_recipe(recipe, settings)
     network, example = load_model(model, weights=weights, pretrained=pretrained, input_shape=parse_shape(input_shape))
     origin = provenance(model, weights, pretrained=pretrained)
-    with progress_bar() as progress:
-        progress.add_task("reading the network", total=None)
+    with JobProgress():
         found = inspect_model(network, example, recipe=chosen)
     if verbose:
         show(tables.inspected_table(found))

@@ -110,12 +110,21 @@ def _write(model: onnx.ModelProto, place: Path) -> None:
     place.write_bytes(model.SerializeToString())
 
 
-def _check_arguments(path: Path, opset: int, *, int4: bool, force: bool) -> None:
+def check_packages() -> None:
+    """Refuse where nothing can be written or run.
+
+    Raises:
+        ExportError: names the package.
+    """
     for package in ("onnx", "onnxruntime"):
         try:
             importlib.import_module(package)
         except ModuleNotFoundError as error:
             raise ExportError(f'{error.name} is not installed; pip install "datafree[onnx]"') from error
+
+
+def _check_arguments(path: Path, opset: int, *, int4: bool, force: bool) -> None:
+    check_packages()
     if opset not in IR_VERSIONS:
         raise ExportError(f"opset {opset} is not one that is written; allowed are {', '.join(map(str, IR_VERSIONS))}")
     if int4 and opset < 21:

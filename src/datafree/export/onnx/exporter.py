@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from torch import fx
 
 from datafree.export.onnx.check import ExportCheck
-from datafree.export.onnx.export import export_onnx
+from datafree.export.onnx.export import check_packages, export_onnx
 from datafree.export.onnx.onnxruntime import session
 from datafree.export.onnx.optimized import NodeShare
+from datafree.export.onnx.translate import translate
 from datafree.export.onnx.writer import ExportError
 from datafree.export.written import Option, Written
+from datafree.recipe import Recipe
 from datafree.run import Run
 
 NUM_OPERATORS = 4  # named of a kind
@@ -39,6 +42,17 @@ def write_onnx(run: Run, path: Path, options: OnnxOptions, *, force: bool) -> Wr
     chosen = {name: value for name, value in vars(options).items() if name != "float32"}
     check = export_onnx(shown, path, force=force, **chosen)
     return Written(_findings(check), check.notes, tuple(map(_described, _dearest_first(check.nodes))))
+
+
+def check_onnx(graph: fx.GraphModule, recipe: Recipe, source: str) -> None:
+    """Refuse a network whose student could not be written; into the file it was read from everything can.
+
+    Raises:
+        ExportError: packages are missing, or an operator that ONNX lacks; names it.
+    """
+    check_packages()
+    if not source:
+        translate(graph, opset=recipe.runtime.opset, target=recipe.runtime)
 
 
 def _findings(check: ExportCheck) -> dict[str, str]:

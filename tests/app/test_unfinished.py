@@ -1,0 +1,65 @@
+"""Work under way: what is kept of it, who goes on with it, when it goes."""
+
+import pytest
+
+from datafree.app.cli import main
+from datafree.app.unfinished import Interrupted, kept_until_done, work_folder
+from datafree.run import RunError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Work that was stopped."""
+    folder = tmp_path / "small.onnx.part"
+    folder.mkdir()
+    (folder / "job.json").write_text("{}")
+    return folder
+
+
+def test_the_same_command_goes_on(folder, capsys):
+    assert work_folder(folder.with_suffix(""), restart=False) == folder
+    assert f"going on with the work in {folder}; --restart begins anew" in capsys.readouterr().err
+    assert folder.exists()
+
+
+def test_restart_begins_anew(folder):
+    assert work_folder(folder.with_suffix(""), restart=True) == folder
+    assert not folder.exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(folder):
+    (folder / "job.json").unlink()
+    with pytest.raises(RunError, match=r"small.onnx.part is in the way and holds no unfinished work; choose another"):
+        work_folder(folder.with_suffix(""), restart=True)
+
+
+def test_what_is_done_leaves_no_folder(folder):
+    with kept_until_done(folder):
+        pass
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("error, kept", [(OSError, True), (MemoryError, True), (ValueError, False), (KeyError, False)])
+def test_work_stays_where_trying_again_may_help(folder, error, kept):
+    with pytest.raises(error), kept_until_done(folder):
+        raise error
+    assert folder.exists() == kept
+
+
+def test_an_interrupted_job_says_how_to_go_on(folder):
+    said = r"small.onnx.part keeps the work so far: the same command goes on from there, with --restart it begins anew"
+    with pytest.raises(Interrupted, match=said), kept_until_done(folder):
+        raise KeyboardInterrupt
+    assert folder.exists()
+
+
+def test_where_nothing_is_kept_it_says_so(tmp_path):
+    with pytest.raises(Interrupted, match="nothing was written"), kept_until_done(tmp_path / "none.part"):
+        raise KeyboardInterrupt
+
+
+def test_the_command_line_ends_in_one_line_and_130(tmp_path, monkeypatch, capsys):
+    (tmp_path / "stopped_factory.py").write_text("def net():\n    raise KeyboardInterrupt\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["compress", "stopped_factory:net", "--out", "net.onnx"]) == 130
+    assert capsys.readouterr().err == "error: interrupted; nothing was written\n"
