@@ -72,7 +72,7 @@ def ours(name: str, target: Path, settings: Iterable[str], seed: int, *more: str
         ValueError: what it says.
     """
     words = ["--input", ",".join(map(str, PARTS[name].made_at)), "--mean", HALF, "--std", HALF]
-    words += ["--seed", str(seed), "--no-estimate", *more]
+    words += ["--seed", str(seed), "--estimate", "none", *more]
     words += [word for setting in settings for word in ("--set", setting)]
     try:
         compress_file(originals()[name], target, *words)

@@ -84,7 +84,7 @@ def test_an_onnx_file_is_a_model(finished, capsys):
     pytest.importorskip("onnx")
     code, out, _ = call(capsys, "export", finished[0], "float.onnx", "--float")
     assert code == 0, out
-    arguments = ("compress", "float.onnx", "--recipe", "w8a8", "--set", FEW, "--no-estimate", "--out", "small")
+    arguments = ("compress", "float.onnx", "--recipe", "w8a8", "--set", FEW, "--estimate", "none", "--out", "small")
     code, out, err = call(capsys, *arguments, "--input", "1,1,8,8")
     assert code == 0, err
     assert facts(out)["model"].startswith("float.onnx sha256:")
@@ -110,14 +110,14 @@ def test_one_command_to_a_file(finished, capsys):
     assert (code, out) == (2, "") and "small.onnx exists; choose another --out, or --force to replace a file" in err
     code, out, err = call(capsys, *arguments, "--out", "float.onnx", "--force")
     assert (code, out) == (2, "") and "float.onnx is the network that is compressed; choose another --out" in err
-    assert call(capsys, *arguments, "--out", "small.onnx", "--force", "--no-estimate")[0] == 0
+    assert call(capsys, *arguments, "--out", "small.onnx", "--force", "--estimate", "none")[0] == 0
 
 
 def test_one_command_from_python_code(capsys):
     """The float file beside it is written for the timing alone; a packed file is not timed."""
     pytest.importorskip("onnx")
     for out in ("net.onnx", "net.safetensors"):
-        arguments = ("--recipe", "w8a8", "--set", FEW, "--no-estimate", "--out", out)
+        arguments = ("--recipe", "w8a8", "--set", FEW, "--estimate", "none", "--out", out)
         code, shown, err = call(capsys, "compress", MODEL, *arguments)
         assert code == 0, err
         assert ("speed" in facts(shown)) == (out == "net.onnx") and Path(out).is_file()
@@ -125,7 +125,19 @@ def test_one_command_from_python_code(capsys):
 
 def test_a_target_is_a_setting_of_the_recipe(capsys):
     code, shown, err = call(
-        capsys, "compress", MODEL, "--recipe", "w8a8", "--target", "arm", "--out", "arm", "--set", FEW, "--no-estimate"
+        capsys,
+        "compress",
+        MODEL,
+        "--recipe",
+        "w8a8",
+        "--target",
+        "arm",
+        "--out",
+        "arm",
+        "--set",
+        FEW,
+        "--estimate",
+        "none",
     )
     assert code == 0, err
     assert facts(shown)["recipe"] == f"w8a8 {FEW} target=arm"
@@ -317,7 +329,7 @@ def test_published_normalisation_is_the_default_of_evaluate(finished, capsys):
 
 
 def test_normalisation_given_to_compress_is_used_and_kept(capsys):
-    few = ("--recipe", "w8a8", "--set", FEW, "--no-estimate", "--out", "run")
+    few = ("--recipe", "w8a8", "--set", FEW, "--estimate", "none", "--out", "run")
     code, out, err = call(capsys, "compress", MODEL, *few, "--mean", "0.5", "--std", "0.25")
     assert code == 0, err
     assert facts(out)["input range"] == "mean -0.204, std 0.904 (--mean, --std)"

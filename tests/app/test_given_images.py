@@ -95,7 +95,7 @@ def test_the_commands(places, capsys):
     (places / "tiny_factory_of_given_images.py").write_text(
         "import torch\nfrom nets import NETS\ndef net():\n    return NETS['residual']()[0], torch.zeros(1, 3, 8, 8)\n"
     )
-    few = ["--recipe", "w8a8", "--no-estimate", "--set", "signal.images=2"]
+    few = ["--recipe", "w8a8", "--estimate", "none", "--set", "signal.images=2"]
     first = ["compress", "tiny_factory_of_given_images:net", *few]
     made = ["--set", "signal.kind=matched", "--set", "signal.steps=1"]
     assert main([*first, *made, "--out", "made"]) == 0

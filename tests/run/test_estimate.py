@@ -11,6 +11,7 @@ from datafree import graph as g
 from datafree.demo import digits
 from datafree.records import Estimate
 from datafree.run.estimate import (  # fmt: skip
+    EFFORTS,
     SURER,
     EstimateError,
     calibrate,
@@ -92,7 +93,7 @@ def test_worse_students_are_predicted_to_agree_less(demo_run):
 def test_small_images_take_more_steps(demo_run):
     model, inputs = NETS["chain"]()
     run = compress(model, Recipe.preset("w8a8").updated(["signal.images=2"]), inputs)
-    assert num_steps(run) > 5
+    assert num_steps(run, EFFORTS["full"]) > 5
 
 
 def test_an_undamaged_student_agrees():
@@ -119,3 +120,14 @@ def test_a_network_without_logits_has_a_reason_instead():
     assert run.summary.warnings[-1].startswith("an estimate needs logits (N, classes); this network returns [(")
     with pytest.raises(EstimateError, match="nothing to compare"):
         estimate(run)
+
+
+def test_an_unknown_effort_is_refused():
+    model, inputs = NETS["chain"]()
+    run = compress(model, Recipe.preset("w8a8").updated(["signal.images=2"]), inputs)
+    with pytest.raises(EstimateError, match="'quick' is no effort of an estimate; allowed are brief, full"):
+        estimate(run, effort="quick")
+
+
+def test_brief_is_a_fifth_of_full():
+    assert 4 * EFFORTS["brief"].passes < EFFORTS["full"].passes

@@ -20,7 +20,7 @@ from datafree.graph import batch_norms, trace
 from datafree.models import input_range
 from datafree.recipe import Recipe
 from datafree.records import Equalization, Skipped, Slimmed, Stats
-from datafree.run import ESTIMATE_PASSES, expected_work, warnings_of
+from datafree.run import EFFORTS, expected_work, warnings_of
 from datafree.signals import input_range_of
 from datafree.solve import LayerPlan, plan_layers
 from datafree.teacher import equalize_, fold_batchnorm_, slim
@@ -126,7 +126,7 @@ def inspect(
 def _seconds(work: ExpectedWork, spent: int, seconds: float) -> float:
     """What is ahead, at the rate of what was spent just now on the same layers."""
     layers = OVERHEAD * work.num_layers
-    ahead = sum(work.phases.values()) + ESTIMATE_PASSES * work.forward
+    ahead = sum(work.phases.values()) + EFFORTS["brief"].passes * work.forward
     return seconds * (ahead + layers) / max(spent + layers, 1)
 
 

@@ -20,14 +20,18 @@ def compress_watched(
     example: Tensor | tuple[Tensor, ...],
     *,
     workers: int = 1,
-    predict: bool = False,
+    effort: str | None = None,
     **asked: Any,
 ) -> Run:
-    """Compress, and say how far it is; what is asked goes on to `datafree.compress`."""
+    """Compress, and say how far it is; what is asked goes on to `datafree.compress`.
+
+    Args:
+        effort: of the estimate; None = none.
+    """
     pool = serial if workers == 1 else processes(workers)
     watched = {"on_step": progress.on_step, "on_plan": progress.on_plan}
     done = pipeline.compress(model, recipe, example, pool=pool, **watched, **asked)
-    if predict:
+    if effort:
         progress.on_step(ESTIMATING, 0, 0)
-        done = with_estimate(done)
+        done = with_estimate(done, effort=effort)
     return done

@@ -1,7 +1,7 @@
 """A finished compression: in memory and on disk, evaluated, its cost and its agreement predicted."""
 
 from datafree.run.contact_sheet import png
-from datafree.run.estimate import ESTIMATE_PASSES, estimate, with_estimate
+from datafree.run.estimate import EFFORTS, estimate, with_estimate
 from datafree.run.evaluate import Evaluation, evaluate_models
 from datafree.run.expected import expected_work
 from datafree.run.graph_json import graph_from_json, graph_to_json, tensors_of
@@ -9,7 +9,7 @@ from datafree.run.record import Run, RunError, check_free, evaluate, images_of
 from datafree.run.summary import Steps, lost_inputs, summarize, warnings_of
 
 __all__ = [
-    "ESTIMATE_PASSES",
+    "EFFORTS",
     "Evaluation",
     "Run",
     "RunError",

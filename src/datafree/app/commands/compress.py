@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -47,7 +48,13 @@ from datafree.app.watched import compress_watched
 from datafree.export import exporter_for, exporters_by_suffix
 from datafree.models import load_model, normalization, provenance
 from datafree.recipe import Recipe
-from datafree.run import ESTIMATE_PASSES, Run, RunError, graph_to_json
+from datafree.run import EFFORTS, Run, RunError, graph_to_json
+
+
+class EstimateEffort(str, Enum):
+    """Those of `datafree.estimate`, and none."""
+
+    brief, full, none = "brief", "full", "none"
 
 
 def compress(
@@ -79,9 +86,10 @@ def compress(
         ),
     ] = None,
     device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where images are made.")] = "cpu",
-    predict: Annotated[
-        bool, typer.Option("--estimate/--no-estimate", help="Predict the agreement with the float network.")
-    ] = True,
+    estimate: Annotated[
+        EstimateEffort,
+        typer.Option(help="Predict the agreement with the float network; full takes five times as long as brief."),
+    ] = EstimateEffort.brief,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE, or the run that DIR holds.")] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew where the same command was stopped before its end.")
@@ -100,7 +108,8 @@ def compress(
     is_file = out.suffix in exporters_by_suffix()
     _check_out(out, Path(model), force=force, is_file=is_file)
     found: dict[str, str] = {}
-    folder, after = work_folder(out, restart=restart), {ESTIMATING: ESTIMATE_PASSES} if predict else {}
+    effort = None if estimate is EstimateEffort.none else estimate.value
+    folder, after = work_folder(out, restart=restart), {ESTIMATING: EFFORTS[effort].passes} if effort else {}
     with kept_until_done(folder), JobProgress(after={**after, **(FILE_PASSES if is_file else {})}) as progress:
         torch.manual_seed(seed)  # a model of random weights is the same one next time
         network, example = load_model(
@@ -115,7 +124,7 @@ def compress(
             chosen = chosen.updated(["signal.kind=loader"])
         done = compress_watched(
             progress, network, chosen, example, seed=seed, workers=workers, images=kept, device=device,
-            predict=predict, resume=folder, on_range=known, check=partial(_check_writes, out, chosen, model),
+            effort=effort, resume=folder, on_range=known, check=partial(_check_writes, out, chosen, model),
         )  # fmt: skip
         warnings = (*tables.about_weights(origin), *done.summary.warnings, *losses(done.summary))
         if is_file:
