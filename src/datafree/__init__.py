@@ -1,5 +1,7 @@
 """Compress a trained convolutional network with no data at all."""
 
+from typing import Any
+
 from datafree.app import inspect
 from datafree.execution import processes, serial
 from datafree.export import export_onnx, load, save
@@ -12,3 +14,12 @@ __all__ = [
     "Recipe", "Run", "compress", "estimate", "evaluate", "export_onnx", "inspect", "load", "load_model", "processes",
     "save", "serial",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """`datafree.__version__`, looked up when it is asked for."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("datafree")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

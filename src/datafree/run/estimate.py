@@ -71,6 +71,7 @@ def estimate(run: Run, *, effort: str = "brief") -> Estimate:
     """
     if effort not in EFFORTS:
         raise EstimateError(f"{effort!r} is no effort of an estimate; allowed are {', '.join(EFFORTS)}")
+    run = run.with_ends(torch.float32)  # what other types round away is no matter of the student
     return predict(run.student, calibrate(run, EFFORTS[effort]))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datafree.app.labelled_images import ImagesError, Pixels, load_images
+from datafree.images.labelled import ImagesError, Pixels, load_images
 
 
 def random_pixels(*shape: int) -> np.ndarray:
