@@ -13,7 +13,7 @@ import datafree
 
 ROOT = Path(datafree.__file__).parent
 FLOORS = (
-    "recipe records",
+    "recipe records extras",
     "quantization execution demo",
     "graph models",
     "teacher signals",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bench.networks.efficientnet_lite0 import MEAN, NUM_CLASSES, SIDE, STD
 from datafree.app.labelled_images import ArchiveImages, FolderImages, ImagesError, load_images
+from datafree.extras import install
 from datafree.records import NATURAL_MEAN, NATURAL_STD
 from datafree.signals.probes import dead_leaves
 
@@ -95,7 +96,7 @@ def _synsets() -> dict[str, int]:
     if file is None or not file.exists():
         raise ImagesError(
             "folders are named by WordNet ids, and timm, which lists them, is not there; "
-            'pip install "datafree[models]", or name folders 0 to 999'
+            f"{install('models')}, or name folders 0 to 999"
         )
     return {name: index for index, name in enumerate(file.read_text().split())}
 

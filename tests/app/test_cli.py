@@ -427,16 +427,3 @@ def test_console_command_without_a_terminal():
     done = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: there is no preset 'gr?n'; presets are ") and done.stderr.count("\n") == 1
-
-
-@pytest.mark.slow
-def test_demo_scores_a_width_beside_plain_rounding(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "DEMO_PRESETS", ("w8a8",))
-    code, out, err = call(capsys, "demo")
-    assert (code, err) == (0, "")
-    assert re.search(r"float32 +\d+\.\d % +\d.* kB +100\.0 %", out), out
-    assert re.search(r"w8a8 +\d+\.\d % +\d+\.\d % +\d.* kB +\d+\.\d % +\d+\.\d s", out), out
-    assert (
-        "of 596 held-out images" in out and "plain rounding: the same bits for every weight and every activation" in out
-    )
-    assert [path.name for path in Path().iterdir()] == ["tiny_factory_of_cli_tests.py"]

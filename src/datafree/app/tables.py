@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from rich import box
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +19,7 @@ from rich.text import Text
 from datafree.app.inspect import Inspection
 from datafree.app.labelled_images import BATCH_SIZE
 from datafree.app.latency import Latency
+from datafree.app.photographs import Guess, SeenPhotograph
 from datafree.app.progress import duration
 from datafree.app.sentences import (
     RANDOM_WEIGHTS,
@@ -243,6 +246,39 @@ def inspected_table(found: Inspection) -> Table:
 # ---- the demo
 
 
+def photographs_table(seen: Sequence[SeenPhotograph]) -> Group:
+    """The best classes of every photograph, of the float network and of the file side by side."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("photograph", style="cyan", no_wrap=True)
+    table.add_column("float network", ratio=1)
+    table.add_column("compressed file", ratio=1)
+    for photograph in seen:
+        table.add_row(photograph.name, _Guesses(photograph.float_network), _Guesses(photograph.file))
+    same = sum(item.float_network[0].name == item.file[0].name for item in seen)
+    said = (
+        f"The five best of ImageNet's 1000 classes, in percent. The best is the same on {same} of {len(seen)} "
+        "photographs; where none of the classes fits, as for coins, both only guess."
+    )
+    title = Text("Twelve photographs that the compression has not seen", "bold")
+    return Group(Text(), title, table, Text(said, "dim"))
+
+
+@dataclass(frozen=True)
+class _Guesses:
+    """The best in bold; a name and its percent stay on one line, which rich alone would not keep together."""
+
+    found: Sequence[Guess]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        named = [f"{guess.name} {guess.percent:.0f}".replace(" ", "\N{NO-BREAK SPACE}") for guess in self.found]
+        lines = textwrap.wrap(
+            ", ".join(named), options.max_width, break_on_hyphens=False
+        )  # it breaks at ASCII's spaces alone
+        shown = Text("\n".join(lines).replace("\N{NO-BREAK SPACE}", " "), no_wrap=True)
+        shown.stylize("bold", 0, len(named[0]))
+        yield shown
+
+
 def demo_table(reference: Evaluation, rows: Sequence[DemoRow]) -> Group:
     """Every preset beside plain rounding, and what the figures mean."""
     table = _columns("", "top-1, datafree", "top-1, plain rounding", "size", "of float32", "time")
@@ -254,6 +290,13 @@ def demo_table(reference: Evaluation, rows: Sequence[DemoRow]) -> Group:
         table.add_row(preset, Text(f"{ours.top1:.1f} %", "bold"), f"{plain.top1:.1f} %", *cost)
     title = Text("A digits network, compressed without one image", "bold")
     return Group(Text(), title, table, *(Padding(note, (0, 2, 1, 2)) for note in _demo_notes(reference, rows)))
+
+
+def demo_record(preset: str, done: Run, ours: Evaluation, plain: Evaluation) -> dict[str, str | float]:
+    """A row of the demo's table, for JSON."""
+    s = done.summary
+    scores = {"top1": ours.top1, "plain_rounding_top1": plain.top1, "num_images": ours.num_images}
+    return {"preset": preset, **scores, "bytes": s.bytes, "float_bytes": s.float_bytes, "seconds": s.seconds}
 
 
 def _demo_notes(reference: Evaluation, rows: Sequence[DemoRow]) -> list[str]:

@@ -106,7 +106,7 @@ def compress(
     settings = [*(settings or []), *([f"target={target}"] if target else [])]
     chosen = read_recipe(recipe, settings)
     is_file = out.suffix in exporters_by_suffix()
-    _check_out(out, Path(model), force=force, is_file=is_file)
+    check_out(out, Path(model), force=force, is_file=is_file)
     found: dict[str, str] = {}
     effort = None if estimate is EstimateEffort.none else estimate.value
     folder, after = work_folder(out, restart=restart), {ESTIMATING: EFFORTS[effort].passes} if effort else {}
@@ -142,7 +142,7 @@ def compress(
         show(*tables.notes(warnings, done.summary.skipped))
 
 
-def _check_out(out: Path, model: Path, *, force: bool, is_file: bool) -> None:
+def check_out(out: Path, model: Path, *, force: bool, is_file: bool) -> None:
     """Refuse before the work what would be refused after it."""
     if is_file and out.exists():
         if model.exists() and out.samefile(model):
