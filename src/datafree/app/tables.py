@@ -271,9 +271,8 @@ class _Guesses:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         named = [f"{guess.name} {guess.percent:.0f}".replace(" ", "\N{NO-BREAK SPACE}") for guess in self.found]
-        lines = textwrap.wrap(
-            ", ".join(named), options.max_width, break_on_hyphens=False
-        )  # it breaks at ASCII's spaces alone
+        # it breaks at ASCII's spaces alone
+        lines = textwrap.wrap(", ".join(named), options.max_width, break_on_hyphens=False)
         shown = Text("\n".join(lines).replace("\N{NO-BREAK SPACE}", " "), no_wrap=True)
         shown.stylize("bold", 0, len(named[0]))
         yield shown
