@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
+from datafree.app.console import be_quiet
 from datafree.export import EXPORTERS
 from datafree.models import Normalization
 from datafree.recipe import TARGETS, Recipe, presets
@@ -53,9 +55,26 @@ Mean = Annotated[
     ),
 ]
 Std = Annotated[str | None, typer.Option(metavar="S,S,S", help="As --mean.")]
-Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of torch in this process.")]
+
+
+def within_cpus(number: int | None) -> int | None:
+    """A number of threads or processes: more than there are CPUs only wait for each other."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if number is not None and number > here:
+        raise typer.BadParameter(f"{number} is more than the {here} CPUs that are free to use here; give 1 to {here}")
+    return number
+
+
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", callback=within_cpus, help="Threads of torch, at most the number of CPUs."),
+]
 Seed = Annotated[int, typer.Option(metavar="N", help="Of everything random.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also list every layer.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", callback=be_quiet, help="Print nothing but errors, and what --json asks for.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 

@@ -6,9 +6,10 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group
@@ -16,7 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from datafree.app.inspect import Inspection
+from datafree.app.inspection import Inspection
 from datafree.app.labelled_images import BATCH_SIZE
 from datafree.app.latency import Latency
 from datafree.app.photographs import Guess, SeenPhotograph
@@ -71,6 +72,16 @@ def run_facts(done: Run) -> dict[str, str]:
         "time": f"{s.seconds:.1f} s",
         "spent": f"{count(s.spent_macs)} multiply-adds, as {s.forward_equivalents:.0f} forward passes of one image",
         "peak memory": f"{num_bytes(s.peak_memory_bytes)}, whole process",
+    }
+
+
+def run_record(done: Run, warnings: Sequence[str]) -> dict[str, Any]:
+    """What became of a network, for JSON: the summary, every layer in short, and what the user should know."""
+    short = ("name", "bits", "sparsity", "error_db", "seconds")
+    return {
+        "summary": asdict(done.summary),
+        "layers": [{name: getattr(layer, name) for name in short} for layer in done.layers],
+        "warnings": [*warnings],
     }
 
 

@@ -20,9 +20,11 @@ from datafree.app.arguments import (
     Debug,
     For,
     InputShape,
+    Json,
     Mean,
     Model,
     Pretrained,
+    Quiet,
     RecipeName,
     Seed,
     Settings,
@@ -35,8 +37,9 @@ from datafree.app.arguments import (
     parse_shape,
     read_recipe,
     set_threads,
+    within_cpus,
 )
-from datafree.app.console import show
+from datafree.app.console import show, show_json
 from datafree.app.export_options import options_for
 from datafree.app.given_images import images_given, range_given
 from datafree.app.pixels import write_pixels
@@ -73,7 +76,12 @@ def compress(
     std: Std = None,
     workers: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Processes that solve layers; any number gives the same bits."),
+        typer.Option(
+            min=1,
+            metavar="N",
+            callback=within_cpus,
+            help="Processes that solve layers, at most the number of CPUs; any number gives the same bits.",
+        ),
     ] = 1,
     threads: Threads = None,
     seed: Seed = 0,
@@ -94,6 +102,8 @@ def compress(
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew where the same command was stopped before its end.")
     ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
@@ -132,6 +142,9 @@ def compress(
         else:
             done.save(out, force=force)
             write_pixels(out, pixels)
+    if as_json:
+        show_json({"model": origin, "out": str(out), **found, **tables.run_record(done, warnings)})
+        return
     if found:
         show(tables.facts_table(f"{done.summary.model}, written to {out}", found))
     if verbose:

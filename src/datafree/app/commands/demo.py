@@ -13,7 +13,7 @@ import torch
 import typer
 
 from datafree.app import tables
-from datafree.app.arguments import Debug, RecipeName, Seed, Threads, read_recipe, set_threads
+from datafree.app.arguments import Debug, Json, Quiet, RecipeName, Seed, Threads, read_recipe, set_threads
 from datafree.app.commands.compress import check_out
 from datafree.app.console import show, show_json
 from datafree.app.photographs import SeenPhotograph, look
@@ -45,7 +45,7 @@ class Shown(str, Enum):
 
 def demo(
     shown: Annotated[
-        Shown, typer.Argument(metavar="[photographs|digits]", help="EfficientNet-Lite0, or a small network of digits.")
+        Shown, typer.Argument(metavar="WHAT", help="EfficientNet-Lite0, or a small network of digits.")
     ] = Shown.PHOTOGRAPHS,
     recipe: RecipeName = "w8a8",
     out: Annotated[
@@ -54,7 +54,8 @@ def demo(
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.onnx.")] = False,
     seed: Seed = 0,
     threads: Threads = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Compress EfficientNet-Lite0 without data, and look at photographs.
@@ -63,8 +64,9 @@ def demo(
     --recipe w4a8 images are made first: minutes. `datafree demo digits` writes nothing: four widths of a small network,
     each beside plain rounding, scored on held-out digits.
     """
-    set_threads(threads)
-    if shown is Shown.DIGITS:
+    is_small = shown is Shown.DIGITS
+    set_threads(1 if is_small and threads is None else threads)
+    if is_small:
         if out is not None or recipe != "w8a8":
             raise DemoError("the digits are shown at four recipes and written nowhere; leave --recipe and --out out")
         _digits(seed, as_json=as_json)
