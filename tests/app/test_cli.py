@@ -156,7 +156,10 @@ def test_a_target_is_a_setting_of_the_recipe(capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--recipe", "w5a9"], r"no preset 'w5a9'; presets are w8a8, .*paper-prune70; or give a \.yaml file"),
+        (
+            ["--recipe", "w5a9"],
+            r"no preset 'w5a9'; did you mean w5a5\? Presets are w8a8, .*paper-prune70; or give a \.yaml file",
+        ),
         (["--recipe", "no.yaml"], r"cannot read the recipe no\.yaml: No such file"),
         (["--set", "weights.bit=3"], r"weights\.bit: unknown key; allowed here are bits, per, symmetric"),
         (["--set", "weights"], r"'weights' has no '='; write it as weights\.bits=3"),
@@ -168,7 +171,7 @@ def test_a_target_is_a_setting_of_the_recipe(capsys):
         (["--pretrained"], r"pretrained=True is for timm: and torchvision: names"),
         (["--out", "tiny_factory_of_cli_tests.py/run"], r"nothing can be written into .*; choose another --out"),
         (["--out", "."], r"exists and is not a run directory; choose another --out"),
-        (["--input", "1,3,h"], r"'1,3,h' is not a list of numbers"),
+        (["--input", "1,3,h"], r"'1,3,h' is not a shape; write 1,3,224,224"),
         (["--input", "1,-3,8,8"], r"'1,-3,8,8' is not a shape; write 1,3,224,224"),
         (["--mean", "0.5"], r"mean and std go together: give both, or neither"),
         (["--mean", "0,0,0", "--std", "1,1,1"], r"do not fit the network's 1 input channels; give one number for each"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated
@@ -89,17 +90,24 @@ def set_threads(threads: int | None) -> None:
 
 
 def parse_shape(text: str | None) -> tuple[int, ...] | None:
-    numbers = parse_numbers(text)
-    if numbers is not None and not all(number > 0 and number == int(number) for number in numbers):
+    if text is None:
+        return None
+    sides = [side.strip() for side in text.split(",")]
+    if not all(side.isdecimal() and int(side) for side in sides):
         raise ValueError(f"{text!r} is not a shape; write 1,3,224,224")
-    return None if numbers is None else tuple(map(int, numbers))
+    return tuple(map(int, sides))
 
 
 def parse_numbers(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
     try:
-        return None if text is None else tuple(float(part) for part in text.split(","))
+        numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"{text!r} is not a list of numbers; write 0.485,0.456,0.406") from None
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{text!r} is not a list of numbers; write 0.485,0.456,0.406")
+    return numbers
 
 
 def given_pixels(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Normalization | None:

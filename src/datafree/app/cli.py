@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from importlib import metadata
 from typing import Annotated, Any
@@ -38,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # in a context of its own: --quiet ends with the command
         asked = arguments or ["--help"]
-        return copy_context().run(lambda: app(asked, prog_name="datafree", standalone_mode=False)) or 0
+        with ExitStack() if "--debug" in arguments else _without_log_lines():
+            return copy_context().run(lambda: app(asked, prog_name="datafree", standalone_mode=False)) or 0
     except (typer.Abort, KeyboardInterrupt):
         show_error("interrupted")
         return 130  # as shells count it
@@ -48,6 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code, message = _explain(error)
         show_error(message)
         return code
+
+
+@contextmanager
+def _without_log_lines() -> Iterator[None]:
+    """What torch logs says nothing to who reads one line of ours."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _explain(error: Exception) -> tuple[int, str]:

@@ -119,7 +119,11 @@ def images_given(
         run.images_of(runs[path], fingerprint)[0] if path in runs else load_unlabelled(path, shape=shape, used=pixels)
         for path in paths
     ]
-    return (torch.cat(parts),)
+    x = torch.cat(parts)
+    if not bool(torch.isfinite(x).all()):
+        bad = int((~torch.isfinite(x)).sum())
+        raise ImagesError(f"images hold {bad} of {x.numel()} values that are NaN or inf; look at how they were written")
+    return (x,)
 
 
 def range_given(used: Normalization, example: Tensor) -> InputRange:

@@ -7,6 +7,7 @@ from datafree.graph.channel_groups import ChannelsError, Group, channel_groups, 
 from datafree.graph.channel_ids import ChannelIds, LayerSide, channel_ids
 from datafree.graph.columns import chunks, positions, row_size, taps_inside, unfold
 from datafree.graph.layer_types import (
+    LAYER_TYPES,
     as_called,
     has_rows_in_dimension_1,
     meets_borders,
@@ -51,6 +52,7 @@ from datafree.graph.view import (
 
 __all__ = [
     "BATCH_NORM",
+    "LAYER_TYPES",
     "UNKNOWN",
     "ChannelIds",
     "ChannelsError",

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.graph import argument, operator_of, summands
+from datafree.graph import LAYER_TYPES, argument, operator_of, summands
 from datafree.recipe import TARGETS, USUAL, Activations, LayerRule, Prune, Recipe, RecipeError, Target, Weights
 from datafree.records import Layer, PruneSpec, Skipped, WeightSpec
 from datafree.solve.rounding import rounding_method
@@ -17,6 +17,10 @@ from datafree.solve.rounding import rounding_method
 WIDE = 8  # bits of sums, concatenations, pooling and the network's input, at least
 
 COSTLY = ("conv", "matmul", "bmm", "linear", "addmm", "attention", "lstm")
+
+
+class NoLayersError(ValueError):
+    """A network in which there is nothing to compress."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,10 @@ def plan_layers(teacher: fx.GraphModule, recipe: Recipe) -> Plan:
 
     Raises:
         RecipeError: a layer pattern matches nothing; lists the layers. There is no such rounding method.
+        NoLayersError: there is nothing to compress.
     """
     rounding_method(recipe.solve)  # there is one
+    _check_layers(teacher)
     layers = g.layers(teacher)
     rules = _rules(recipe, list(layers))
     skipped = [Skipped(name, "kept in float: the recipe says so") for name, rule in rules.items() if rule == "keep"]
@@ -65,6 +71,23 @@ def plan_layers(teacher: fx.GraphModule, recipe: Recipe) -> Plan:
     ]
     widths = _activation_bits(teacher, plans, recipe.activations.bits, recipe.runtime)
     return Plan(plans, widths, tuple(skipped), recipe.runtime)
+
+
+def _check_layers(teacher: fx.GraphModule) -> None:
+    """Refuse a network in which there is nothing to compress.
+
+    Raises:
+        NoLayersError: names the kinds of layers that are compressed, and what there is instead.
+    """
+    if g.layers(teacher):
+        return
+    calls = [str(n.target).removeprefix("aten.") for n in teacher.graph.nodes if n.op == "call_function"]
+    there = ", ".join([*dict.fromkeys(call.partition(".")[0] for call in calls)][:5]) or "nothing"
+    kinds = ", ".join(kind.name for kind in LAYER_TYPES.values())
+    raise NoLayersError(
+        f"the network has no layer that can be compressed ({kinds}), it computes {there}; give the part that has some, "
+        "such as model.backbone"
+    )
 
 
 def _rules(recipe: Recipe, names: list[str]) -> dict[str, LayerRule | str | None]:

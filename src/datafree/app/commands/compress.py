@@ -59,6 +59,9 @@ class EstimateEffort(str, Enum):
 
     brief, full, none = "brief", "full", "none"
 
+FILES_OF_OTHERS = (".tflite", ".pt", ".pth", ".pt2", ".pte", ".ckpt", ".h5", ".keras", ".pb", ".ort", ".xml", ".engine",
+                   ".mlmodel", ".mlpackage", ".npz", ".zip")  # fmt: skip
+
 
 def compress(
     model: Model,
@@ -163,6 +166,8 @@ def check_out(out: Path, model: Path, *, force: bool, is_file: bool) -> None:
         if out.is_dir() or not force:
             raise RunError(f"{out} exists; choose another --out, or --force to replace a file")
     if not is_file:
+        if out.suffix in FILES_OF_OTHERS:
+            exporter_for(out)  # says which there are; a folder of that name would surprise
         run.check_free(out, force=force)
     place = next(p for p in (*([] if is_file else [out.absolute()]), *out.absolute().parents) if p.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
