@@ -61,8 +61,8 @@ def demo(
     """Compress EfficientNet-Lite0 without data, and look at photographs.
 
     It becomes an ONNX file that is checked, timed beside the float network, and shown a dozen photographs. With
-    --recipe w4a8 images are made first: minutes. `datafree demo digits` writes nothing: four widths of a small network,
-    each beside plain rounding, scored on held-out digits.
+    --recipe w4a8 images are made first: some twenty minutes. `datafree demo digits` writes nothing: four widths of a
+    small network, each beside plain rounding, scored on held-out digits.
     """
     is_small = shown is Shown.DIGITS
     set_threads(1 if is_small and threads is None else threads)
