@@ -489,7 +489,7 @@ def test_tables_are_there_as_json(finished, capsys):
     found = json.loads(out)
     assert [layer["name"] for layer in found["layers"]] == ["stem[/red]", "body", "head.2"]
     assert found["model"].startswith(MODEL) and found["recipe"] == f"w8a8 {FEW}"
-    _, out, _ = call(capsys, "compress", MODEL, *few, "--out", "run", "--no-estimate", "--json")
+    _, out, _ = call(capsys, "compress", MODEL, *few, "--out", "run", "--estimate", "none", "--json")
     found, done = json.loads(out), Run.load("run")
     assert found["summary"]["bytes"] == done.summary.bytes
     assert [layer["bits"] for layer in found["layers"]] == [8, 8, 8]
@@ -506,7 +506,7 @@ def test_numbers_that_json_has_not_are_null(capsys):
 
 
 def test_quiet_prints_errors_alone(capsys):
-    few = ("--recipe", "w8a8", "--set", FEW, "--no-estimate", "--out", "run")
+    few = ("--recipe", "w8a8", "--set", FEW, "--estimate", "none", "--out", "run")
     assert call(capsys, "compress", MODEL, *few, "-q") == (0, "", "")
     assert Run.load("run").layers
     code, out, err = call(capsys, "compress", MODEL, *few, "-q")

@@ -83,7 +83,7 @@ class VisionTransformer(nn.Module):
 def vit(): return VisionTransformer(), EXAMPLE
 """
 NOTE = re.compile(r"[a-z ]+, \d+ s")  # how far it is, of a slow computer
-FEW = "--set signal.images=2 --no-estimate"
+FEW = "--set signal.images=2 --estimate none"
 COMPRESS = "compress wrong_nets:net --recipe w8a8 --out new"
 
 

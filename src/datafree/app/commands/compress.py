@@ -59,6 +59,7 @@ class EstimateEffort(str, Enum):
 
     brief, full, none = "brief", "full", "none"
 
+
 FILES_OF_OTHERS = (".tflite", ".pt", ".pth", ".pt2", ".pte", ".ckpt", ".h5", ".keras", ".pb", ".ort", ".xml", ".engine",
                    ".mlmodel", ".mlpackage", ".npz", ".zip")  # fmt: skip
 

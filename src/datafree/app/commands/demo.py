@@ -24,7 +24,7 @@ from datafree.demo import LITE0_MEAN, LITE0_SIDE, LITE0_STD, DemoError, digits, 
 from datafree.export import EXPORTERS
 from datafree.models import Normalization, range_of
 from datafree.recipe import Recipe
-from datafree.run import ESTIMATE_PASSES, Run, evaluate_models
+from datafree.run import EFFORTS, Run, evaluate_models
 
 DIGITS_PRESETS = ("w8a8-tensor", "w8a8", "w4a8", "w4a4")
 PLAIN_ROUNDING = {
@@ -89,8 +89,10 @@ def _photographs(file: Path, recipe: Recipe, seed: int, *, force: bool) -> tuple
     photographs()  # not after the work, where their package is missing
     network, exporter = lite0(), EXPORTERS["ONNX"]
     example, options = torch.zeros(1, 3, LITE0_SIDE, LITE0_SIDE), exporter.options()
-    with JobProgress(after={ESTIMATING: ESTIMATE_PASSES, **FILE_PASSES}) as progress:
-        done = compress_watched(progress, network, recipe, example, seed=seed, predict=True, on_range=range_of(PIXELS))
+    with JobProgress(after={ESTIMATING: EFFORTS["brief"].passes, **FILE_PASSES}) as progress:
+        done = compress_watched(
+            progress, network, recipe, example, seed=seed, effort="brief", on_range=range_of(PIXELS)
+        )
         progress.on_step(WRITING, 0, 0)
         written = exporter.write(done, file, options, force=force)
         progress.on_step(TIMING, 0, 0)
