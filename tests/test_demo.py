@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from importlib import resources
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from datafree.demo import DemoError, DigitsNet, InvertedResidual, digits, digits_net
+from datafree.extras import install
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "train_demo.py"
 
@@ -120,7 +122,7 @@ def test_unknown_split_is_an_error():
 
 def test_missing_sklearn_is_an_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(DemoError, match=r'pip install "datafree\[demo\]"'):
+    with pytest.raises(DemoError, match=re.escape(install("demo"))):
         digits("test")
 
 

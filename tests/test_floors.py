@@ -13,7 +13,7 @@ import datafree
 
 ROOT = Path(datafree.__file__).parent
 FLOORS = (
-    "recipe records",
+    "recipe records extras",
     "quantization execution demo",
     "graph models progress",
     "teacher signals images",
@@ -127,6 +127,15 @@ def test_import_of_the_package_loads_nothing_optional():
     environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
+def test_every_name_that_is_offered_is_there():
+    """They are looked up when they are asked for."""
+    assert datafree.ROOMS.keys() == {*datafree.__all__} <= {*dir(datafree)}
+    for name in datafree.__all__:
+        assert getattr(datafree, name).__module__.startswith(f"datafree.{datafree.ROOMS[name]}")
+    with pytest.raises(AttributeError, match=r"module 'datafree' has no attribute 'nosuch'"):
+        _ = datafree.nosuch
 
 
 def test_only_the_command_line_prints():

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bench.networks.efficientnet_lite0 import MEAN, NUM_CLASSES, SIDE, STD
+from datafree.extras import install
 from datafree.images import ArchiveImages, FolderImages, ImagesError, load_images
 from datafree.records import NATURAL_MEAN, NATURAL_STD
 from datafree.signals.probes import dead_leaves
@@ -95,7 +96,7 @@ def _synsets() -> dict[str, int]:
     if file is None or not file.exists():
         raise ImagesError(
             "folders are named by WordNet ids, and timm, which lists them, is not there; "
-            'pip install "datafree[models]", or name folders 0 to 999'
+            f"{install('models')}, or name folders 0 to 999"
         )
     return {name: index for index, name in enumerate(file.read_text().split())}
 

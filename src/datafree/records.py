@@ -10,6 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
+class DivergedError(ValueError):
+    """A loss that is no longer a number, or rises: the run failed, though its input may be right."""
+
+
 class MomentsError(ValueError):
     """The inputs of a layer are not finite, or there are none."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import re
 import shutil
@@ -15,11 +16,16 @@ import pytest
 import torch
 
 from datafree.app import cli, tables
+from datafree.app.console import show_json
+from datafree.app.lazy_commands import COMMANDS
 from datafree.app.pixels import PIXELS, write_pixels
 from datafree.app.sentences import activations_text, equalization_text, signal_text
+from datafree.app.unfinished import Interrupted
 from datafree.models.load import Normalization
 from datafree.run.record import Run, evaluate
+from datafree.signals.moving import MatchingDivergedError
 from datafree.solve.solve_layer import LayerError
+from datafree.student.distill_images import DistillDivergedError
 
 FACTORY = """
 from collections import OrderedDict
@@ -150,7 +156,10 @@ def test_a_target_is_a_setting_of_the_recipe(capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--recipe", "w5a9"], r"no preset 'w5a9'; presets are w8a8, .*paper-prune70; or give a \.yaml file"),
+        (
+            ["--recipe", "w5a9"],
+            r"no preset 'w5a9'; did you mean w5a5\? Presets are w8a8, .*paper-prune70; or give a \.yaml file",
+        ),
         (["--recipe", "no.yaml"], r"cannot read the recipe no\.yaml: No such file"),
         (["--set", "weights.bit=3"], r"weights\.bit: unknown key; allowed here are bits, per, symmetric"),
         (["--set", "weights"], r"'weights' has no '='; write it as weights\.bits=3"),
@@ -162,7 +171,7 @@ def test_a_target_is_a_setting_of_the_recipe(capsys):
         (["--pretrained"], r"pretrained=True is for timm: and torchvision: names"),
         (["--out", "tiny_factory_of_cli_tests.py/run"], r"nothing can be written into .*; choose another --out"),
         (["--out", "."], r"exists and is not a run directory; choose another --out"),
-        (["--input", "1,3,h"], r"'1,3,h' is not a list of numbers"),
+        (["--input", "1,3,h"], r"'1,3,h' is not a shape; write 1,3,224,224"),
         (["--input", "1,-3,8,8"], r"'1,-3,8,8' is not a shape; write 1,3,224,224"),
         (["--mean", "0.5"], r"mean and std go together: give both, or neither"),
         (["--mean", "0,0,0", "--std", "1,1,1"], r"do not fit the network's 1 input channels; give one number for each"),
@@ -239,6 +248,9 @@ def test_failed_run_exits_with_1_and_writes_nothing(capsys):
     "error, code, message",
     [
         (ValueError("a\nb"), 2, "a\nb"),
+        (MatchingDivergedError("making images: the loss is inf"), 1, "making images: the loss is inf"),
+        (DistillDivergedError("distillation diverges"), 1, "distillation diverges"),
+        (Interrupted("nothing was written"), 130, "interrupted; nothing was written"),
         (LayerError("conv: singular"), 1, "conv: singular"),
         (KeyError("x"), 1, "KeyError: 'x' (not foreseen; --debug shows where)"),
     ],
@@ -429,14 +441,90 @@ def test_console_command_without_a_terminal():
     assert done.stderr.startswith("error: there is no preset 'gr?n'; presets are ") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.slow
-def test_demo_scores_a_width_beside_plain_rounding(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "DEMO_PRESETS", ("w8a8",))
-    code, out, err = call(capsys, "demo")
-    assert (code, err) == (0, "")
-    assert re.search(r"float32 +\d+\.\d % +\d.* kB +100\.0 %", out), out
-    assert re.search(r"w8a8 +\d+\.\d % +\d+\.\d % +\d.* kB +\d+\.\d % +\d+\.\d s", out), out
-    assert (
-        "of 596 held-out images" in out and "plain rounding: the same bits for every weight and every activation" in out
-    )
-    assert [path.name for path in Path().iterdir()] == ["tiny_factory_of_cli_tests.py"]
+# Help, completion, JSON, silence
+
+
+def in_a_process(code, *arguments, **environment):
+    root = str(Path(cli.__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": root, **environment}
+    return subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["nosuch"]], ids=lambda value: value[0])
+def test_nobody_waits_for_torch_to_read_the_help(arguments):
+    code = "import sys; from datafree.app.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    done = in_a_process(code, *arguments)
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_every_command_has_an_example_and_no_sentence_is_cut(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    for command in ([], *([name] for name in COMMANDS)):
+        code, out, err = call(capsys, *command, "--help")
+        assert (code, err) == (0, "")
+        assert re.search(rf"^  Examples?:\n(    datafree {' '.join(command)}.*\n)+\Z", out, re.MULTILINE), out
+        assert not [line for line in out.splitlines()[1:] if line.endswith("...")]
+        assert max(map(len, out.splitlines())) <= int(columns)
+    assert all(said.line in call(capsys, "--help")[1] for said in COMMANDS.values())
+
+
+@pytest.mark.parametrize(
+    "typed, offered",
+    [("datafree comp", "compress"), ("datafree compress --rec", "--recipe"), ("datafree export --fl", "--float")],
+)
+def test_words_are_completed(typed, offered):
+    variables = {"_DATAFREE_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    done = in_a_process("import sys; from datafree.app.cli import main; sys.exit(main())", **variables)
+    assert done.stdout.split() == [offered], done.stderr
+
+
+def test_a_command_mistyped_is_answered_with_the_nearest(capsys):
+    assert "Did you mean 'compress'?; see datafree --help" in call(capsys, "comprss")[2]
+
+
+def test_tables_are_there_as_json(finished, capsys):
+    few = ("--recipe", "w8a8", "--set", FEW)
+    _, out, _ = call(capsys, "inspect", MODEL, *few, "--json")
+    found = json.loads(out)
+    assert [layer["name"] for layer in found["layers"]] == ["stem[/red]", "body", "head.2"]
+    assert found["model"].startswith(MODEL) and found["recipe"] == f"w8a8 {FEW}"
+    _, out, _ = call(capsys, "compress", MODEL, *few, "--out", "run", "--estimate", "none", "--json")
+    found, done = json.loads(out), Run.load("run")
+    assert found["summary"]["bytes"] == done.summary.bytes
+    assert [layer["bits"] for layer in found["layers"]] == [8, 8, 8]
+    x, y = save_grey("grey.npz")
+    _, out, _ = call(capsys, "evaluate", "run", "--data", "grey.npz", "--json")
+    assert json.loads(out)["agreement"] == evaluate(done, [(x, y)]).agreement
+    _, out, _ = call(capsys, "export", "run", "net.safetensors", "--json")
+    assert json.loads(out)["bytes"] == Path("net.safetensors").stat().st_size
+
+
+def test_numbers_that_json_has_not_are_null(capsys):
+    show_json({"worst": float("inf"), "of": (1, float("nan"), None, True, "x", Path("y"))})
+    assert json.loads(capsys.readouterr().out) == {"worst": None, "of": [1, None, None, True, "x", "y"]}
+
+
+def test_quiet_prints_errors_alone(capsys):
+    few = ("--recipe", "w8a8", "--set", FEW, "--estimate", "none", "--out", "run")
+    assert call(capsys, "compress", MODEL, *few, "-q") == (0, "", "")
+    assert Run.load("run").layers
+    code, out, err = call(capsys, "compress", MODEL, *few, "-q")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert call(capsys, "inspect", MODEL)[1] != "", "the next command is not quiet"
+
+
+def test_no_color_is_honoured(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    coloured = re.compile(r"\x1b\[[0-9;]*3[0-7]m")
+    assert coloured.search(call(capsys, "inspect", MODEL)[1])
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not coloured.search(call(capsys, "inspect", MODEL)[1])
+
+
+@pytest.mark.parametrize("flag", ["--threads", "--workers"])
+def test_no_more_threads_or_processes_than_cpus(flag, capsys):
+    code, out, err = call(capsys, "compress", MODEL, "--out", "run", flag, "100000")
+    assert (code, out) == (2, "")
+    assert re.search(rf"'{flag}': 100000 is more than the \d+ CPUs that are free to use here; give 1 to \d+", err)

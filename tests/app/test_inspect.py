@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from datafree.app.inspect import inspect
+from datafree.app.inspection import inspect
 from datafree.graph.capture import CaptureError
 from datafree.models.load import ModelError
 from datafree.pipeline import compress

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from bench.networks.other_images import OtherImages, labelled, procedural
 from bench.networks.trained import LITE
 from bench.tables import accuracy, claim, zoo
 from bench.tables.accuracy import Cell, Subject, Way
+from datafree.extras import install
 from datafree.images import ImagesError
 from nets import NETS
 
@@ -139,7 +141,7 @@ def test_a_folder_that_is_no_class_is_named(tmp_path, name):
 def test_wordnet_ids_need_timm(tmp_path, monkeypatch):
     other_images._synsets.cache_clear()
     monkeypatch.setattr(other_images, "SYNSETS", Path("not there"))
-    with pytest.raises(ImagesError, match=r'named by WordNet ids.*pip install "datafree\[models\]", or name folders'):
+    with pytest.raises(ImagesError, match=rf"named by WordNet ids.*{re.escape(install('models'))}, or name folders"):
         labelled(pictures(tmp_path, "n01440764"))
 
 

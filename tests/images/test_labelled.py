@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datafree.extras import install
 from datafree.images.labelled import ImagesError, Pixels, load_images
 
 
@@ -235,5 +237,5 @@ def test_more_than_8_bits_a_pixel_are_refused(tmp_path):
 def test_without_pillow_the_error_names_the_extra(tmp_path, monkeypatch):
     save_image(tmp_path / "c" / "0.png", random_pixels(8, 8, 3))
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ImagesError, match=r'needs Pillow; pip install "datafree\[models\]"'):
+    with pytest.raises(ImagesError, match=re.escape(f"needs Pillow; {install('models')}")):
         list(load_images(tmp_path, size=(8, 8), channels=3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from datafree import Recipe, compress
+from datafree.extras import install
 from datafree.models.load import (
     ModelError,
     Normalization,
@@ -174,7 +176,7 @@ def test_a_wrong_name_says_what_to_write(here, name, message):
 
 def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ModelError, match=r'timm is not installed; pip install "datafree\[models\]"'):
+    with pytest.raises(ModelError, match=re.escape(f"timm is not installed; {install('models')}")):
         load_model("timm:resnet18")
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from datafree import Recipe, Run, compress, export_onnx
 from datafree.app.export_options import options_for
 from datafree.app.forecast import Forecast
-from datafree.app.inspect import inspect
+from datafree.app.inspection import inspect
 from datafree.app.sentences import forecasts, losses
 from datafree.export import exporter_for
 from datafree.recipe import presets

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from datafree import Recipe, compress
 from datafree.recipe import RecipeError
-from datafree.student.distill import DistillError
+from datafree.student.distill_images import DistillError
 from datafree.student.trainable import Trainable
 from nets import NETS, THREE_FAST, small_network
 

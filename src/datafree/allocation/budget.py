@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from datafree import graph as g
 from datafree.allocation.channels import sizes_of
 from datafree.allocation.sparsity import ErrorCurve, at_output, curve_of_zeros, measure_curve
+from datafree.extras import install
 from datafree.quantization import dequantize, stored_size
 from datafree.recipe import LayerRule, Prune, Recipe
 from datafree.records import WeightSpec
@@ -77,7 +78,7 @@ def apply_budget(problem: Problem, recipe: Recipe, pool: Callable) -> tuple[Reci
 def _bits_and_zeros(problem: Problem, recipe: Recipe, pool: Callable) -> tuple[Recipe, Pareto]:
     """Solve a budget of bytes, or of bits."""
     if find_spec("scipy") is None:
-        raise BudgetError("a budget of bytes or bits needs scipy; install it: pip install 'datafree[budget]'")
+        raise BudgetError(f"a budget of bytes or bits needs scipy; {install('budget')}")
     teacher, plan, budget = problem.teacher, problem.plan, recipe.budget
     assert budget is not None, "there is one to solve"
     options = layer_options(problem, recipe, pool)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
+from datafree.app.console import be_quiet
 from datafree.export import EXPORTERS
 from datafree.models import Normalization
 from datafree.recipe import TARGETS, Recipe, presets
@@ -53,9 +56,26 @@ Mean = Annotated[
     ),
 ]
 Std = Annotated[str | None, typer.Option(metavar="S,S,S", help="As --mean.")]
-Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of torch in this process.")]
+
+
+def within_cpus(number: int | None) -> int | None:
+    """A number of threads or processes: more than there are CPUs only wait for each other."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if number is not None and number > here:
+        raise typer.BadParameter(f"{number} is more than the {here} CPUs that are free to use here; give 1 to {here}")
+    return number
+
+
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", callback=within_cpus, help="Threads of torch, at most the number of CPUs."),
+]
 Seed = Annotated[int, typer.Option(metavar="N", help="Of everything random.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also list every layer.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", callback=be_quiet, help="Print nothing but errors, and what --json asks for.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -70,17 +90,24 @@ def set_threads(threads: int | None) -> None:
 
 
 def parse_shape(text: str | None) -> tuple[int, ...] | None:
-    numbers = parse_numbers(text)
-    if numbers is not None and not all(number > 0 and number == int(number) for number in numbers):
+    if text is None:
+        return None
+    sides = [side.strip() for side in text.split(",")]
+    if not all(side.isdecimal() and int(side) for side in sides):
         raise ValueError(f"{text!r} is not a shape; write 1,3,224,224")
-    return None if numbers is None else tuple(map(int, numbers))
+    return tuple(map(int, sides))
 
 
 def parse_numbers(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
     try:
-        return None if text is None else tuple(float(part) for part in text.split(","))
+        numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"{text!r} is not a list of numbers; write 0.485,0.456,0.406") from None
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{text!r} is not a list of numbers; write 0.485,0.456,0.406")
+    return numbers
 
 
 def given_pixels(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Normalization | None:

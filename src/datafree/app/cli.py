@@ -3,52 +3,47 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
 from importlib import metadata
-from inspect import signature
 from typing import Annotated, Any
 
 import typer
 
-from datafree.app.commands.bench import bench
-from datafree.app.commands.compress import compress
-from datafree.app.commands.demo import demo
-from datafree.app.commands.evaluate import evaluate
-from datafree.app.commands.export import export
-from datafree.app.commands.images import images
-from datafree.app.commands.inspect import inspect
 from datafree.app.console import show, show_error
-from datafree.app.export_options import with_exporter_options
-from datafree.app.unfinished import Interrupted
-from datafree.solve import LayerError
+from datafree.app.lazy_commands import COMMANDS, LazyGroup, examples
 
 UsageError: Any = typer.BadParameter.__base__  # click's own, which older typer imports and newer typer contains
-EXPORT = signature(export, eval_str=True)
 
 app = typer.Typer(
+    cls=LazyGroup,
     help="Compress a trained convolutional network with no data at all.",
-    add_completion=False,
+    epilog=examples("datafree demo", "datafree compress net.onnx --recipe w8a8 --out small.onnx", "datafree bench -h"),
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, compress, inspect, evaluate, export, images, bench):
-    app.command()(command)
+for name, said in COMMANDS.items():
+    app.command(name, help=said.line)(lambda: None)  # LazyGroup puts the command itself in its place
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 the run failed, 2 the user's input is wrong."""
+    """Run one command; returns the exit code: 0 done, 1 the run failed, 2 the input is wrong, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an ASCII locale shows "?" instead of failing
-    vars(export)["__signature__"] = with_exporter_options(EXPORT)  # of the exporters there are now
     try:
-        return app(arguments or ["--help"], prog_name="datafree", standalone_mode=False) or 0
-    except (typer.Abort, Interrupted) as error:
-        show_error(f"interrupted; {error}" if isinstance(error, Interrupted) else "interrupted")
+        # in a context of its own: --quiet ends with the command
+        asked = arguments or ["--help"]
+        with ExitStack() if "--debug" in arguments else _without_log_lines():
+            return copy_context().run(lambda: app(asked, prog_name="datafree", standalone_mode=False)) or 0
+    except (typer.Abort, KeyboardInterrupt):
+        show_error("interrupted")
         return 130  # as shells count it
     except Exception as error:
         if "--debug" in arguments:
@@ -58,13 +53,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
 
 
+@contextmanager
+def _without_log_lines() -> Iterator[None]:
+    """What torch logs says nothing to who reads one line of ours."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def _explain(error: Exception) -> tuple[int, str]:
-    """Exit code and message: a ValueError is the user's, a failed layer and the unforeseen are the run's."""
+    """Exit code and message: a ValueError is the user's, a run that failed and the unforeseen are 1."""
     if isinstance(error, UsageError):
         usage: Any = error
         command = usage.ctx.command_path if usage.ctx else "datafree"
         return 2, f"{usage.format_message().rstrip('.')}; see {command} --help"
-    if isinstance(error, LayerError):
+    from datafree.app.unfinished import Interrupted  # which loads torch: not for a typing error
+    from datafree.records import DivergedError
+    from datafree.solve import LayerError
+
+    if isinstance(error, Interrupted):
+        return 130, f"interrupted; {error}"
+    if isinstance(error, LayerError | DivergedError):
         return 1, str(error)
     if isinstance(error, ValueError):
         return 2, str(error)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from rich import box
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from datafree.app.inspect import Inspection
+from datafree.app.inspection import Inspection
 from datafree.app.latency import Latency
+from datafree.app.photographs import Guess, SeenPhotograph
 from datafree.app.progress import duration
 from datafree.app.sentences import (
     RANDOM_WEIGHTS,
@@ -68,6 +72,16 @@ def run_facts(done: Run) -> dict[str, str]:
         "time": f"{s.seconds:.1f} s",
         "spent": f"{count(s.spent_macs)} multiply-adds, as {s.forward_equivalents:.0f} forward passes of one image",
         "peak memory": f"{num_bytes(s.peak_memory_bytes)}, whole process",
+    }
+
+
+def run_record(done: Run, warnings: Sequence[str]) -> dict[str, Any]:
+    """What became of a network, for JSON: the summary, every layer in short, and what the user should know."""
+    short = ("name", "bits", "sparsity", "error_db", "seconds")
+    return {
+        "summary": asdict(done.summary),
+        "layers": [{name: getattr(layer, name) for name in short} for layer in done.layers],
+        "warnings": [*warnings],
     }
 
 
@@ -243,6 +257,38 @@ def inspected_table(found: Inspection) -> Table:
 # ---- the demo
 
 
+def photographs_table(seen: Sequence[SeenPhotograph]) -> Group:
+    """The best classes of every photograph, of the float network and of the file side by side."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("photograph", style="cyan", no_wrap=True)
+    table.add_column("float network", ratio=1)
+    table.add_column("compressed file", ratio=1)
+    for photograph in seen:
+        table.add_row(photograph.name, _Guesses(photograph.float_network), _Guesses(photograph.file))
+    same = sum(item.float_network[0].name == item.file[0].name for item in seen)
+    said = (
+        f"The five best of ImageNet's 1000 classes, in percent. The best is the same on {same} of {len(seen)} "
+        "photographs; where none of the classes fits, as for coins, both only guess."
+    )
+    title = Text("Twelve photographs that the compression has not seen", "bold")
+    return Group(Text(), title, table, Text(said, "dim"))
+
+
+@dataclass(frozen=True)
+class _Guesses:
+    """The best in bold; a name and its percent stay on one line, which rich alone would not keep together."""
+
+    found: Sequence[Guess]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        named = [f"{guess.name} {guess.percent:.0f}".replace(" ", "\N{NO-BREAK SPACE}") for guess in self.found]
+        # it breaks at ASCII's spaces alone
+        lines = textwrap.wrap(", ".join(named), options.max_width, break_on_hyphens=False)
+        shown = Text("\n".join(lines).replace("\N{NO-BREAK SPACE}", " "), no_wrap=True)
+        shown.stylize("bold", 0, len(named[0]))
+        yield shown
+
+
 def demo_table(reference: Evaluation, rows: Sequence[DemoRow]) -> Group:
     """Every preset beside plain rounding, and what the figures mean."""
     table = _columns("", "top-1, datafree", "top-1, plain rounding", "size", "of float32", "time")
@@ -259,6 +305,13 @@ def demo_table(reference: Evaluation, rows: Sequence[DemoRow]) -> Group:
 def _known(value: float | None) -> float:
     assert value is not None, "the demo's digits have labels"
     return value
+
+
+def demo_record(preset: str, done: Run, ours: Evaluation, plain: Evaluation) -> dict[str, str | float]:
+    """A row of the demo's table, for JSON."""
+    s = done.summary
+    scores = {"top1": ours.top1, "plain_rounding_top1": plain.top1, "num_images": ours.num_images}
+    return {"preset": preset, **scores, "bytes": s.bytes, "float_bytes": s.float_bytes, "seconds": s.seconds}
 
 
 def _demo_notes(reference: Evaluation, rows: Sequence[DemoRow]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from datafree.export.onnx.check import ExportCheck
 from datafree.export.onnx.export import export_onnx
+from datafree.export.onnx.onnxruntime import run_onnx
 from datafree.export.packed.packed import load, save
 from datafree.export.table import EXPORTERS, Exporter, Runtime, exporter_for, exporters_by_suffix
 from datafree.export.written import NoOptions, Option, Written
@@ -18,5 +19,6 @@ __all__ = [
     "exporter_for",
     "exporters_by_suffix",
     "load",
+    "run_onnx",
     "save",
 ]

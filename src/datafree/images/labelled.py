@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from datafree.extras import install
+
 BATCH_SIZE = 100
 SUFFIXES = {".png", ".jpg", ".jpeg"}
 _MODES = {1: "L", 3: "RGB"}
@@ -223,7 +225,7 @@ def _pillow() -> Any:
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
-        raise ImagesError('reading or resizing images needs Pillow; pip install "datafree[models]"') from error
+        raise ImagesError(f"reading or resizing images needs Pillow; {install('models')}") from error
     return Image
 
 

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from datafree.extras import install
 from datafree.models.onnx_file import load_onnx
 from datafree.models.state_dict import ModelError, existing, load_weights_
 from datafree.records import NATURAL_MEAN, NATURAL_STD, InputRange
@@ -251,7 +252,7 @@ def _import_optional(module: str) -> Any:
             _import_torchvision()
             return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ModelError(f'{error.name} is not installed; pip install "datafree[models]"') from error
+        raise ModelError(f"{error.name} is not installed; {install('models')}") from error
 
 
 def _import_torchvision() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -200,7 +201,9 @@ class Recipe(Part):
             RecipeError: no such preset; lists those there are.
         """
         if name not in presets():
-            raise RecipeError(f"there is no preset {name!r}; presets are {', '.join(presets())}; or give a .yaml file")
+            near = get_close_matches(name, presets(), n=1)
+            meant = f"did you mean {near[0]}? Presets" if near else "presets"
+            raise RecipeError(f"there is no preset {name!r}; {meant} are {', '.join(presets())}; or give a .yaml file")
         return cls.parse((resources.files("datafree") / "recipe" / "presets" / f"{name}.yaml").read_text(), source=name)
 
     @classmethod

@@ -156,7 +156,7 @@ class Run:
             generator = Generator.load(path / GENERATOR) if (path / GENERATOR).exists() else None
             return cls(student, teacher, Recipe.load(path / "recipe.yaml"), layers, summary, *signal, generator)
         except _DAMAGE as error:
-            reason = " ".join(str(error).split())
+            reason = " ".join(str(error).split())[:160]
             raise RunError(f"{path} is damaged: {type(error).__name__}: {reason}; compress again") from None
 
 

@@ -23,7 +23,7 @@ from datafree.recipe import Adversarial
 from datafree.records import ChannelStats, InputRange, Stats
 from datafree.signals.job import SignalJob
 from datafree.signals.matching import mismatch
-from datafree.signals.moving import MatchingError, on_device
+from datafree.signals.moving import MatchingDivergedError, on_device
 from datafree.signals.propagated import propagated
 from datafree.signals.scale import in_range
 from datafree.signals.source import Signal
@@ -128,7 +128,7 @@ class Adversary:
             self.optimizer.zero_grad()
             loss.backward()
         if not bool(torch.isfinite(loss)):
-            raise MatchingError(
+            raise MatchingDivergedError(
                 f"training the generator: the loss is {float(loss.detach())}; lower signal.lr (now {method.lr:g}) or "
                 f"signal.rivalry (now {method.rivalry:g})"
             )

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.execution import EVERY, MAKING_IMAGES, Checkpoints, adam_state, restore_adam
-from datafree.records import Stats
+from datafree.records import DivergedError, Stats
 from datafree.signals.inversion import AdamSchedule
 from datafree.signals.job import SignalJob
 from datafree.signals.scale import in_range
@@ -26,6 +26,10 @@ PATIENCE = 50  # steps after which the loss has to be below its start
 
 class MatchingError(ValueError):
     """The loss is no longer a number, or rises; the device is not there."""
+
+
+class MatchingDivergedError(MatchingError, DivergedError):
+    """The loss is no longer a number, or rises."""
 
 
 @dataclass(frozen=True)
@@ -158,9 +162,9 @@ def check_loss(losses: list[float], step: int) -> None:
     """
     change = "take signal.setting=short, a larger signal.smoothness, or signal.kind=propagated"
     if not torch.isfinite(torch.tensor(losses[-1])):
-        raise MatchingError(f"making images: the loss is {losses[-1]} at step {step}; {change}")
+        raise MatchingDivergedError(f"making images: the loss is {losses[-1]} at step {step}; {change}")
     if len(losses) > PATIENCE and min(losses[-PATIENCE // 2 :]) > losses[0]:
-        raise MatchingError(
+        raise MatchingDivergedError(
             f"making images: the loss is {losses[-1]:.4g} at step {step}, above the {losses[0]:.4g} it started from; "
             f"{change}"
         )

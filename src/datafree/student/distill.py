@@ -16,7 +16,7 @@ from datafree.records import Distilled
 from datafree.signals import dead_leaves, in_range
 from datafree.solve import Problem, Solution
 from datafree.student.assemble import assemble
-from datafree.student.distill_images import DistillError, Images, images_for
+from datafree.student.distill_images import DistillDivergedError, Images, images_for
 from datafree.student.trainable import Trainable
 
 LOOKS = 10  # at images held out, while training
@@ -92,12 +92,12 @@ class _Best:
         """Stop where training makes the student worse.
 
         Raises:
-            DistillError: names the step, the loss and what to change.
+            DistillDivergedError: names the step, the loss and what to change.
         """
         if math.isfinite(loss) and loss <= self.limit:
             return
         above = f", above {self.limit:.4g}, {RISE:g} times that of the start" if math.isfinite(loss) else ""
-        raise DistillError(
+        raise DistillDivergedError(
             f"distillation diverges: the loss is {loss:.4g} at step {step}{above}; lower distill.lr (now "
             f"{self._method.lr:g}), or leave distill out"
         )

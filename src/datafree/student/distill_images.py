@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from datafree import graph as g
 from datafree.execution import ON_CPU, Execution, OnStep
 from datafree.recipe import Adversarial, Distill, SignalRecipe
+from datafree.records import DivergedError
 from datafree.signals import Adversary, Competitor, made, new_adversary, signal_job
 from datafree.solve import Problem
 
@@ -23,6 +24,10 @@ Student = Callable[[Tensor], Tensor]
 
 class DistillError(ValueError):
     """A loss that is no number or grows, or images the student cannot be trained on."""
+
+
+class DistillDivergedError(DistillError, DivergedError):
+    """A loss that is no number, or grows."""
 
 
 class Given:

@@ -9,18 +9,19 @@ from typing import Annotated
 import typer
 
 from datafree.app import tables
-from datafree.app.arguments import EXPORTED, Debug, InputShape, parse_shape
+from datafree.app.arguments import EXPORTED, Debug, InputShape, Json, Quiet, parse_shape, within_cpus
 from datafree.app.console import show, show_json
 from datafree.app.progress import JobProgress
 
 
 def bench(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=f"Of `datafree export`: {EXPORTED}.")],
-    threads: Annotated[int, typer.Option(min=1, metavar="N", help="Of each runtime.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, metavar="N", callback=within_cpus, help="Of each runtime.")] = 1,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images in a run.")] = 1,
     turns: Annotated[int, typer.Option(min=1, metavar="N", help="Rounds in which every file runs.")] = 20,
     input_shape: InputShape = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Time files side by side; the first is what the others are compared with."""

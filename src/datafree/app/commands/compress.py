@@ -20,9 +20,11 @@ from datafree.app.arguments import (
     Debug,
     For,
     InputShape,
+    Json,
     Mean,
     Model,
     Pretrained,
+    Quiet,
     RecipeName,
     Seed,
     Settings,
@@ -35,8 +37,9 @@ from datafree.app.arguments import (
     parse_shape,
     read_recipe,
     set_threads,
+    within_cpus,
 )
-from datafree.app.console import show
+from datafree.app.console import show, show_json
 from datafree.app.export_options import options_for
 from datafree.app.given_images import images_given, range_given
 from datafree.app.pixels import write_pixels
@@ -57,6 +60,10 @@ class EstimateEffort(str, Enum):
     brief, full, none = "brief", "full", "none"
 
 
+FILES_OF_OTHERS = (".tflite", ".pt", ".pth", ".pt2", ".pte", ".ckpt", ".h5", ".keras", ".pb", ".ort", ".xml", ".engine",
+                   ".mlmodel", ".mlpackage", ".npz", ".zip")  # fmt: skip
+
+
 def compress(
     model: Model,
     out: Annotated[
@@ -73,7 +80,12 @@ def compress(
     std: Std = None,
     workers: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Processes that solve layers; any number gives the same bits."),
+        typer.Option(
+            min=1,
+            metavar="N",
+            callback=within_cpus,
+            help="Processes that solve layers, at most the number of CPUs; any number gives the same bits.",
+        ),
     ] = 1,
     threads: Threads = None,
     seed: Seed = 0,
@@ -94,6 +106,8 @@ def compress(
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew where the same command was stopped before its end.")
     ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
@@ -106,7 +120,7 @@ def compress(
     settings = [*(settings or []), *([f"target={target}"] if target else [])]
     chosen = read_recipe(recipe, settings)
     is_file = out.suffix in exporters_by_suffix()
-    _check_out(out, Path(model), force=force, is_file=is_file)
+    check_out(out, Path(model), force=force, is_file=is_file)
     found: dict[str, str] = {}
     effort = None if estimate is EstimateEffort.none else estimate.value
     folder, after = work_folder(out, restart=restart), {ESTIMATING: EFFORTS[effort].passes} if effort else {}
@@ -132,6 +146,9 @@ def compress(
         else:
             done.save(out, force=force)
             write_pixels(out, pixels)
+    if as_json:
+        show_json({"model": origin, "out": str(out), **found, **tables.run_record(done, warnings)})
+        return
     if found:
         show(tables.facts_table(f"{done.summary.model}, written to {out}", found))
     if verbose:
@@ -142,7 +159,7 @@ def compress(
         show(*tables.notes(warnings, done.summary.skipped))
 
 
-def _check_out(out: Path, model: Path, *, force: bool, is_file: bool) -> None:
+def check_out(out: Path, model: Path, *, force: bool, is_file: bool) -> None:
     """Refuse before the work what would be refused after it."""
     if is_file and out.exists():
         if model.exists() and out.samefile(model):
@@ -150,6 +167,8 @@ def _check_out(out: Path, model: Path, *, force: bool, is_file: bool) -> None:
         if out.is_dir() or not force:
             raise RunError(f"{out} exists; choose another --out, or --force to replace a file")
     if not is_file:
+        if out.suffix in FILES_OF_OTHERS:
+            exporter_for(out)  # says which there are; a folder of that name would surprise
         run.check_free(out, force=force)
     place = next(p for p in (*([] if is_file else [out.absolute()]), *out.absolute().parents) if p.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):

@@ -2,33 +2,112 @@
 
 from __future__ import annotations
 
-from datafree.app import tables
-from datafree.app.arguments import Debug, Seed, Threads, set_threads
-from datafree.app.console import show
-from datafree.app.progress import JobProgress
-from datafree.app.watched import compress_watched
-from datafree.recipe import Recipe
-from datafree.run import evaluate_models
+import tempfile
+from contextlib import ExitStack
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
 
-DEMO_PRESETS = ("w8a8-tensor", "w8a8", "w4a8", "w4a4")
+import torch
+import typer
+
+from datafree.app import tables
+from datafree.app.arguments import Debug, Json, Quiet, RecipeName, Seed, Threads, read_recipe, set_threads
+from datafree.app.commands.compress import check_out
+from datafree.app.console import show, show_json
+from datafree.app.photographs import SeenPhotograph, look
+from datafree.app.progress import ESTIMATING, FILE_PASSES, TIMING, WRITING, JobProgress
+from datafree.app.verdict import time_beside_float, verdict
+from datafree.app.watched import compress_watched
+from datafree.demo import LITE0_MEAN, LITE0_SIDE, LITE0_STD, DemoError, digits, digits_net, lite0, photographs
+from datafree.export import EXPORTERS
+from datafree.models import Normalization, range_of
+from datafree.recipe import Recipe
+from datafree.run import EFFORTS, Run, evaluate_models
+
+DIGITS_PRESETS = ("w8a8-tensor", "w8a8", "w4a8", "w4a4")
 PLAIN_ROUNDING = {
     "equalize": "off",
     "solve": {"method": "nearest", "clip": False, "bias_correction": False, "mend": False},
 }
+PIXELS = Normalization(LITE0_MEAN, LITE0_STD, "published with it")
+KEEP = "Keep the file: datafree demo --out lite0.onnx"
+NEXT = "A network of yours: datafree compress net.onnx --recipe w8a8 --out small.onnx"
 
 
-def demo(seed: Seed = 0, threads: Threads = 1, debug: Debug = False) -> None:
-    """Compress a small digits network; write nothing.
+class Shown(str, Enum):
+    """What the demo compresses: a network of ImageNet, or one of handwritten digits."""
 
-    Four widths, each beside plain rounding, scored on held-out digits.
+    PHOTOGRAPHS = "photographs"
+    DIGITS = "digits"
+
+
+def demo(
+    shown: Annotated[
+        Shown, typer.Argument(metavar="WHAT", help="EfficientNet-Lite0, or a small network of digits.")
+    ] = Shown.PHOTOGRAPHS,
+    recipe: RecipeName = "w8a8",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.onnx", help="Keep the file here; else it is removed at the end.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE.onnx.")] = False,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compress EfficientNet-Lite0 without data, and look at photographs.
+
+    It becomes an ONNX file that is checked, timed beside the float network, and shown a dozen photographs. With
+    --recipe w4a8 images are made first: some twenty minutes. `datafree demo digits` writes nothing: four widths of a
+    small network, each beside plain rounding, scored on held-out digits.
     """
-    from datafree.demo import digits, digits_net
+    is_small = shown is Shown.DIGITS
+    set_threads(1 if is_small and threads is None else threads)
+    if is_small:
+        if out is not None or recipe != "w8a8":
+            raise DemoError("the digits are shown at four recipes and written nowhere; leave --recipe and --out out")
+        _digits(seed, as_json=as_json)
+        return
+    with ExitStack() as stack:
+        file = out or Path(stack.enter_context(tempfile.TemporaryDirectory())) / f"lite0-{recipe}.onnx"
+        if file.suffix != EXPORTERS["ONNX"].suffix:
+            raise DemoError(f"the demo writes an .onnx file, not {file}; choose another --out")
+        check_out(file, Path(), force=force, is_file=True)
+        facts, seen = _photographs(file, read_recipe(recipe, []), seed, force=force)
+    if as_json:
+        show_json({"recipe": recipe, **facts, "photographs": [asdict(item) for item in seen]})
+        return
+    title = f"EfficientNet-Lite0 at {recipe}, compressed without data{f' into {out}' if out else ''}"
+    show(tables.photographs_table(seen), tables.facts_table(title, facts), *([] if out else [KEEP]), NEXT)
 
-    set_threads(threads)
+
+def _photographs(file: Path, recipe: Recipe, seed: int, *, force: bool) -> tuple[dict[str, str], list[SeenPhotograph]]:
+    """Compress, write and check the file, time it, look; what came of it."""
+    photographs()  # not after the work, where their package is missing
+    network, exporter = lite0(), EXPORTERS["ONNX"]
+    example, options = torch.zeros(1, 3, LITE0_SIDE, LITE0_SIDE), exporter.options()
+    with JobProgress(after={ESTIMATING: EFFORTS["brief"].passes, **FILE_PASSES}) as progress:
+        done = compress_watched(
+            progress, network, recipe, example, seed=seed, effort="brief", on_range=range_of(PIXELS)
+        )
+        progress.on_step(WRITING, 0, 0)
+        written = exporter.write(done, file, options, force=force)
+        progress.on_step(TIMING, 0, 0)
+        speed = time_beside_float(done, file, exporter, options, torch.get_num_threads())
+        seen = look(network, file)
+    return verdict(done, file, written, speed, done.summary.warnings), seen
+
+
+def _digits(seed: int, *, as_json: bool) -> None:
+    """Four widths, each beside plain rounding, scored on held-out digits."""
     model, (images, labels) = digits_net(), digits("test")
     data = [(images, labels)]
-    rows, made = [], None
-    for preset in DEMO_PRESETS:
+    rows: list[tables.DemoRow] = []
+    made: Run | None = None
+    for preset in DIGITS_PRESETS:
         recipe = Recipe.preset(preset)
         plain = Recipe(**{**recipe.model_dump(), **PLAIN_ROUNDING, "signal": {"kind": "propagated"}})
         with JobProgress(f"{preset}: ") as progress:
@@ -36,6 +115,10 @@ def demo(seed: Seed = 0, threads: Threads = 1, debug: Debug = False) -> None:
         made = ours if ours.images else None
         with JobProgress(f"{preset}, plain rounding: ") as progress:
             other = compress_watched(progress, model, plain, images[:1], seed=seed)
-        scores = (evaluate_models(r.student, model, data, layers=False) for r in (ours, other))
-        rows.append((preset, ours, *scores))
-    show(tables.demo_table(evaluate_models(model, model, data, layers=False), rows))
+        of_ours, of_plain = (evaluate_models(r.student, model, data, layers=False) for r in (ours, other))
+        rows.append((preset, ours, of_ours, of_plain))
+    reference = evaluate_models(model, model, data, layers=False)
+    if as_json:
+        show_json({"float_top1": reference.top1, "presets": [tables.demo_record(*row) for row in rows]})
+    else:
+        show(tables.demo_table(reference, rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +11,8 @@ import typer
 from datafree import graph as g
 from datafree import run
 from datafree.app import tables
-from datafree.app.arguments import Debug, Mean, Std, Threads, given_pixels, parse_numbers, set_threads
-from datafree.app.console import show
+from datafree.app.arguments import Debug, Json, Mean, Quiet, Std, Threads, given_pixels, parse_numbers, set_threads
+from datafree.app.console import show, show_json
 from datafree.app.pixels import read_pixels
 from datafree.app.progress import JobProgress
 from datafree.images import BATCH_SIZE, load_images
@@ -26,6 +27,8 @@ def evaluate(
     mean: Mean = None,
     std: Std = None,
     threads: Threads = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Measure what was lost, on labelled images."""
@@ -38,6 +41,10 @@ def evaluate(
     with JobProgress() as progress:
         num_batches = -(-images.num_images // BATCH_SIZE)
         found = run.evaluate(done, progress.track(images, "evaluating", num_batches))
+    if as_json:
+        lost = {"lost": found.lost, "lost_error": found.lost_error}
+        show_json({"run": str(directory), "images": str(data), **asdict(found), **lost})
+        return
     facts = {"images": str(data), "pixels": tables.pixels_text(used), **tables.evaluation_facts(found)}
     show(tables.facts_table(f"{done.summary.model} of {directory}, on {found.num_images} images", facts))
 

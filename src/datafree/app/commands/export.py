@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,8 +10,8 @@ import typer
 from rich.text import Text
 
 from datafree.app import tables
-from datafree.app.arguments import EXPORTED, Debug, Threads, set_threads
-from datafree.app.console import show
+from datafree.app.arguments import EXPORTED, Debug, Json, Quiet, Threads, set_threads
+from datafree.app.console import show, show_json
 from datafree.app.export_options import options_for
 from datafree.export import exporter_for
 from datafree.run import Run
@@ -21,6 +22,8 @@ def export(
     file: Annotated[Path, typer.Argument(metavar="FILE", help=f"{EXPORTED}.")],
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
     threads: Threads = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Also list every node that is no integer kernel where it runs.")
     ] = False,
@@ -31,6 +34,10 @@ def export(
     set_threads(threads)
     done = Run.load(directory)
     written = exporter_for(file).write(done, file, options_for(file, given), force=force)
+    if as_json:
+        sizes = {"bytes": file.stat().st_size, "float_bytes": done.summary.float_bytes}
+        show_json({"run": str(directory), "file": str(file), **sizes, **asdict(written)})
+        return
     facts = tables.file_facts(done, file, written)
     title = f"{done.summary.model} of {directory}, written to {file}"
     if verbose:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from datafree.app.arguments import Debug
+from datafree.app.arguments import Debug, Quiet
 from datafree.app.console import show
 from datafree.app.given_images import write_images
 from datafree.run import Run
@@ -17,6 +17,7 @@ from datafree.run import Run
 def images(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory, --out of compress.")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="What to write: images.npy, and a .png of each.")],
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Write the images that a run made, for other tools."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from datafree.app import tables
 from datafree.app.arguments import (
     Debug,
     InputShape,
+    Json,
     Model,
     Pretrained,
+    Quiet,
     RecipeName,
     Settings,
     Threads,
@@ -17,8 +21,8 @@ from datafree.app.arguments import (
     read_recipe,
     set_threads,
 )
-from datafree.app.console import show
-from datafree.app.inspect import inspect as inspect_model
+from datafree.app.console import show, show_json
+from datafree.app.inspection import inspect as inspect_model
 from datafree.app.progress import JobProgress
 from datafree.app.sentences import forecasts
 from datafree.models import load_model, provenance
@@ -32,6 +36,8 @@ def inspect(
     pretrained: Pretrained = False,
     input_shape: InputShape = None,
     threads: Threads = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
@@ -42,10 +48,13 @@ def inspect(
     origin = provenance(model, weights, pretrained=pretrained)
     with JobProgress():
         found = inspect_model(network, example, recipe=chosen)
+    warnings = (*tables.about_weights(origin), *found.warnings, *forecasts(found.forecast))
+    named = {"model": origin, "recipe": " ".join([recipe, *(settings or [])])}
+    if as_json:
+        show_json({**asdict(found), **named, "warnings": warnings})
+        return
     if verbose:
         show(tables.inspected_table(found))
-    named = {"model": origin, "recipe": " ".join([recipe, *(settings or [])])}
     facts = {**named, **tables.inspection_facts(found, chosen)}
     show(tables.facts_table(f"{found.model}, as compress would take it", facts))
-    warnings = (*tables.about_weights(origin), *found.warnings, *forecasts(found.forecast))
     show(*tables.notes(warnings, found.skipped + found.kept))

@@ -23,6 +23,7 @@ from datafree.export.onnx.target_rules import violations
 from datafree.export.onnx.translate import translate
 from datafree.export.onnx.write_back import write_back
 from datafree.export.onnx.writer import IR_VERSIONS, ExportError, remove_unread
+from datafree.extras import install
 from datafree.recipe import Propagated
 from datafree.run import Run, lost_inputs
 from datafree.signals import make_signal
@@ -120,7 +121,7 @@ def check_packages() -> None:
         try:
             importlib.import_module(package)
         except ModuleNotFoundError as error:
-            raise ExportError(f'{error.name} is not installed; pip install "datafree[onnx]"') from error
+            raise ExportError(f"{error.name} is not installed; {install('onnx')}") from error
 
 
 def _check_arguments(path: Path, opset: int, *, int4: bool, force: bool) -> None:

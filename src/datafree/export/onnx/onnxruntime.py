@@ -110,6 +110,15 @@ def run_file(opened: onnxruntime.InferenceSession, inputs: tuple[Tensor, ...]) -
     return [torch.cat([torch.from_numpy(values) for values in column]) for column in zip(*parts, strict=True)]
 
 
+def run_onnx(path: Path, *inputs: Tensor) -> list[Tensor]:
+    """Outputs of an ONNX file for a set of images (N, ...), computed in ONNX Runtime.
+
+    Raises:
+        ExportError: ONNX Runtime does not take the file.
+    """
+    return run_file(session(path), inputs)
+
+
 def _filled(x: Tensor, size: int | None) -> Tensor:
     """A batch as large as the file wants it; the last image is repeated."""
     return x if size is None else torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])])

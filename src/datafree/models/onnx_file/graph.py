@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from datafree.extras import install
 from datafree.models.onnx_file.joins import joined_layers
 from datafree.models.onnx_file.records import Graph, Input, Node, needed
 from datafree.models.state_dict import ModelError
@@ -94,7 +95,7 @@ def _import_onnx() -> Any:
         importlib.import_module("onnx.version_converter")
         return importlib.import_module("onnx")
     except ModuleNotFoundError as error:
-        raise ModelError('ONNX files need the package onnx; pip install "datafree[onnx]"') from error
+        raise ModelError(f"ONNX files need the package onnx; {install('onnx')}") from error
 
 
 def _load(onnx: Any, path: Path) -> Any:
