@@ -116,14 +116,15 @@ def exported_once():
 
     export, known = capture._export, {}
 
-    def remembered(model, examples):
+    def remembered(model, args, kwargs):
+        given = [(name, tuple(x.shape), x.dtype) for name, x in [*enumerate(args), *kwargs.items()]]
         try:
-            ByValue(stream := io.BytesIO()).dump((model, [(tuple(x.shape), x.dtype) for x in examples]))
+            ByValue(stream := io.BytesIO()).dump((model, given))
         except (pickle.PicklingError, AttributeError, TypeError):  # a class or function of a test's own
-            return export(model, examples)
+            return export(model, args, kwargs)
         key = hashlib.sha256(stream.getvalue()).digest()
         if key not in known:
-            known[key] = Exported(export(model, examples))
+            known[key] = Exported(export(model, args, kwargs))
         return known[key]
 
     capture._export = remembered

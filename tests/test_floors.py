@@ -15,14 +15,15 @@ ROOT = Path(datafree.__file__).parent
 FLOORS = (
     "recipe records extras",
     "quantization execution demo",
-    "graph models",
-    "teacher signals",
+    "graph models progress",
+    "teacher signals images",
     "solve",
     "allocation student",
     "run",
+    "arguments",
     "pipeline export",
     "app",
-    "__init__",
+    "__init__ __main__",
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "base", "misc"}
@@ -87,7 +88,9 @@ def test_other_rooms_are_entered_by_their_door():
     passed_by, not_offered = [], []
     for name, file in FILES.items():
         for module, names in imported_names(file.read_text()):
-            if module == "datafree" or room(module) == room(name):
+            if (
+                module == "datafree" or room(module) == room(name) or room(name) == "__main__"
+            ):  # loads what others leave
                 continue
             if module.count(".") > 1:
                 passed_by.append(f"{name} imports from {module}; take it from datafree.{room(module)}")

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from bench.networks.efficientnet_lite0 import MEAN, NUM_CLASSES, SIDE, STD
-from datafree.app.labelled_images import ArchiveImages, FolderImages, ImagesError, load_images
 from datafree.extras import install
+from datafree.images import ArchiveImages, FolderImages, ImagesError, load_images
 from datafree.records import NATURAL_MEAN, NATURAL_STD
 from datafree.signals.probes import dead_leaves
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bench.networks import digits, efficientnet_lite0
 from bench.networks.other_images import OtherImages, labelled, procedural
-from datafree.app.labelled_images import ImagesError
+from datafree.images import ImagesError
 
 LITE = efficientnet_lite0.NAME
 ZOO = {  # name -> images evaluated on; the first one needs no folder, only its packages

@@ -26,7 +26,7 @@ from datafree.app.sentences import distilled_text
 from datafree.execution.pools import serial
 from datafree.graph.capture import trace
 from datafree.models.load import input_range
-from datafree.pipeline import ignore
+from datafree.progress import ignore
 from datafree.quantization.affine import choose_qparams
 from datafree.records import LayerResult, Moments
 from datafree.signals import make_signal

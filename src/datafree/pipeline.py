@@ -7,11 +7,13 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, fx, nn
 
 from datafree import graph as g
 from datafree.allocation import Allocation, allocate
+from datafree.arguments import read_arguments
 from datafree.execution import (
     Execution,
     OnPlan,
@@ -24,7 +26,8 @@ from datafree.execution import (
     serial,
 )
 from datafree.graph import trace
-from datafree.models import check_weights, input_range
+from datafree.models import input_range
+from datafree.progress import OnDone, ignore, watched
 from datafree.recipe import Recipe
 from datafree.records import InputRange, LayerResult, Summary
 from datafree.run import Run, Steps, expected_work, images_of, summarize, with_estimate
@@ -34,30 +37,27 @@ from datafree.student import check_distillation, distill, fit_grids_, remove_cha
 from datafree.teacher import equalize_, fold_batchnorm_, slim
 
 
-def ignore(result: LayerResult) -> None:
-    """The `on_done` of someone who does not watch."""
-
-
 def accept(teacher: fx.GraphModule) -> None:
     """The `check` of someone who takes every network."""
 
 
 def compress(
     model: nn.Module,
-    recipe: Recipe,
-    example: Tensor | tuple[Tensor, ...],
+    recipe: Recipe | str | Path,
+    example: Any,
     *,
     seed: int = 0,
     pool: Pool = serial,
     device: str = "cpu",
-    on_done: Callable[[LayerResult], None] = ignore,
+    on_done: OnDone = ignore,
     on_range: InputRange | None = None,
-    images: Run | tuple[Tensor, ...] | None = None,
+    images: Any = None,
     predict: bool = False,
     resume: str | Path | None = None,
     on_step: OnStep = ignore_steps,
     on_plan: OnPlan = ignore_plan,
     check: Callable[[fx.GraphModule], None] = accept,
+    progress: bool | None = None,
 ) -> Run:
     """Compress a trained convolutional network with no data.
 
@@ -65,32 +65,36 @@ def compress(
     for every layer, solve each by itself so that it matches the original, and put the integer network together.
 
     Args:
-        model: trained network; never changed, a copy is evaluated.
-        recipe: what to do, see `Recipe`.
-        example: input(s) (N, C, H, W) float; only shape and dtype are used.
+        model: trained network; never changed, a copy is evaluated, in float32. A student hands back the model's type.
+        recipe: what to do: a preset such as "w4a8", a .yaml file, or a `Recipe`.
+        example: an input (N, C, H, W) or its shape, a tuple of several, or a dictionary by the names of `forward`; only
+            shape and dtype are used.
         seed: of everything random; the same seed gives the same bits on every pool.
         pool: where layers are solved: `serial` or `processes(n)`.
         device: where images are moved and a generator is trained, "cpu" or "cuda"; all else runs on the CPU.
         on_done: called with each `LayerResult` as it comes.
         on_range: mean and std of the network's input; None = the model's configuration, else the first BatchNorm's.
-        images: inputs to use instead of making them, one tensor an input; or a run of the same network that made some.
+        images: inputs to use instead of making them: real ones as the network sees them (a tensor, a DataLoader, a
+            folder of .png or .jpg, .npy), or those that a run of the same network made (that run, or its `images`).
         predict: also estimate the agreement with the float network, see `estimate`.
         resume: a folder of unfinished work on the same model, recipe, seed and inputs, which goes on to the same bits.
         on_step: called while long work goes on: what is being done, steps done, steps in all.
         on_plan: called once with the multiply-adds that each of these will take.
         check: called with the network's graph before anything takes long; raises an error where it will not do.
+        progress: whether to show a bar; None = in a terminal or a notebook, unless `on_done` or `on_step` watch.
 
     Raises:
         ValueError: one clear line; it is one of the package's own, CaptureError, RecipeError, LayerError and others.
     """
     start, pool = time.perf_counter(), counting_pool(pool)
-    check_weights(model)
-    with count_macs() as spent:
-        teacher = trace(model, example)
+    asked = read_arguments(model, recipe, example, images)
+    model, recipe = asked.model, asked.recipe
+    with watched(on_step, on_done, shown=progress) as on_step, count_macs() as spent:
+        teacher = trace(model, asked.example)
         fingerprint = g.fingerprint(teacher)
-        given = images_of(images, fingerprint) if isinstance(images, Run) else images
+        given = images_of(asked.images, fingerprint) if isinstance(asked.images, Run) else asked.images
         known = on_range or input_range(model)
-        marks = _marks(fingerprint, recipe, seed, example, known, given) if resume else {}
+        marks = _marks(fingerprint, recipe, seed, asked.example, known, given) if resume else {}
         work = Execution(device, on_step, open_checkpoints(resume, marks))
         stats, kept = fold_batchnorm_(teacher)
         teacher, stats, slimmed = slim(teacher, stats, mode=recipe.slim)
@@ -110,27 +114,25 @@ def compress(
         fit_grids_(student, recipe.runtime)
     steps, seconds = Steps(kept, slimmed, equalization, allocated, distilled, solution), time.perf_counter() - start
     summary = summarize(steps, model, fingerprint=fingerprint, seconds=seconds, spent=spent.macs)
-    return _run(student, layers, allocated, summary, predict)
+    run = _run(student, layers, allocated, summary).with_ends(asked.dtype)
+    return with_estimate(run) if predict else run
 
 
-def _run(
-    student: fx.GraphModule, layers: dict[str, LayerResult], allocation: Allocation, summary: Summary, predict: bool
-) -> Run:
+def _run(student: fx.GraphModule, layers: dict[str, LayerResult], allocation: Allocation, summary: Summary) -> Run:
     """What is kept of it all."""
     recipe, teacher, signal = allocation.recipe, allocation.problem.teacher, allocation.problem.signal
     made = signal.inputs if signal_kind(recipe.signal).keeps_images else ()
     made_in = signal.input_range if signal.input_range.mean else None
     done = tuple(layers.values())
-    run = Run(student, teacher, recipe, done, summary, signal.stats, made, made_in, signal.generator)
-    return with_estimate(run) if predict else run
+    return Run(student, teacher, recipe, done, summary, signal.stats, made, made_in, signal.generator)
 
 
 def _marks(
-    fingerprint: str, recipe: Recipe, seed: int, example: Tensor | tuple[Tensor, ...], known: InputRange | None,
+    fingerprint: str, recipe: Recipe, seed: int, example: g.Example, known: InputRange | None,
     images: tuple[Tensor, ...] | None,
 ) -> dict[str, str]:  # fmt: skip
     """What tells this work from another: model, recipe, seed, shapes, range, and the images given."""
-    shapes = [tuple(x.shape[1:]) for x in (example if isinstance(example, tuple) else (example,))]
+    shapes = [tuple(x.shape[1:]) for x in g.tensors_in(example).values()]
     marks = [zlib.crc32(x.detach().contiguous().numpy().tobytes()) for x in images or ()]
     asked = {"model": fingerprint, "recipe": recipe.dump(), "seed": str(seed)}
     return {**asked, "input": f"{shapes}, {known}", "images": str(marks)}

@@ -6,8 +6,8 @@ import torch
 
 from datafree import Recipe, compress
 from datafree.app.cli import main
-from datafree.app.given_images import load_unlabelled, write_images
-from datafree.app.labelled_images import ImagesError
+from datafree.app.given_images import write_images
+from datafree.images import ImagesError, load_unlabelled
 from datafree.models import Normalization
 from datafree.records import InputRange
 from datafree.run import RunError

@@ -21,8 +21,8 @@ from bench.networks.other_images import OtherImages, labelled, procedural
 from bench.networks.trained import LITE
 from bench.tables import accuracy, claim, zoo
 from bench.tables.accuracy import Cell, Subject, Way
-from datafree.app.labelled_images import ImagesError
 from datafree.extras import install
+from datafree.images import ImagesError
 from nets import NETS
 
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm lists WordNet ids")

@@ -77,7 +77,7 @@ def test_one_image_has_no_standard_error():
 
 
 def test_no_images_are_refused():
-    with pytest.raises(ValueError, match=r"^there are no images to evaluate on; give batches of \(x, y\)$"):
+    with pytest.raises(ValueError, match=r"^there are no images to evaluate on; give batches of \(x, y\), or of x$"):
         evaluate_models(nn.Identity(), nn.Identity(), [])
 
 
@@ -232,3 +232,57 @@ def test_multiply_adds_are_those_torch_counts(name):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*(x[:1] for x in inputs))
     assert 2 * sum(layer_macs(trace(model, inputs)).values()) == counter.get_total_flops()
+
+
+# Images without labels, and labels that do not fit
+
+
+def test_without_labels_the_agreement_is_known():
+    run, (x,) = made("chain")
+    labelled = evaluate(run, [(x, torch.zeros(len(x), dtype=torch.int64))])
+    for images in (x, x.numpy(), [x], iter([x]), [(x, None)]):
+        found = evaluate(run, images)
+        assert (found.agreement, found.num_images) == (labelled.agreement, len(x))
+        assert found.top1 is found.float_top1 is found.lost is found.top1_error is found.lost_error is None
+        assert found.layer_sqnr_db == labelled.layer_sqnr_db
+
+
+def test_images_and_labels_may_be_one_pair():
+    run, (x,) = made("chain")
+    y = torch.zeros(len(x), dtype=torch.int64)
+    assert evaluate(run, (x, y)) == evaluate(run, [(x, y)]) == evaluate(run, (x.numpy(), y.numpy()))
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (lambda x, y: [(x, y), x], "some batches have labels and others have none; give labels with all or with none"),
+        (lambda x, y: [(x, y.float())], r"labels are torch.float32 \(2,\) of 2 images; give class indices, integers"),
+        (lambda x, y: [(x, y[:1])], r"labels are torch.int64 \(1,\) of 2 images"),
+        (
+            lambda x, y: [(x, y + 5)],
+            "label 5 is outside of the network's 5 classes; check the labels; where",
+        ),
+        (lambda x, y: [(x[:, :1], y)], r"images are \(2, 1, 16, 16\), the network takes \(N, 3, 16, 16\)"),
+        (lambda x, y: [(x * float("nan"), y)], "images hold values that are NaN or inf; look at how they are read"),
+        (lambda x, y: [(x.to(torch.uint8), y)], r"images are torch.uint8; give floats as the network sees them"),
+        (lambda x, y: [(x, y, y)], r"a batch is tuple; give images \(N, C, H, W\), or \(images, labels \(N,\)\)"),
+        (lambda x, y: ["a"], "a batch is str"),
+    ],
+)
+def test_what_does_not_fit_is_named(data, message):
+    x = NETS["chain"]()[1][0][:2]
+    with pytest.raises(ValueError, match=message):
+        evaluate(made("chain")[0], data(x, torch.zeros(2, dtype=torch.int64)))
+
+
+@pytest.mark.parametrize("step, what", [(1, "subtract 1 from"), (-1, "add 1 to")])
+def test_labels_that_count_from_elsewhere_are_told(step, what):
+    """As those of ImageNet do for a network of 1001 classes."""
+    answers = torch.arange(60) % 6 + 1
+    logits = torch.nn.functional.one_hot(answers, 8).float()
+    net = torch.nn.Flatten()
+    x = logits.view(60, 8, 1, 1)
+    assert evaluate_models(net, net, [(x, answers)]).top1 == 100
+    with pytest.raises(ValueError, match=rf"the label to 0.0 % of the images, and to 100.0 % .*: {what} the labels"):
+        evaluate_models(net, net, [(x, answers + step)])

@@ -63,3 +63,18 @@ def test_a_run_warns(trained):
     assert [w for w in right.warnings if "BatchNorm remembers" in w] == []
     [said] = [w for w in wrong.warnings if "BatchNorm remembers" in w]
     assert "much nearer to what BatchNorm remembers normalised with ImageNet's mean and std: a distance of" in said
+
+
+@pytest.mark.parametrize(
+    "read, said", [(lambda x: 255 * x, "normalised with ImageNet's mean and std, from pixels of 0 to 255"),
+                   (lambda x: 255 * (x - MEAN) / STD, "divided by 255")],
+)  # fmt: skip
+def test_images_far_off_are_refused(trained, read, said):
+    x = read(photographs(16))
+    with pytest.raises(ValueError, match=rf"^the images given are not as the network .* {said}; give them so"):
+        compress(trained, "w8a8", x[:1], images=x)
+
+
+def test_signals_that_are_no_pictures_are_not_compared():
+    model, (x,) = NETS["keyword spotting"]()
+    assert compress(model, "w8a8", x[:1], images=x).summary.signal.fit is None

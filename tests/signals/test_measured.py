@@ -6,6 +6,7 @@ import torch
 from datafree import Recipe, compress
 from datafree import graph as g
 from datafree.graph.capture import trace
+from datafree.recipe import Loader
 from datafree.signals import make_signal, measured_stats
 from datafree.signals.measured import MARGIN
 from nets import NETS, folded_copy
@@ -49,3 +50,15 @@ def test_inputs_of_depthwise_layers_are_balanced_without_batchnorm(given):
     with torch.no_grad():
         assert torch.allclose(run.teacher(*inputs), model(*inputs), rtol=1e-3, atol=1e-3)
     assert run.stats == {}, "what was measured is not what BatchNorm remembers"
+
+
+def test_channels_of_sequences_come_last():
+    """A linear layer reads the last dimension of (N, positions, channels)."""
+    net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3)).eval()
+    x = torch.randn(8, 5, 4, generator=torch.Generator().manual_seed(0))
+    graph = trace(net, x)
+    found = measured_stats(graph, make_signal(graph, {}, Loader(), seed=0, images=(x,)))
+    first, *_ = found.values()
+    with torch.no_grad():
+        torch.testing.assert_close(first.mean, net[0](x).mean((0, 1)))
+    assert [len(stats.mean) for stats in found.values()] == [6, 3]

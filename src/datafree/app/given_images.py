@@ -1,4 +1,4 @@
-"""Images without labels, from disk or to it: real ones to solve layers on, made ones for other people's tools."""
+"""Images the command line is given to solve layers on, and those a run made, written for other people's tools."""
 
 from __future__ import annotations
 
@@ -12,64 +12,11 @@ from torch import Tensor, nn
 
 from datafree import graph as g
 from datafree import run
-from datafree.app.labelled_images import SUFFIXES, ImagesError, Pixels, check_x, read_pixels, reading
 from datafree.execution import atomic_write
+from datafree.images import load_unlabelled
 from datafree.models import Normalization, range_of
 from datafree.records import NATURAL_MEAN, NATURAL_STD, InputRange
 from datafree.run import Run, RunError, png
-
-MOST = 128  # images of one place; more of them take long and tell layers little more
-
-
-def load_unlabelled(path: Path, *, shape: tuple[int, ...], used: Normalization | None) -> Float[Tensor, "n c h w"]:
-    """Read images as a network sees them.
-
-    Args:
-        path: a folder of .png or .jpg at any depth, of which at most 128 are read, spread over all; .npy or .npz (`x`)
-            with uint8 pixels (N, H, W, C), resized and normalised as files are, or float (N, C, H, W), used as it is.
-        shape: (C, H, W) of the network's input.
-        used: how 8-bit pixels in 0..1 are normalised; None = they are not.
-
-    Raises:
-        ImagesError: nothing there, what cannot be read, or does not fit the network.
-    """
-    if len(shape) != 3:
-        raise ImagesError(f"images are (C, H, W), this network takes {shape}; give tensors from Python")
-    pixels = Pixels(shape[1:], shape[0], *((used.mean, used.std) if used else ()))
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not files:
-            raise ImagesError(f"{path} holds no run (summary.json) and no .png or .jpg; give a folder that does")
-        chosen = (files[i] for i in _spread(len(files)))
-        return torch.cat([pixels.to_input(read_pixels(file, channels=shape[0])) for file in chosen])
-    if path.suffix not in (".npy", ".npz"):
-        raise ImagesError(f"images {path} are no folder, .npy or .npz; give one of these")
-    if not path.is_file():
-        raise ImagesError(f"images {path} do not exist; give a run, a folder of .png or .jpg, .npy or .npz")
-    x = _array(path)
-    check_x(x.shape, x.dtype, pixels=pixels, path=path)
-    if not len(x):
-        raise ImagesError(f"{path} holds no images; x is {x.shape}")
-    x = x[_spread(len(x))]
-    return pixels.to_input(x) if x.dtype == np.uint8 else torch.from_numpy(x.astype(np.float32))
-
-
-def _spread(total: int) -> list[int]:
-    """Places of at most `MOST`, evenly: files of a class follow each other."""
-    count = min(MOST, total)
-    return [i * total // count for i in range(count)]
-
-
-def _array(path: Path) -> np.ndarray:
-    with reading(path):
-        found = np.load(path, allow_pickle=False)
-        if path.suffix == ".npy":
-            return found
-        with found as arrays:
-            names, x = arrays.files, arrays["x"] if "x" in arrays.files else None
-    if x is None:
-        raise ImagesError(f"{path} holds the arrays {', '.join(names) or 'none'}; expected x")
-    return x
 
 
 def write_images(run: Run, out: Path) -> int:
@@ -119,11 +66,7 @@ def images_given(
         run.images_of(runs[path], fingerprint)[0] if path in runs else load_unlabelled(path, shape=shape, used=pixels)
         for path in paths
     ]
-    x = torch.cat(parts)
-    if not bool(torch.isfinite(x).all()):
-        bad = int((~torch.isfinite(x)).sum())
-        raise ImagesError(f"images hold {bad} of {x.numel()} values that are NaN or inf; look at how they were written")
-    return (x,)
+    return (torch.cat(parts),)
 
 
 def range_given(used: Normalization, example: Tensor) -> InputRange:

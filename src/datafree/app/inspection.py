@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from datafree import graph as g
 from datafree.app.forecast import Forecast, forecast
 from datafree.app.progress import OVERHEAD
+from datafree.arguments import read_arguments
 from datafree.execution import ExpectedWork, count_macs, peak_memory
 from datafree.export import EXPORTERS
 from datafree.graph import batch_norms, trace
-from datafree.models import check_weights, input_range
+from datafree.models import input_range
 from datafree.recipe import Recipe
 from datafree.records import Equalization, Skipped, Slimmed, Stats
 from datafree.run import EFFORTS, expected_work, warnings_of
@@ -64,9 +67,9 @@ class Inspection:
 
 def inspect(
     model: nn.Module,
-    example: Tensor | tuple[Tensor, ...],
+    example: Any,
     *,
-    recipe: Recipe = Recipe(),  # noqa: B008  it is frozen
+    recipe: Recipe | str | Path = Recipe(),  # noqa: B008  it is frozen
 ) -> Inspection:
     """Say what `compress` would do with `model`: read, fold and plan, but solve no layer.
 
@@ -74,15 +77,16 @@ def inspect(
 
     Args:
         model: trained network; never changed, a copy is looked at.
-        example: input(s) (N, C, H, W) float; only shape and dtype are used.
-        recipe: what would be done.
+        example: an input (N, C, H, W) or its shape, a tuple of several, or a dictionary by the names of `forward`.
+        recipe: what would be done: a preset, a .yaml file, or a `Recipe`.
 
     Raises:
         CaptureError, RecipeError, ModelError: as `compress`, before any work is done.
     """
     start = time.perf_counter()
-    check_weights(model)
-    teacher, there = trace(model, example), peak_memory()
+    asked = read_arguments(model, recipe, example)
+    model, recipe = asked.model, asked.recipe
+    teacher, there = trace(model, asked.example), peak_memory()
     num_batchnorms = len(batch_norms(teacher))
     stats, kept = fold_batchnorm_(teacher)
     num_parameters = g.num_parameters(teacher)

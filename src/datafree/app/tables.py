@@ -18,7 +18,6 @@ from rich.table import Table
 from rich.text import Text
 
 from datafree.app.inspection import Inspection
-from datafree.app.labelled_images import BATCH_SIZE
 from datafree.app.latency import Latency
 from datafree.app.photographs import Guess, SeenPhotograph
 from datafree.app.progress import duration
@@ -32,6 +31,7 @@ from datafree.app.sentences import (
     some,
 )
 from datafree.export import Written
+from datafree.images import BATCH_SIZE
 from datafree.models import Normalization
 from datafree.recipe import Recipe
 from datafree.records import Estimate, LayerResult, Skipped, Slimmed, Summary
@@ -302,16 +302,21 @@ def demo_table(reference: Evaluation, rows: Sequence[DemoRow]) -> Group:
     return Group(Text(), title, table, *(Padding(note, (0, 2, 1, 2)) for note in _demo_notes(reference, rows)))
 
 
-def demo_record(preset: str, done: Run, ours: Evaluation, plain: Evaluation) -> dict[str, str | float]:
+def demo_record(preset: str, done: Run, ours: Evaluation, plain: Evaluation) -> dict[str, Any]:
     """A row of the demo's table, for JSON."""
     s = done.summary
     scores = {"top1": ours.top1, "plain_rounding_top1": plain.top1, "num_images": ours.num_images}
     return {"preset": preset, **scores, "bytes": s.bytes, "float_bytes": s.float_bytes, "seconds": s.seconds}
 
 
+def _known(value: float | None) -> float:
+    assert value is not None, "the demo's digits have labels"
+    return value
+
+
 def _demo_notes(reference: Evaluation, rows: Sequence[DemoRow]) -> list[str]:
-    ours_error = max(ours.lost_error for _, _, ours, _ in rows)
-    plain_error = max(plain.lost_error for _, _, _, plain in rows)
+    ours_error = max(_known(ours.lost_error) for _, _, ours, _ in rows)
+    plain_error = max(_known(plain.lost_error) for _, _, _, plain in rows)
     found = [
         f"top-1: of {reference.num_images} held-out images; standard error of float32 "
         f"{reference.top1_error:.1f} points, of the difference to it at most {ours_error:.1f} (datafree) and "
@@ -328,13 +333,15 @@ def _demo_notes(reference: Evaluation, rows: Sequence[DemoRow]) -> list[str]:
         for preset, done, _, _ in rows
         if done.recipe.weights.per == "tensor" and done.recipe.equalize != "off"
     ]
-    enough = [preset for preset, _, _, plain in rows if plain.lost <= 2 * plain.lost_error]
+    enough = [preset for preset, _, _, plain in rows if _known(plain.lost) <= 2 * _known(plain.lost_error)]
     if enough:
         found.append(
             f"At {', '.join(enough)} plain rounding does not fail: it is within two standard errors of "
             "float32, and this small network needs no more there."
         )
-    level = [preset for preset, _, ours, plain in rows if preset not in enough and ours.top1 <= plain.top1]
+    level = [
+        preset for preset, _, ours, plain in rows if preset not in enough and _known(ours.top1) <= _known(plain.top1)
+    ]
     if level:
         found.append(f"At {', '.join(level)} datafree does no better than plain rounding on this network.")
     if len(enough) < len(rows):

@@ -2,10 +2,11 @@
 
 from datafree.graph.activations import channel_multiplier, clip_bounds
 from datafree.graph.annotations import annotate, layer_name, note, operand, shape
-from datafree.graph.capture import batch_norms, trace
+from datafree.graph.capture import CaptureError, Example, batch_norms, tensors_in, trace
 from datafree.graph.channel_groups import ChannelsError, Group, channel_groups, described, remove_, unremovable
 from datafree.graph.channel_ids import ChannelIds, LayerSide, channel_ids
 from datafree.graph.columns import chunks, positions, row_size, taps_inside, unfold
+from datafree.graph.ends import end_dtype, with_ends
 from datafree.graph.layer_types import (
     LAYER_TYPES,
     as_called,
@@ -54,8 +55,10 @@ __all__ = [
     "BATCH_NORM",
     "LAYER_TYPES",
     "UNKNOWN",
+    "CaptureError",
     "ChannelIds",
     "ChannelsError",
+    "Example",
     "Group",
     "LayerSide",
     "annotate",
@@ -73,6 +76,7 @@ __all__ = [
     "clip_bounds",
     "described",
     "duplicate",
+    "end_dtype",
     "execute",
     "fingerprint",
     "first_output",
@@ -110,6 +114,7 @@ __all__ = [
     "summands",
     "taps_inside",
     "tensor_of",
+    "tensors_in",
     "tidy",
     "trace",
     "type_of",
@@ -118,5 +123,6 @@ __all__ = [
     "walk",
     "weight",
     "weight_node",
+    "with_ends",
     "with_weights",
 ]

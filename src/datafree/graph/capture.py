@@ -8,18 +8,25 @@ import inspect
 import operator
 import sys
 import warnings
+from collections import namedtuple
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from typing import Any, TextIO, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.fx.traceback import preserve_node_meta
+from torch.utils import _pytree as pytree
 
 from datafree.graph.annotations import annotate, note, operand, shape
 from datafree.graph.layer_types import LAYER_TYPES, PADDED_BY_NAME, as_kept, set_parameters
 from datafree.graph.operators import BATCH_NORM, argument, aten, operator_of
-from datafree.graph.view import attribute, call, get_tensor, map_args, tidy
+from datafree.graph.view import attribute, call, get_tensor, map_args, pytree_of, tidy
 from datafree.records import ORIGIN
+
+Example = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+"""One input of a network, several, or several by their names in `forward`."""
 
 _ASSERTIONS = ("_assert", "sym_constrain_range", "_guards_fn")
 
@@ -28,12 +35,20 @@ class CaptureError(ValueError):
     """A model that torch.export cannot turn into a graph, or holds what this package cannot rewrite."""
 
 
-def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> fx.GraphModule:
+def tensors_in(example: Example) -> dict[str, Tensor]:
+    """Inputs by their names; by their numbers where they have none."""
+    if isinstance(example, dict):
+        return example
+    return {f"input {i}": x for i, x in enumerate(example if isinstance(example, tuple) else (example,))}
+
+
+def trace(model: nn.Module, example: Example) -> fx.GraphModule:
     """Capture a private copy of `model`, in eval mode, as a functional ATen graph with the user's layer names.
 
     Every layer gets a weight and bias of its own at `{layer}.weight`, `{layer}.bias`, where `layer` is
     its path in the model; a module called twice gives `path` and `path@1`. `shape(node)` tells shapes
-    for a batch of two; the batch dimension itself stays free.
+    for a batch of two; the batch dimension itself stays free. Inputs that were given by name are taken by name or by
+    position; a dataclass that is returned becomes a named tuple of its fields.
 
     Args:
         model: any nn.Module; not changed.
@@ -43,12 +58,16 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> fx.GraphMod
         CaptureError: says what torch.export met, where, and what to do.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    examples = tuple(_batch_of_two(x) for x in (example if isinstance(example, tuple) else (example,)))
+    model.register_forward_hook(_hand_over)
+    examples = {name: _batch_of_two(x) for name, x in tensors_in(example).items()}
+    args, kwargs = ((), examples) if isinstance(example, dict) else (tuple(examples.values()), {})
     try:
-        exported = _export(model, examples).module()
+        exported = _export(model, args, kwargs).module()
     except CaptureError as error:
-        raise CaptureError(f"{error}{_part_that_works(model, examples)}") from error
+        raise CaptureError(f"{error}{_part_that_works(model, tuple(examples.values()))}") from error
     graph = fx.GraphModule(exported, exported.graph)
+    if isinstance(example, dict):
+        _by_position(graph, list(example))
     graph.meta.clear()
     for node in graph.graph.nodes:
         known = _annotation(node)
@@ -68,19 +87,43 @@ def _batch_of_two(x: Tensor) -> Tensor:
     return torch.zeros((2, *x.shape[1:]), dtype=x.dtype)
 
 
-def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+def _hand_over(module: nn.Module, inputs: Any, answer: Any) -> Any:
+    """The `forward` hook of a network that is captured."""
+    return _without_dataclasses(answer)
+
+
+def _without_dataclasses(answer: Any) -> Any:
+    """Named tuples in place of dataclasses, which torch.export does not take apart."""
+    if is_dataclass(answer):
+        record: Any = namedtuple(type(answer).__name__, [item.name for item in fields(answer)])
+        return record(*(_without_dataclasses(getattr(answer, item.name)) for item in fields(answer)))
+    if type(answer) in (tuple, list):
+        return type(answer)(_without_dataclasses(value) for value in answer)
+    if type(answer) is dict:
+        return {key: _without_dataclasses(value) for key, value in answer.items()}
+    return answer
+
+
+def _by_position(graph: fx.GraphModule, names: list[str]) -> None:
+    """Let inputs that were captured by name be given in their order, too."""
+    spec = pytree.tree_structure((tuple(names), {}))
+    graph.graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, spec, pytree_of(graph).out_spec)))
+
+
+def _export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> torch.export.ExportedProgram:
+    free = {name: {0: torch.export.Dim.DYNAMIC} for name in kwargs} if kwargs else _free_batch(model, args)
     quiet = contextlib.redirect_stderr(cast(TextIO, _WithoutGraphs(sys.stderr)))
     try:
         with torch.no_grad(), preserve_node_meta(), warnings.catch_warnings(), quiet:
             warnings.simplefilter("ignore")
-            return torch.export.export(model, examples, dynamic_shapes=_free_batch(model, examples), strict=False)
+            return torch.export.export(model, args, kwargs, dynamic_shapes=free, strict=False)
     except Exception as error:  # torch.export raises whatever the model's own forward raises
         kind = type(model).__name__
-        shapes = ", ".join(str(tuple(x.shape)) for x in examples)
+        shapes = ", ".join(str(tuple(x.shape)) for x in (*args, *kwargs.values()))
         raise CaptureError(
             f"{kind} cannot be captured with input {shapes}: {_first_line(error)}{_user_frame(error)}. "
-            "The forward pass must be free of data-dependent Python branches and must accept any batch size; "
-            "check that model(example) runs and the example has the right shape"
+            "The forward pass must be free of data-dependent Python branches and must accept any batch size "
+            "(x.shape[0], not len(x)); check that model(example) runs and the example has the right shape"
         ) from error
 
 
@@ -106,7 +149,7 @@ def _part_that_works(model: nn.Module, examples: tuple[Tensor, ...]) -> str:
     if not largest or not sizes[largest]:
         return ""
     with contextlib.suppress(CaptureError):
-        _export(model.get_submodule(largest), examples)
+        _export(model.get_submodule(largest), examples, {})
         return f". Its part {largest!r} can be: give model.{largest}, or MODEL#{largest} on the command line"
     return ""
 

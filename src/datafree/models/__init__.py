@@ -10,6 +10,7 @@ from datafree.models.load import (
     range_of,
 )
 from datafree.models.onnx_file import QUANTIZING_OPSET, OnnxNetwork, load_onnx, read_onnx
+from datafree.models.plain import dtype_of, plain, unwrapped
 from datafree.models.state_dict import ModelError
 
 __all__ = [
@@ -18,11 +19,14 @@ __all__ = [
     "Normalization",
     "OnnxNetwork",
     "check_weights",
+    "dtype_of",
     "input_range",
     "load_model",
     "load_onnx",
     "normalization",
+    "plain",
     "provenance",
     "range_of",
     "read_onnx",
+    "unwrapped",
 ]

@@ -42,7 +42,7 @@ class Effort:
 
 
 EFFORTS = {"brief": Effort(4, 4, 4), "full": Effort(16, 5, 14)}
-"""On five networks, 17 students each, `brief` was off by 5.3 points and `full` by 4.9, in the same order."""
+"""On six networks, 17 students each, `brief` was off by 5.8 points and `full` by 5.0, in the same order."""
 
 
 class EstimateError(ValueError):
@@ -71,6 +71,7 @@ def estimate(run: Run, *, effort: str = "brief") -> Estimate:
     """
     if effort not in EFFORTS:
         raise EstimateError(f"{effort!r} is no effort of an estimate; allowed are {', '.join(EFFORTS)}")
+    run = run.with_ends(torch.float32)  # what other types round away is no matter of the student
     return predict(run.student, calibrate(run, EFFORTS[effort]))
 
 

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from datafree import graph as g
 from datafree import student  # noqa: F401  registers torch.ops.quantized_decomposed
 from datafree.graph import get_tensor, set_tensor
+from datafree.run.nesting import NestingError, is_plain, nesting_from_json, nesting_to_json
 
 FORMAT = 1
 OPS = ("placeholder", "get_attr", "call_function", "output")
@@ -38,11 +39,14 @@ def graph_to_json(graph: fx.GraphModule) -> dict[str, Any]:
     ]  # fmt: skip
     info = g.pytree_of(graph)
     assert info.out_spec is not None, "capture writes it down"
+    outputs = pytree.treespec_dumps(info.out_spec) if is_plain(info.out_spec) else None
+    dtype = g.end_dtype(graph)
     return {
         "format": FORMAT,
         "nodes": nodes,
         "inputs": {"names": list(info.orig_args), "spec": pytree.treespec_dumps(info.in_spec)},
-        "outputs": {"spec": pytree.treespec_dumps(info.out_spec)},
+        "outputs": {"spec": outputs} if outputs else {"nesting": nesting_to_json(info.out_spec)},
+        **({} if dtype == torch.float32 else {"ends": _encode(dtype)}),
     }
 
 
@@ -67,14 +71,20 @@ def graph_from_json(data: dict[str, Any], tensors: dict[str, Tensor]) -> fx.Grap
         for item in data["nodes"]:
             made[item["name"]] = _make_node(graph, root, item, made, tensors)
         in_spec = pytree.treespec_loads(data["inputs"]["spec"])
-        out_spec = pytree.treespec_loads(data["outputs"]["spec"])
+        out = data["outputs"]
+        out_spec = pytree.treespec_loads(out["spec"]) if "spec" in out else nesting_from_json(out["nesting"])
+        dtype = _decode(data["ends"], {}) if "ends" in data else torch.float32
+    except NestingError as error:
+        raise FormatError(f"the graph is damaged: {error}; write the run again") from None
     except (KeyError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
         raise FormatError(f"the graph is damaged: {type(error).__name__} {error}; write the run again") from None
     names = data["inputs"]["names"]
     for name in names:
         _check_name(name)
     graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, in_spec, out_spec)))
-    return fx.GraphModule(root, graph).eval()
+    if not isinstance(dtype, torch.dtype):
+        raise FormatError(f"{dtype!r} is no type of numbers; the graph is damaged")
+    return g.with_ends(fx.GraphModule(root, graph).eval(), dtype)
 
 
 def _make_node(

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx
 
+from datafree import graph as g
 from datafree.execution import atomic_write, layer_from_tensors, layer_to_tensors
 from datafree.recipe import Recipe
 from datafree.records import ChannelStats, InputRange, LayerResult, Stats, Summary
 from datafree.run.contact_sheet import contact_sheet
 from datafree.run.evaluate import Evaluation, evaluate_models
 from datafree.run.graph_json import FormatError, graph_from_json, graph_to_json, tensors_of
+from datafree.run.shown import as_html, as_text
 from datafree.signals import SIGNALS, Generator
+from datafree.student import TrainableStudent
 
 GRAPHS = ("teacher", "student")
 GENERATOR = "generator.safetensors"
@@ -40,7 +43,7 @@ class RunError(ValueError):
     """A run directory that is in the way, or cannot be read."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """What `compress` returns.
 
@@ -74,6 +77,41 @@ class Run:
         with atomic_write(path) as place:
             (place / "layers").mkdir(parents=True)
             self._write(place)
+
+    def __repr__(self) -> str:
+        return as_text(self.summary, self.recipe)
+
+    def _repr_html_(self) -> str:
+        """What notebooks show."""
+        return as_html(self.summary, self.recipe)
+
+    def trainable(self) -> TrainableStudent[Run]:
+        """A module to train with real labels, which starts at the student; `freeze()` makes a run of it again.
+
+        Its answers at the start are the student's but for float rounding. Weights, biases and scales are parameters, in
+        float32; any loop will do, with a small learning rate. The run that comes back has the size of this one.
+        """
+        learn = not self.recipe.runtime.fixed_grids
+        return TrainableStudent(self.student, self.layers, learn_activations=learn, finish=self._trained)
+
+    def _trained(self, student: fx.GraphModule, layers: tuple[LayerResult, ...]) -> Run:
+        told = "trained after it was compressed: errors of layers are those before"
+        warnings = tuple(dict.fromkeys((*self.summary.warnings, told)))
+        summary = replace(self.summary, estimate=None, warnings=warnings)
+        done = replace(self, student=student, layers=layers, summary=summary)
+        return (
+            done
+            if g.end_dtype(self.student) == torch.float32
+            else replace(done, student=g.with_ends(student, g.end_dtype(self.student)))
+        )
+
+    def with_ends(self, dtype: torch.dtype) -> Run:
+        """The same run, whose student and teacher hand back floating outputs of another type."""
+        if dtype == g.end_dtype(self.student):
+            return self
+        teacher = g.with_ends(self.teacher, dtype)
+        student = teacher if self.student is self.teacher else g.with_ends(self.student, dtype)
+        return replace(self, student=student, teacher=teacher)
 
     def _write(self, path: Path) -> None:
         (path / "recipe.yaml").write_text(self.recipe.dump())
@@ -139,11 +177,15 @@ def images_of(run: Run, fingerprint: str) -> tuple[Tensor, ...]:
     return run.images
 
 
-def evaluate(run: Run, data: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
-    """Top-1 of the student and its agreement with the float network, percent, on batches (x (N, C, H, W), y (N,)).
+def evaluate(run: Run, data: Any) -> Evaluation:
+    """Top-1 of the student and its agreement with the float network, percent, on images.
+
+    Args:
+        data: batches (x (N, C, H, W), y (N,)), as of a DataLoader; or batches x, or one tensor, without labels: then
+            the agreement alone is known.
 
     Raises:
-        ValueError: no images, or a network that does not return logits (N, classes).
+        ValueError: no images, a network that does not return logits (N, classes), images or labels that do not fit.
     """
     return evaluate_models(run.student, run.teacher, data)
 

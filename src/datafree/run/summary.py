@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from datafree import graph as g
 from datafree.allocation import Allocation
@@ -136,6 +136,12 @@ def warnings_of(model: nn.Module, stats: Stats, chosen: InputRange, *, towards: 
     found = []
     if model.training:
         found.append("the model was in train mode; a copy in eval mode was compressed")
+    if zeros := [name for name, module in model.named_modules() if _is_zero(module)]:
+        more = f" and {len(zeros) - 1} more" if len(zeros) > 1 else ""
+        found.append(
+            f"{zeros[0]}{more}: gamma of BatchNorm is 0 in every channel, as before training: the layers in front "
+            "change nothing; load trained weights"
+        )
     if _never_trained(model):
         found.append(
             "BatchNorm has mean 0 and variance 1 everywhere, so it has never seen an image: the network is not "
@@ -146,6 +152,11 @@ def warnings_of(model: nn.Module, stats: Stats, chosen: InputRange, *, towards: 
     if "assumed" in chosen.source:
         found.append(f"the scale of the network's input is {chosen}; set it if your images look otherwise")
     return tuple(found)
+
+
+def _is_zero(module: nn.Module) -> bool:
+    gamma = module.weight if isinstance(module, nn.modules.batchnorm._BatchNorm) else None
+    return isinstance(gamma, Tensor) and not bool(gamma.any())
 
 
 def _never_trained(model: nn.Module) -> bool:

@@ -17,7 +17,25 @@ from datafree.records import NATURAL_MEAN, NATURAL_STD, Fit, Stats
 from datafree.signals.matching import mismatch, relative_distance
 
 NEARER = 0.5  # times the distance as given: another reading is named
+FAR = 10.0  # as given, where it is no use to go on: three deviations in every channel; noise of unit deviation has 1
 NUM_IMAGES = 32
+
+
+class FitError(ValueError):
+    """Images that are read in the wrong way."""
+
+
+def check_fit(found: Fit | None) -> None:
+    """Refuse images that are far from what BatchNorm remembers where another reading comes much nearer.
+
+    Raises:
+        FitError: says which.
+    """
+    if found is not None and found.nearer and found.distance > FAR:
+        raise FitError(
+            f"the images given are not as the network was trained: a distance of {found.distance:.2g} from what "
+            f"BatchNorm remembers, and {found.other:.2g} {found.nearer}; give them so"
+        )
 
 
 def fit(teacher: fx.GraphModule, stats: Stats, images: Float[Tensor, "n c h w"]) -> Fit | None:

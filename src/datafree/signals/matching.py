@@ -16,12 +16,13 @@ from datafree.records import ChannelStats, InputRange, Stats
 from datafree.signals.answers import answered
 from datafree.signals.inversion import PUBLISHED, AdamSchedule, competition, size, statistics_distance, total_variation
 from datafree.signals.job import Competitor, SignalJob
-from datafree.signals.moving import SHORT, Matched, move_all, on_device, roughness
+from datafree.signals.moving import SHORT, Matched, MatchingError, move_all, on_device, roughness
 from datafree.signals.propagated import propagated
 from datafree.signals.scale import in_range
 from datafree.signals.source import Signal, batch_statistics
 
 SHORT_STEPS = 200  # ours
+NOTHING = 1e-12  # variance of a BatchNorm whose gamma is 0 everywhere, which tells nothing of images
 
 
 def matched_images(job: SignalJob) -> Signal:
@@ -82,7 +83,21 @@ def match(job: SignalJob, unit: Float[Tensor, "n c ..."]) -> Matched:
         targets = None if targets is None else targets.to(work.device)
         return _Objective(teacher, stats, method, job.ranges[0], targets, job.competitor)
 
-    return move_all(job, unit, schedule_of(method), steps_of(method), lambda part: objective(len(part)))
+    try:
+        return move_all(job, unit, schedule_of(method), steps_of(method), lambda part: objective(len(part)))
+    except MatchingError as error:
+        raise MatchingError(f"{_first_not_finite(job, unit)}{error}") from None
+
+
+def _first_not_finite(job: SignalJob, unit: Float[Tensor, "n c ..."]) -> str:
+    """The first layer whose outputs are no numbers, or too large for their square to be one, as "name: "."""
+    with torch.no_grad():
+        for node, values in g.walk(job.teacher, (in_range(unit[:2], job.ranges[0]),)):
+            if node not in values:
+                values[node] = g.execute(node, values)
+            if g.note(node).layer and not bool(torch.isfinite(values[node].square().sum())):
+                return f"{g.layer_name(node)}: "
+    return ""
 
 
 @dataclass(frozen=True)
@@ -140,7 +155,7 @@ def mismatch(
 
 
 def relative_distance(mean: Tensor, std: Tensor, wanted: ChannelStats) -> Tensor:
-    floor = 1e-2 * wanted.std.square().mean()
+    floor = (1e-2 * wanted.std.square().mean()).clamp(min=NOTHING)
     return (((mean - wanted.mean) ** 2 + (std - wanted.std) ** 2) / (wanted.std.square() + floor)).mean()
 
 

@@ -24,6 +24,6 @@ def measured_stats(teacher: fx.GraphModule, signal: Signal) -> Stats:
     with torch.no_grad():
         for node, x in walk_teacher(teacher, signal):
             if g.note(node).layer and x.dim() > 1:
-                mean, std = batch_statistics(x)
+                mean, std = batch_statistics(x if g.has_rows_in_dimension_1(node) else x.flatten(0, -2))
                 found[node.name] = ChannelStats(mean, MARGIN * std)
     return found

@@ -195,7 +195,7 @@ def _activation_bits(
             widths.setdefault(quantized_at(g.operand(by_name[plan.layer.node])).name, set()).add(plan.input_bits)
     if bits:
         for node in wide_operands(teacher, target):
-            if len(g.shape(node)) > 1:
+            if len(g.shape(node)) > 1 and quantized_at(node).op != "get_attr":  # no signal reaches a constant
                 widths.setdefault(quantized_at(node).name, set()).add(max(WIDE, bits))
     return {name: tuple(sorted(w, reverse=True)) for name, w in widths.items()}
 

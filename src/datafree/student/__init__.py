@@ -4,6 +4,7 @@ from datafree.student.assemble import DEQUANTIZE, DEQUANTIZE_ROWS, QUANTIZE
 from datafree.student.distill import distill
 from datafree.student.distill_images import check_distillation
 from datafree.student.fixed_grids import fit_grids_
+from datafree.student.qat import TrainableStudent
 from datafree.student.remove_channels import remove_channels
 from datafree.student.tie_free_scales import snap_scales
 
@@ -11,6 +12,7 @@ __all__ = [
     "DEQUANTIZE",
     "DEQUANTIZE_ROWS",
     "QUANTIZE",
+    "TrainableStudent",
     "check_distillation",
     "distill",
     "fit_grids_",

@@ -94,6 +94,30 @@ def _layers_moved(
     return teacher, new
 
 
+def scale_changes(student: fx.GraphModule, start: fx.GraphModule) -> dict[str, Tensor]:
+    """What to multiply layers' stored scales with so that they make such fractions again, by name.
+
+    Of the layers whose m is another than in `start`, the same student with other scales.
+    """
+    before, now = _steps_of_layers(start), _steps_of_layers(student)
+    moved = {name: steps for name, steps in now.items() if not torch.equal(steps, before[name])}
+    return {name: (near_fractions(steps[:, None])[:, 0] / steps).float() for name, steps in moved.items()}
+
+
+def _steps_of_layers(student: fx.GraphModule) -> dict[str, Float[Tensor, " c"]]:
+    """m of each layer whose sums are rounded at once, to the first of its grids."""
+    found: dict[str, Tensor] = {}
+    for node in (n for n in student.graph.nodes if n.target is QUANTIZE):
+        source, vector = _source(student, node)
+        name = g.note(source).layer
+        if not name or vector or name in found or g.weight_node(source).op == "get_attr":
+            continue
+        if (read := g.operand(source)).target is DEQUANTIZE:
+            scales: Any = read.args[1], node.args[1]
+            found[name] = stored_scale(student, g.weight_node(source)).double() * scales[0] / scales[1]
+    return found
+
+
 def near_fractions(steps: Float[Tensor, "c n"]) -> Float[Tensor, "c n"]:
     """Fractions near the values of each row, of the smallest odd denominator they can share; a row without one stays.
 

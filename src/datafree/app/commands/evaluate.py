@@ -13,9 +13,9 @@ from datafree import run
 from datafree.app import tables
 from datafree.app.arguments import Debug, Json, Mean, Quiet, Std, Threads, given_pixels, parse_numbers, set_threads
 from datafree.app.console import show, show_json
-from datafree.app.labelled_images import BATCH_SIZE, load_images
 from datafree.app.pixels import read_pixels
 from datafree.app.progress import JobProgress
+from datafree.images import BATCH_SIZE, load_images
 from datafree.run import Run, RunError
 
 

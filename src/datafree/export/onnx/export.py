@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from datafree.execution import atomic_write
@@ -71,7 +72,7 @@ def export_onnx(
         ExportError: packages are missing, a file is there, an operator that ONNX lacks, a disk that is full; or the
             file differs from the student as much as the student from the float network. No file is left then.
     """
-    path, target = Path(path), run.recipe.runtime
+    path, target, run = Path(path), run.recipe.runtime, run.with_ends(torch.float32)
     opset = target.opset if opset is None else opset
     _check_arguments(path, opset, int4=int4, force=force)
     if int4 and not target.int4:

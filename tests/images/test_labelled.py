@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datafree.app.labelled_images import ImagesError, Pixels, load_images
 from datafree.extras import install
+from datafree.images.labelled import ImagesError, Pixels, load_images
 
 
 def random_pixels(*shape: int) -> np.ndarray:
