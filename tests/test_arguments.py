@@ -48,7 +48,7 @@ def test_a_recipe_is_a_preset_a_file_or_itself(tmp_path):
 def test_other_recipes_are_refused():
     with pytest.raises(RecipeError, match=r'^recipe is dict; give a preset such as "w4a8", a \.yaml file, or a Recipe'):
         read_recipe({"weights": {"bits": 4}})
-    with pytest.raises(RecipeError, match="there is no preset 'w4a9'; presets are"):
+    with pytest.raises(RecipeError, match=r"there is no preset 'w4a9'; did you mean w4a8\? Presets are"):
         read_recipe("w4a9")
 
 

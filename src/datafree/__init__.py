@@ -27,7 +27,9 @@ ROOMS = {
 def __getattr__(name: str) -> Any:
     """A name once it is asked for: `datafree --help` need not load torch."""
     if name == "__version__":
-        return import_module("importlib.metadata").version("datafree")
+        from importlib.metadata import version
+
+        return version("datafree")
     if name not in ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = found = getattr(import_module(f"{__name__}.{ROOMS[name]}"), name)

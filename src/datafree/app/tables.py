@@ -302,16 +302,16 @@ def demo_table(reference: Evaluation, rows: Sequence[DemoRow]) -> Group:
     return Group(Text(), title, table, *(Padding(note, (0, 2, 1, 2)) for note in _demo_notes(reference, rows)))
 
 
-def _known(value: float | None) -> float:
-    assert value is not None, "the demo's digits have labels"
-    return value
-
-
-def demo_record(preset: str, done: Run, ours: Evaluation, plain: Evaluation) -> dict[str, str | float]:
+def demo_record(preset: str, done: Run, ours: Evaluation, plain: Evaluation) -> dict[str, Any]:
     """A row of the demo's table, for JSON."""
     s = done.summary
     scores = {"top1": ours.top1, "plain_rounding_top1": plain.top1, "num_images": ours.num_images}
     return {"preset": preset, **scores, "bytes": s.bytes, "float_bytes": s.float_bytes, "seconds": s.seconds}
+
+
+def _known(value: float | None) -> float:
+    assert value is not None, "the demo's digits have labels"
+    return value
 
 
 def _demo_notes(reference: Evaluation, rows: Sequence[DemoRow]) -> list[str]:
