@@ -13,7 +13,7 @@ import pytest
 
 import datafree
 from datafree import Recipe, compress
-from datafree.execution import ignore_steps
+from datafree.execution import ignore_plan, ignore_steps
 from datafree.progress import ignore, watched
 from datafree.records import Estimate
 from nets import NETS
@@ -68,7 +68,7 @@ def test_without_a_terminal_nothing_is_written(capfd):
 
 def test_the_bar_is_gone_after_an_error(monkeypatch):
     terminal = as_terminal(monkeypatch)
-    with pytest.raises(KeyError), watched(ignore_steps, ignore, shown=None) as step:
+    with pytest.raises(KeyError), watched(ignore_steps, ignore_plan, ignore, shown=None) as (step, _):
         step("making images", 1, 2)
         raise KeyError
     assert "\x1b[?25h" in terminal.getvalue(), "the cursor is back"

@@ -89,7 +89,7 @@ def compress(
     start, pool = time.perf_counter(), counting_pool(pool)
     asked = read_arguments(model, recipe, example, images)
     model, recipe = asked.model, asked.recipe
-    with watched(on_step, on_done, shown=progress) as on_step, count_macs() as spent:
+    with watched(on_step, on_plan, on_done, shown=progress) as (on_step, on_plan), count_macs() as spent:
         teacher = trace(model, asked.example)
         fingerprint = g.fingerprint(teacher)
         given = images_of(asked.images, fingerprint) if isinstance(asked.images, Run) else asked.images

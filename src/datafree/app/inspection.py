@@ -12,12 +12,12 @@ from torch import fx, nn
 
 from datafree import graph as g
 from datafree.app.forecast import Forecast, forecast
-from datafree.app.progress import OVERHEAD
 from datafree.arguments import read_arguments
 from datafree.execution import ExpectedWork, count_macs, peak_memory
 from datafree.export import EXPORTERS
 from datafree.graph import batch_norms, trace
 from datafree.models import input_range
+from datafree.progress import OVERHEAD
 from datafree.recipe import Recipe
 from datafree.records import Equalization, Skipped, Slimmed, Stats
 from datafree.run import EFFORTS, expected_work, warnings_of

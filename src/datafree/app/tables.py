@@ -20,7 +20,6 @@ from rich.text import Text
 from datafree.app.inspection import Inspection
 from datafree.app.latency import Latency
 from datafree.app.photographs import Guess, SeenPhotograph
-from datafree.app.progress import duration
 from datafree.app.sentences import (
     RANDOM_WEIGHTS,
     activations_text,
@@ -33,6 +32,7 @@ from datafree.app.sentences import (
 from datafree.export import Written
 from datafree.images import BATCH_SIZE
 from datafree.models import Normalization
+from datafree.progress import duration
 from datafree.recipe import Recipe
 from datafree.records import Estimate, LayerResult, Skipped, Slimmed, Summary
 from datafree.run import Evaluation, Run

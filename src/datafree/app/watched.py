@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from datafree import pipeline
-from datafree.app.progress import ESTIMATING, JobProgress
+from datafree.app.progress import ESTIMATING
 from datafree.execution import processes, serial
+from datafree.progress import JobProgress
 from datafree.recipe import Recipe
 from datafree.run import Run, with_estimate
 

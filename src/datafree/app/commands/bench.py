@@ -11,7 +11,7 @@ import typer
 from datafree.app import tables
 from datafree.app.arguments import EXPORTED, Debug, InputShape, Json, Quiet, parse_shape, within_cpus
 from datafree.app.console import show, show_json
-from datafree.app.progress import JobProgress
+from datafree.app.progress import job_progress
 
 
 def bench(
@@ -27,7 +27,7 @@ def bench(
     """Time files side by side; the first is what the others are compared with."""
     from datafree.app.latency import bench as timed
 
-    with JobProgress() as progress:
+    with job_progress() as progress:
         progress.on_step("taking turns", 0, 0)
         size = (parse_shape(input_shape) or (1,))[1:]
         found = timed(files, threads=threads, batch=batch, turns=turns, size=size)

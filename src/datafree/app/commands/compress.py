@@ -43,13 +43,14 @@ from datafree.app.console import show, show_json
 from datafree.app.export_options import options_for
 from datafree.app.given_images import images_given, range_given
 from datafree.app.pixels import write_pixels
-from datafree.app.progress import ESTIMATING, FILE_PASSES, TIMING, WRITING, JobProgress
+from datafree.app.progress import ESTIMATING, FILE_PASSES, TIMING, WRITING, job_progress
 from datafree.app.sentences import losses
 from datafree.app.unfinished import kept_until_done, work_folder
 from datafree.app.verdict import time_beside_float, verdict
 from datafree.app.watched import compress_watched
 from datafree.export import exporter_for, exporters_by_suffix
 from datafree.models import load_model, normalization, provenance
+from datafree.progress import JobProgress
 from datafree.recipe import Recipe
 from datafree.run import EFFORTS, Run, RunError, graph_to_json
 
@@ -124,7 +125,7 @@ def compress(
     found: dict[str, str] = {}
     effort = None if estimate is EstimateEffort.none else estimate.value
     folder, after = work_folder(out, restart=restart), {ESTIMATING: EFFORTS[effort].passes} if effort else {}
-    with kept_until_done(folder), JobProgress(after={**after, **(FILE_PASSES if is_file else {})}) as progress:
+    with kept_until_done(folder), job_progress(after={**after, **(FILE_PASSES if is_file else {})}) as progress:
         torch.manual_seed(seed)  # a model of random weights is the same one next time
         network, example = load_model(
             model, weights=weights, pretrained=pretrained, input_shape=parse_shape(input_shape)

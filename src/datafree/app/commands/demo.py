@@ -17,7 +17,7 @@ from datafree.app.arguments import Debug, Json, Quiet, RecipeName, Seed, Threads
 from datafree.app.commands.compress import check_out
 from datafree.app.console import show, show_json
 from datafree.app.photographs import SeenPhotograph, look
-from datafree.app.progress import ESTIMATING, FILE_PASSES, TIMING, WRITING, JobProgress
+from datafree.app.progress import ESTIMATING, FILE_PASSES, TIMING, WRITING, job_progress
 from datafree.app.verdict import time_beside_float, verdict
 from datafree.app.watched import compress_watched
 from datafree.demo import LITE0_MEAN, LITE0_SIDE, LITE0_STD, DemoError, digits, digits_net, lite0, photographs
@@ -89,7 +89,7 @@ def _photographs(file: Path, recipe: Recipe, seed: int, *, force: bool) -> tuple
     photographs()  # not after the work, where their package is missing
     network, exporter = lite0(), EXPORTERS["ONNX"]
     example, options = torch.zeros(1, 3, LITE0_SIDE, LITE0_SIDE), exporter.options()
-    with JobProgress(after={ESTIMATING: EFFORTS["brief"].passes, **FILE_PASSES}) as progress:
+    with job_progress(after={ESTIMATING: EFFORTS["brief"].passes, **FILE_PASSES}) as progress:
         done = compress_watched(
             progress, network, recipe, example, seed=seed, effort="brief", on_range=range_of(PIXELS)
         )
@@ -110,10 +110,10 @@ def _digits(seed: int, *, as_json: bool) -> None:
     for preset in DIGITS_PRESETS:
         recipe = Recipe.preset(preset)
         plain = Recipe(**{**recipe.model_dump(), **PLAIN_ROUNDING, "signal": {"kind": "propagated"}})
-        with JobProgress(f"{preset}: ") as progress:
+        with job_progress(f"{preset}: ") as progress:
             ours = compress_watched(progress, model, recipe, images[:1], seed=seed, images=made)
         made = ours if ours.images else None
-        with JobProgress(f"{preset}, plain rounding: ") as progress:
+        with job_progress(f"{preset}, plain rounding: ") as progress:
             other = compress_watched(progress, model, plain, images[:1], seed=seed)
         of_ours, of_plain = (evaluate_models(r.student, model, data, layers=False) for r in (ours, other))
         rows.append((preset, ours, of_ours, of_plain))

@@ -14,7 +14,7 @@ from datafree.app import tables
 from datafree.app.arguments import Debug, Json, Mean, Quiet, Std, Threads, given_pixels, parse_numbers, set_threads
 from datafree.app.console import show, show_json
 from datafree.app.pixels import read_pixels
-from datafree.app.progress import JobProgress
+from datafree.app.progress import job_progress
 from datafree.images import BATCH_SIZE, load_images
 from datafree.run import Run, RunError
 
@@ -38,7 +38,7 @@ def evaluate(
     used = given_pixels(parse_numbers(mean), parse_numbers(std)) or read_pixels(directory, channels)
     mean_std = {"mean": used.mean, "std": used.std} if used else {}
     images = load_images(data, size=(size[0], size[1]), channels=channels, **mean_std)
-    with JobProgress() as progress:
+    with job_progress() as progress:
         num_batches = -(-images.num_images // BATCH_SIZE)
         found = run.evaluate(done, progress.track(images, "evaluating", num_batches))
     if as_json:

@@ -23,7 +23,7 @@ from datafree.app.arguments import (
 )
 from datafree.app.console import show, show_json
 from datafree.app.inspection import inspect as inspect_model
-from datafree.app.progress import JobProgress
+from datafree.app.progress import job_progress
 from datafree.app.sentences import forecasts
 from datafree.models import load_model, provenance
 
@@ -46,7 +46,7 @@ def inspect(
     chosen = read_recipe(recipe, settings)
     network, example = load_model(model, weights=weights, pretrained=pretrained, input_shape=parse_shape(input_shape))
     origin = provenance(model, weights, pretrained=pretrained)
-    with JobProgress():
+    with job_progress():
         found = inspect_model(network, example, recipe=chosen)
     warnings = (*tables.about_weights(origin), *found.warnings, *forecasts(found.forecast))
     named = {"model": origin, "recipe": " ".join([recipe, *(settings or [])])}
