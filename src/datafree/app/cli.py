@@ -41,7 +41,7 @@ from datafree.app.sentences import forecasts, losses
 from datafree.app.verdict import time_beside_float, verdict
 from datafree.execution import processes, serial
 from datafree.export import EXPORTERS, exporter_for, exporters_by_suffix
-from datafree.models import Normalization, load_model, normalization, provenance, range_of
+from datafree.models import Normalization, files_of, load_model, normalization, provenance, range_of
 from datafree.recipe import TARGETS, Recipe, presets
 from datafree.records import InputRange, LayerResult
 from datafree.run import Run, RunError, evaluate_models, with_estimate
@@ -384,7 +384,7 @@ def _read_recipe(name: str, settings: list[str] | None) -> Recipe:
 def _check_out(out: Path, model: Path, *, force: bool, is_file: bool) -> None:
     """Refuse before the work what would be refused after it."""
     if is_file and out.exists():
-        if model.exists() and out.samefile(model):
+        if any(file.exists() and out.samefile(file) for file in files_of(model)):
             raise RunError(f"{out} is the network that is compressed; choose another --out")
         if out.is_dir() or not force:
             raise RunError(f"{out} exists; choose another --out, or --force to replace a file")

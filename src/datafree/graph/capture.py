@@ -43,6 +43,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> fx.GraphMod
     examples = tuple(_batch_of_two(x) for x in (example if isinstance(example, tuple) else (example,)))
     exported = _export(model, examples).module()
     graph = fx.GraphModule(exported, exported.graph)
+    del model, exported  # their weights; large networks are not to be there three times
     graph.meta.clear()
     for node in graph.graph.nodes:
         known = _annotation(node)

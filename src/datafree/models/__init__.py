@@ -9,7 +9,15 @@ from datafree.models.load import (
     provenance,
     range_of,
 )
-from datafree.models.onnx_file import QUANTIZING_OPSET, OnnxNetwork, load_onnx, read_onnx
+from datafree.models.onnx_file import (
+    QUANTIZING_OPSET,
+    OnnxNetwork,
+    files_of,
+    load_onnx,
+    num_file_bytes,
+    read_onnx,
+    read_weights_,
+)
 from datafree.models.state_dict import ModelError
 
 __all__ = [
@@ -18,11 +26,14 @@ __all__ = [
     "Normalization",
     "OnnxNetwork",
     "check_weights",
+    "files_of",
     "input_range",
     "load_model",
     "load_onnx",
     "normalization",
+    "num_file_bytes",
     "provenance",
     "range_of",
     "read_onnx",
+    "read_weights_",
 ]

@@ -2,5 +2,14 @@
 
 from datafree.models.onnx_file.graph import QUANTIZING_OPSET, read_onnx
 from datafree.models.onnx_file.network import OnnxNetwork, load_onnx
+from datafree.models.onnx_file.weight_files import files_of, num_file_bytes, read_weights_
 
-__all__ = ["QUANTIZING_OPSET", "OnnxNetwork", "load_onnx", "read_onnx"]
+__all__ = [
+    "QUANTIZING_OPSET",
+    "OnnxNetwork",
+    "files_of",
+    "load_onnx",
+    "num_file_bytes",
+    "read_onnx",
+    "read_weights_",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ class OnnxNetwork(nn.Module):
         for number, node in enumerate(graph.nodes):
             if not shapes & {*node.outputs}:
                 self._own(number, node)
+        self._graph = replace(graph, constants=self._others(graph))
 
     def forward(self, x: Tensor, *others: Tensor) -> Tensor | tuple[Tensor, ...]:
         values = self.values(x, *others)
@@ -144,6 +146,16 @@ class OnnxNetwork(nn.Module):
             elif value.ndim and name not in self._kept and node.operator not in ARGUMENTS:
                 self._kept[name] = f"constants.{_clean(name).replace('.', '_')}"
                 self._register(self._kept[name], value, is_buffer=True)
+
+    def _others(self, graph: Graph) -> dict[str, np.ndarray]:
+        """Constants that are not all held by parameters and buffers; these are there once."""
+        read = {
+            name
+            for number, node in enumerate(graph.nodes)
+            for i, name in enumerate(node.inputs)
+            if (number, i) not in self._owned and name not in self._kept
+        }
+        return {name: value for name, value in graph.constants.items() if name in read}
 
     def _register(self, path: str, value: np.ndarray, *, is_buffer: bool = False) -> None:
         *parents, last = path.split(".")
