@@ -568,9 +568,9 @@ REFUSED = {
         r"is a transformer without convolutions \(MatMul 3, Softmax 1, Transpose 1\); networks with convolutions are",
     ),
     "layers behind": (
-        model(node("Conv", "x w b", "c"), node("Det", "c", "d"), node("MatMul", "d m", "y"),
-              constants={**CONV, "m": floats(4, 2)}),
-        r"Det \(/net/d/Det\): not read, and layers follow it \(MatMul \(/net/y/MatMul\)\); allowed are Abs",
+        model(node("Conv", "x w b", "c"), node("RandomNormalLike", "c", "d"), node("MatMul", "d m", "y"),
+              constants={**CONV, "m": floats(7, 2)}),
+        r"RandomNormalLike \(/net/d/RandomNormalLike\): not read, and layers follow it \(MatMul \(/net/y/MatMul\)\)",
     ),
     "domain with weights": (
         model(

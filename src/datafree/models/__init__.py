@@ -12,6 +12,7 @@ from datafree.models.load import (
 from datafree.models.onnx_file import (
     QUANTIZING_OPSET,
     OnnxNetwork,
+    check_node,
     files_of,
     load_onnx,
     num_file_bytes,
@@ -25,6 +26,7 @@ __all__ = [
     "ModelError",
     "Normalization",
     "OnnxNetwork",
+    "check_node",
     "check_weights",
     "files_of",
     "input_range",

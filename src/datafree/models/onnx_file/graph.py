@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from datafree.models.onnx_file.joins import joined_layers
+from datafree.models.onnx_file.operators import OPERATORS
 from datafree.models.onnx_file.records import Graph, Input, Node, needed
 from datafree.models.onnx_file.weight_files import check_weight_files, read_weights_, unreadable
 from datafree.models.state_dict import ModelError
@@ -151,7 +152,8 @@ def _node(onnx: Any, proto: Any, opset: int, path: Path) -> Node:
     domain = "" if proto.domain in ("", "ai.onnx") else f"{proto.domain}."
     inputs = (*proto.input, *(name for graph in graphs for name in _outer(graph)))
     inner = tuple(name for graph in graphs for name in _operators(graph)) if graphs else None
-    return Node(proto.name, domain + proto.op_type, inputs, tuple(proto.output), attributes, inner=inner)
+    kept = b"" if proto.op_type in OPERATORS or proto.op_type == "Constant" else proto.SerializeToString()
+    return Node(proto.name, domain + proto.op_type, inputs, tuple(proto.output), attributes, inner=inner, proto=kept)
 
 
 def _value(value: Any) -> Any:
