@@ -35,3 +35,23 @@ def test_a_folder_takes_the_place_of_another(tmp_path):
             (place / name).write_text(name)
     assert [p.name for p in path.iterdir()] == ["second"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("before", [("net", "net.data", "of another"), ("net", "of another"), ("of another",)])
+@pytest.mark.parametrize("now", [("net", "net.data"), ("net",)])
+def test_companions_are_replaced_or_gone_together_with_it(before, now, tmp_path):
+    for name in before:
+        (tmp_path / name).write_text("old")
+    with atomic_write(tmp_path / "net", companions=["net.data"]) as place:
+        for name in now:
+            place.with_name(name).write_text("new")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"of another": "old", **dict.fromkeys(now, "new")}
+
+
+def test_an_error_leaves_companions_as_they_were(tmp_path):
+    for name in ("net", "net.data"):
+        (tmp_path / name).write_text("old")
+    with pytest.raises(OSError, match="no space"), atomic_write(tmp_path / "net", companions=["net.data"]) as place:
+        place.with_name("net.data").write_text("half")
+        raise OSError("no space")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"net": "old", "net.data": "old"}

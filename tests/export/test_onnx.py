@@ -68,14 +68,33 @@ def step(run):
     return max(n.args[1] for n in run.student.graph.nodes if "quantize_per_tensor" in str(n.target))
 
 
-def test_a_file_beyond_two_gigabytes_is_refused(monkeypatch, tmp_path):
+def test_a_network_that_is_too_large_for_one_file_has_its_weights_beside_it(tmp_path):
     run, inputs = made("residual")
-    monkeypatch.setattr("datafree.export.onnx.export.LARGEST", 1000)
-    with pytest.raises(
-        ExportError, match=r"would have 0.0 GB; ONNX files without external data end at 2 GB: ask for few"
-    ):
-        export_onnx(run, tmp_path / "net.onnx", probes=inputs)
-    assert not [*tmp_path.iterdir()]
+    check = export_onnx(run, tmp_path / "net.onnx", probes=inputs, largest=1000)
+    whole = export_onnx(run, tmp_path / "whole.onnx", probes=inputs)
+    model = onnx.load(tmp_path / "net.onnx", load_external_data=False)
+    outside = [t for t in model.graph.initializer if onnx.external_data_helper.uses_external_data(t)]
+    assert {entry.value for t in outside for entry in t.external_data if entry.key == "location"} == {"net.onnx.data"}
+    assert check.bytes == sum((tmp_path / name).stat().st_size for name in ("net.onnx", "net.onnx.data")) > whole.bytes
+    assert check.sqnr_db == whole.sqnr_db
+    stored = tensors(onnx.load(tmp_path / "whole.onnx"))
+    for name, value in tensors(onnx.load(tmp_path / "net.onnx")).items():
+        np.testing.assert_array_equal(value, stored[name])
+
+
+def test_both_files_are_replaced_or_gone(tmp_path):
+    run, inputs = made("residual")
+    path, beside = tmp_path / "net.onnx", tmp_path / "net.onnx.data"
+    beside.write_bytes(b"of someone else")
+    with pytest.raises(ExportError, match=r"net\.onnx\.data exists, and weights of more than .* choose another name"):
+        export_onnx(run, path, probes=inputs, largest=1000)
+    assert [p.name for p in tmp_path.iterdir()] == ["net.onnx.data"]
+    export_onnx(run, path, probes=inputs)
+    assert beside.read_bytes() == b"of someone else"
+    for largest, names in ((1000, [path, beside]), (1000, [path, beside]), (10**6, [path])):
+        export_onnx(run, path, probes=inputs, largest=largest, force=True)
+        assert sorted(tmp_path.iterdir()) == names
+        onnx.checker.check_model(str(path))
 
 
 # Equal outputs

@@ -247,6 +247,31 @@ def test_what_was_written_is_not_compressed_again(written, tmp_path):
         load_model(str(tmp_path / "ours.onnx"), input_shape=(1, 3, 16, 16))
 
 
+@pytest.mark.parametrize("largest", [10**6, 100], ids=["one file", "two files"])
+def test_a_file_that_keeps_its_weights_in_another_one(largest, tmp_path):
+    """What was compressed comes from the student, all else from the file of weights."""
+    net, inputs = NETS["residual"]()
+    whole, theirs, shape = translate(trace(net, inputs), opset=21), tmp_path / "in" / "net.onnx", tuple(inputs[0].shape)
+    onnx.save(whole, tmp_path / "whole.onnx")
+    wanted = export_onnx(compressed(tmp_path / "whole.onnx", shape=shape), tmp_path / "wanted.onnx", largest=largest)
+    theirs.parent.mkdir()
+    onnx.save(whole, theirs, location="net.weights", save_as_external_data=True, size_threshold=0)
+    check = export_onnx(compressed(theirs, shape=shape), tmp_path / "ours.onnx", largest=largest)
+    ours, same = (onnx.load(tmp_path / f"{name}.onnx") for name in ("ours", "wanted"))
+    assert ours.graph == same.graph and check.sqnr_db == wanted.sqnr_db
+    assert (tmp_path / "ours.onnx.data").exists() == (largest == 100)
+
+
+def test_the_weights_of_the_file_are_never_replaced(tmp_path):
+    theirs, whole = tmp_path / "theirs.onnx", onnx.load(a_file(tmp_path / "whole.onnx"))
+    onnx.save(whole, theirs, save_as_external_data=True, size_threshold=0, location="ours.onnx.data")
+    run = compressed(theirs)
+    for name in ("ours.onnx", "ours.onnx.data"):
+        with pytest.raises(ExportError, match="is the file that the network was read from; choose another name"):
+            export_onnx(run, tmp_path / name, force=True, largest=100)
+    load_model(str(theirs), input_shape=(1, 3, 16, 16))
+
+
 def test_a_graph_of_its_own_on_request(written):
     *_, ours = written(options={"new_graph": True})
     assert ours.graph.name == "student" and ours.graph.output[0].name == "output"

@@ -172,7 +172,8 @@ def test_a_row_is_compressed_and_written(target, tmp_path):
 
 
 def test_what_can_be_written_has_a_row_and_every_row_can_be_written_or_is_left_out():
-    assert set(TABLE) <= set(OPERATORS)
+    of_files = {torch.ops.datafree.onnx_node.default}  # what an ONNX file holds and nobody here knows
+    assert set(TABLE) - of_files <= set(OPERATORS)
     assert {t for t in OPERATORS if t not in TABLE and not OPERATORS[t].identity} == {operator.getitem}
 
 

@@ -9,7 +9,8 @@ from datafree import Recipe, compress, export_onnx, load_model
 from datafree import graph as g
 from datafree.export.onnx.translate import translate
 from datafree.graph.capture import trace
-from datafree.models.onnx_file import OnnxNetwork, load_onnx
+from datafree.models import provenance
+from datafree.models.onnx_file import OnnxNetwork, files_of, load_onnx
 from datafree.models.onnx_file.graph import read_graph
 from datafree.models.onnx_file.tail import without_tail
 from datafree.models.state_dict import ModelError
@@ -567,9 +568,9 @@ REFUSED = {
         r"is a transformer without convolutions \(MatMul 3, Softmax 1, Transpose 1\); networks with convolutions are",
     ),
     "layers behind": (
-        model(node("Conv", "x w b", "c"), node("Det", "c", "d"), node("MatMul", "d m", "y"),
-              constants={**CONV, "m": floats(4, 2)}),
-        r"Det \(/net/d/Det\): not read, and layers follow it \(MatMul \(/net/y/MatMul\)\); allowed are Abs",
+        model(node("Conv", "x w b", "c"), node("RandomNormalLike", "c", "d"), node("MatMul", "d m", "y"),
+              constants={**CONV, "m": floats(7, 2)}),
+        r"RandomNormalLike \(/net/d/RandomNormalLike\): not read, and layers follow it \(MatMul \(/net/y/MatMul\)\)",
     ),
     "domain with weights": (
         model(
@@ -694,15 +695,52 @@ def test_no_file_and_a_damaged_one(tmp_path):
         load_onnx(path)
 
 
-def test_weights_beside_the_file_that_are_gone(tmp_path):
+def beside(tmp_path, location="w.bin"):
+    """A file that keeps its weights in another one, and says that it is at `location`."""
     path = tmp_path / "net.onnx"
-    onnx.save(
-        model(node("Conv", "x w b", "y"), constants=CONV), path, save_as_external_data=True, location="w.bin",
-        size_threshold=0,
-    )  # fmt: skip
-    (tmp_path / "w.bin").unlink()
-    with pytest.raises(ModelError, match=r"keeps its weights in another file.*put it beside it"):
+    proto = model(node("Conv", "x w b", "y"), constants=CONV)
+    onnx.save(proto, path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    proto = onnx.load(path, load_external_data=False)
+    for entry in (e for tensor in proto.graph.initializer for e in tensor.external_data if e.key == "location"):
+        entry.value = str(location)
+    onnx.save(proto, path)
+    return path
+
+
+def test_weights_beside_the_file(tmp_path):
+    network, example = load_onnx(beside(tmp_path))
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    wanted, _ = load_onnx(written(whole, model(node("Conv", "x w b", "y"), constants=CONV)))
+    torch.testing.assert_close(network(example + 1), wanted(example + 1), rtol=0, atol=0)
+    assert files_of(tmp_path / "net.onnx") == (tmp_path / "net.onnx", tmp_path / "w.bin")
+    known = provenance(str(tmp_path / "net.onnx"))
+    changed = bytearray((tmp_path / "w.bin").read_bytes())
+    changed[0] ^= 1
+    (tmp_path / "w.bin").write_bytes(changed)
+    assert provenance(str(tmp_path / "net.onnx")) != known
+
+
+@pytest.mark.parametrize("kind", ["gone", "above", "absolute", "link", "cut"])
+def test_weights_that_are_not_beside_the_file(kind, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    path = beside(folder, {"above": "../w.bin", "absolute": tmp_path / "w.bin"}.get(kind, "w.bin"))
+    content = (folder / "w.bin").read_bytes()
+    (tmp_path / "w.bin").write_bytes(content)
+    if kind in ("gone", "link"):
+        (folder / "w.bin").unlink()
+    if kind == "link":
+        (folder / "w.bin").symlink_to(tmp_path / "w.bin")
+    if kind == "cut":
+        (folder / "w.bin").write_bytes(content[:100])
+    message = {"gone": "in another file, 'w.bin', which is not there; put it beside it"}.get(
+        kind,
+        "keeps the weight 'w' in another file, which cannot be read: .*; it has to be a whole file of its own in the",
+    )
+    with pytest.raises(ModelError, match=message) as caught:
         load_onnx(path)
+    assert "\n" not in str(caught.value) and tmp_path / "w.bin" not in files_of(path)
 
 
 def test_a_file_holds_its_own_weights():

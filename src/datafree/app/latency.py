@@ -14,6 +14,7 @@ from statistics import median, quantiles
 
 from datafree.execution import peak_memory
 from datafree.export import Runtime, exporters_by_suffix
+from datafree.models import files_of, num_file_bytes
 
 TURN = 0.1  # seconds of one file's turn, at least
 WARM_UP = 3  # runs before the first turn
@@ -92,7 +93,6 @@ def _latency(
     path: Path, runtime: Runtime, seconds: Sequence[float], first: Sequence[float], peak: int, threads: int, batch: int
 ) -> Latency:
     low, _, high = quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
-    content = path.read_bytes()
     return Latency(
         file=str(path),
         runtime=runtime.name,
@@ -104,10 +104,19 @@ def _latency(
         high_ms=1e3 * high,
         speed=median(a / b for a, b in zip(first, seconds, strict=True)),
         images_per_second=batch / median(seconds),
-        bytes=len(content),
-        compressed_bytes=len(zlib.compress(content, 6)),
+        bytes=num_file_bytes(path),
+        compressed_bytes=sum(map(_squeezed, files_of(path))),
         peak_memory_bytes=peak,
     )
+
+
+def _squeezed(path: Path) -> int:
+    """Bytes of a file behind zlib."""
+    squeezer, total = zlib.compressobj(6), 0
+    with path.open("rb") as file:
+        while part := file.read(2**24):
+            total += len(squeezer.compress(part))
+    return total + len(squeezer.flush())
 
 
 class _Worker:

@@ -31,7 +31,7 @@ from datafree.app.sentences import (
 )
 from datafree.export import Written
 from datafree.images import BATCH_SIZE
-from datafree.models import Normalization
+from datafree.models import Normalization, num_file_bytes
 from datafree.progress import duration
 from datafree.recipe import Recipe
 from datafree.records import Estimate, LayerResult, Skipped, Slimmed, Summary
@@ -176,7 +176,7 @@ def facts_table(title: str, facts: dict[str, str]) -> Group:
 
 def file_facts(done: Run, file: Path, written: Written) -> dict[str, str]:
     """A file beside the float network's weights, and what checking it found."""
-    size = file.stat().st_size
+    size = num_file_bytes(file)
     of_float = share(size, done.summary.float_bytes)
     return {"size": f"{num_bytes(size)}, {of_float} of the float network's weights", **written.findings}
 

@@ -14,6 +14,7 @@ from datafree.app.latency import timed
 from datafree.app.sentences import RANDOM_WEIGHTS, slimmed_text
 from datafree.app.tables import estimate_text, num_bytes, share
 from datafree.export import Exporter, Written
+from datafree.models import num_file_bytes
 from datafree.run import Run
 
 TURNS = 9  # in which both files run
@@ -52,7 +53,7 @@ def time_beside_float(done: Run, file: Path, exporter: Exporter, options: Any, t
 
 def verdict(done: Run, file: Path, written: Written, speed: Speed | None, warnings: Sequence[str]) -> dict[str, str]:
     """Sizes, speed, predicted agreement, what checking the file found, and what to do next."""
-    size, whole = file.stat().st_size, _float_bytes(done)
+    size, whole = num_file_bytes(file), _float_bytes(done)
     gone = done.summary.slimmed
     shown = {
         "size": f"{num_bytes(size)}, {share(size, whole)} of the float network's {num_bytes(whole)}",
@@ -68,7 +69,7 @@ def verdict(done: Run, file: Path, written: Written, speed: Speed | None, warnin
 def _float_bytes(done: Run) -> int:
     """Of the file the network was read from, or of its weights."""
     source = Path(done.summary.source) if done.summary.source else None
-    return source.stat().st_size if source and source.is_file() else done.summary.float_bytes
+    return num_file_bytes(source) if source and source.is_file() else done.summary.float_bytes
 
 
 def _speed_text(found: Speed) -> str:

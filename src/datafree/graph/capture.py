@@ -68,6 +68,7 @@ def trace(model: nn.Module, example: Example) -> fx.GraphModule:
     graph = fx.GraphModule(exported, exported.graph)
     if isinstance(example, dict):
         _by_position(graph, list(example))
+    del model, exported  # their weights; large networks are not to be there three times
     graph.meta.clear()
     for node in graph.graph.nodes:
         known = _annotation(node)

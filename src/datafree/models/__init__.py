@@ -9,7 +9,16 @@ from datafree.models.load import (
     provenance,
     range_of,
 )
-from datafree.models.onnx_file import QUANTIZING_OPSET, OnnxNetwork, load_onnx, read_onnx
+from datafree.models.onnx_file import (
+    QUANTIZING_OPSET,
+    OnnxNetwork,
+    check_node,
+    files_of,
+    load_onnx,
+    num_file_bytes,
+    read_onnx,
+    read_weights_,
+)
 from datafree.models.plain import dtype_of, plain, unwrapped
 from datafree.models.state_dict import ModelError
 
@@ -18,15 +27,19 @@ __all__ = [
     "ModelError",
     "Normalization",
     "OnnxNetwork",
+    "check_node",
     "check_weights",
     "dtype_of",
+    "files_of",
     "input_range",
     "load_model",
     "load_onnx",
     "normalization",
+    "num_file_bytes",
     "plain",
     "provenance",
     "range_of",
     "read_onnx",
+    "read_weights_",
     "unwrapped",
 ]

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from datafree.extras import install
-from datafree.models.onnx_file import load_onnx
+from datafree.models.onnx_file import files_of, load_onnx
 from datafree.models.state_dict import ModelError, existing, load_weights_
 from datafree.records import NATURAL_MEAN, NATURAL_STD, InputRange
 
@@ -164,10 +164,20 @@ def provenance(name: str, weights: str | Path | None = None, *, pretrained: bool
     if weights is not None or name.endswith(".onnx"):
         path = existing(Path(weights or name))
         origin = path.name if weights is None else f"{origin}, weights {path.name}"
-        return f"{origin} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+        return f"{origin} sha256:{_digest(files_of(path))}"
     if packaged:
         return f"{origin}, {'pretrained' if pretrained else 'random'} weights"
     return f"{origin}, weights as it makes them"
+
+
+def _digest(files: Iterable[Path]) -> str:
+    """Sixteen hexadecimal digits of all that these files hold."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while part := file.read(2**24):
+                digest.update(part)
+    return digest.hexdigest()[:16]
 
 
 def check_weights(model: nn.Module) -> None:

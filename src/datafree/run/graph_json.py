@@ -16,11 +16,12 @@ from torch.utils import _pytree as pytree
 from datafree import graph as g
 from datafree import student  # noqa: F401  registers torch.ops.quantized_decomposed
 from datafree.graph import get_tensor, set_tensor
+from datafree.models import check_node
 from datafree.run.nesting import NestingError, is_plain, nesting_from_json, nesting_to_json
 
 FORMAT = 1
 OPS = ("placeholder", "get_attr", "call_function", "output")
-NAMESPACES = ("aten", "quantized_decomposed")
+NAMESPACES = ("aten", "quantized_decomposed", "datafree")
 PLAIN = {f.__name__: f for f in (operator.getitem, operator.mul, operator.add, operator.sub, operator.floordiv,
                                  operator.truediv, operator.neg, operator.mod)}  # fmt: skip
 KINDS = (torch.dtype, torch.device, torch.memory_format, torch.layout)
@@ -108,9 +109,18 @@ def _make_node(
         set_tensor(root, target, tensors[target])
     args, kwargs = _decode(item["args"], made), _decode(item["kwargs"], made)
     callee: Any = _target(target) if op == "call_function" else target
+    if callee is torch.ops.datafree.onnx_node.default:
+        _check_onnx_node(args, kwargs)
     node = graph.create_node(op, callee, tuple(args), kwargs, name=item["name"])
     g.annotate(node, shape=tuple(item["shape"]), layer=item.get("layer"), v_o=item.get("v_o"))
     return node
+
+
+def _check_onnx_node(args: list[Any], kwargs: dict[str, Any]) -> None:
+    """A node of an ONNX file: nothing but an operator of ONNX's own, on tensors of the graph."""
+    if kwargs or len(args) != 6 or not isinstance(args[2], str) or not isinstance(args[3], int):
+        raise FormatError("a node of an ONNX file is damaged; write the run again")
+    check_node(args[2], args[3])
 
 
 def _check_name(name: object) -> None:

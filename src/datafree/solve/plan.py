@@ -60,6 +60,11 @@ def plan_layers(teacher: fx.GraphModule, recipe: Recipe) -> Plan:
     skipped += [
         Skipped(n.name, f"left in float: {n.target} is not a layer of its own weights") for n in _costly(teacher)
     ]
+    skipped += [
+        Skipped(argument(n, "name"), "runs as it is, in float: an operator of the file that is not read")
+        for n in teacher.graph.nodes
+        if str(n.target).startswith("datafree.onnx_node")
+    ]
     names = list(layers)
     ends = {*names[:1], *names[-1:]} if recipe.first_last == 8 else set()
     weights = {name: g.weight(teacher, layer) for name, layer in layers.items()}

@@ -49,7 +49,7 @@ from datafree.app.unfinished import kept_until_done, work_folder
 from datafree.app.verdict import time_beside_float, verdict
 from datafree.app.watched import compress_watched
 from datafree.export import exporter_for, exporters_by_suffix
-from datafree.models import load_model, normalization, provenance
+from datafree.models import files_of, load_model, normalization, provenance
 from datafree.progress import JobProgress
 from datafree.recipe import Recipe
 from datafree.run import EFFORTS, Run, RunError, graph_to_json
@@ -163,7 +163,7 @@ def compress(
 def check_out(out: Path, model: Path, *, force: bool, is_file: bool) -> None:
     """Refuse before the work what would be refused after it."""
     if is_file and out.exists():
-        if model.exists() and out.samefile(model):
+        if any(file.exists() and out.samefile(file) for file in files_of(model)):
             raise RunError(f"{out} is the network that is compressed; choose another --out")
         if out.is_dir() or not force:
             raise RunError(f"{out} exists; choose another --out, or --force to replace a file")

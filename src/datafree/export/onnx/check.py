@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from datafree.export.onnx.onnxruntime import agreement, repeatability, run_and_r
 from datafree.export.onnx.optimized import NodeShare
 from datafree.export.onnx.source_file import SourceFile
 from datafree.export.onnx.writer import ExportError
+from datafree.models import num_file_bytes
 from datafree.run import Run
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def check_file(
     """Run a file and compare it.
 
     Args:
+        path: of the file, in a folder that is gone soon.
         inputs: of the student.
         source: the file that it takes the place of; None = it has a graph of its own.
 
@@ -79,50 +80,50 @@ def check_file(
     fault = _fault(path)
     if fault and not (source and _fault(source.path)):
         raise ExportError(f"the file is no valid ONNX and was not written: {fault}; try the other opset")
-    with tempfile.TemporaryDirectory() as scratch:
-        run_here, fed = (path, inputs) if source is None else _network_of(path, source, inputs, Path(scratch))
-        found, nodes = run_and_read(run_here, fed, threads=torch.get_num_threads())
-        wanted = run_module(run.student, inputs)
-        if [f.shape for f in found] != [w.shape for w in wanted]:
-            shapes = " and ".join(str(tuple(f.shape)) for f in found)
-            raise ExportError(
-                f"the file's outputs are {shapes} for {len(inputs[0])} images, and not one an image as the student's; "
-                "nothing was written. Try a graph of its own, or a network whose outputs have the batch in front"
-            )
-        check = ExportCheck(
-            sqnr_db=sqnr(found, wanted),
-            agreement=agreement(found, wanted),
-            largest_difference=largest_difference(found, wanted),
-            quantization_db=sqnr(wanted, run_module(run.teacher, inputs)),
-            bytes=path.stat().st_size,
-            float_bytes=run.summary.float_bytes,
-            nodes=nodes,
-            notes=notes,
-            num_probes=len(inputs[0]),
+    run_here, fed = (path, inputs) if source is None else _network_of(path, source, inputs)
+    found, nodes = run_and_read(run_here, fed, threads=torch.get_num_threads())
+    wanted = run_module(run.student, inputs)
+    if [f.shape for f in found] != [w.shape for w in wanted]:
+        shapes = " and ".join(str(tuple(f.shape)) for f in found)
+        raise ExportError(
+            f"the file's outputs are {shapes} for {len(inputs[0])} images, and not one an image as the student's; "
+            "nothing was written. Try a graph of its own, or a network whose outputs have the batch in front"
         )
-        check = _judged(check, run, inputs, wanted)
-        limit = min(check.quantization_db, SAME_DB) / 2 - NEAR_DB  # other sizes have other values
-        opened, single = session(run_here), run_module(run.student, tuple(x[:1] for x in inputs))
-        _check_near(opened, tuple(x[:1] for x in fed), single, limit, step=_output_step(run))
-        if source is not None:
-            _check_larger(session(path), source, inputs, limit)
+    check = ExportCheck(
+        sqnr_db=sqnr(found, wanted),
+        agreement=agreement(found, wanted),
+        largest_difference=largest_difference(found, wanted),
+        quantization_db=sqnr(wanted, run_module(run.teacher, inputs)),
+        bytes=num_file_bytes(path),
+        float_bytes=run.summary.float_bytes,
+        nodes=nodes,
+        notes=notes,
+        num_probes=len(inputs[0]),
+    )
+    check = _judged(check, run, inputs, wanted)
+    limit = min(check.quantization_db, SAME_DB) / 2 - NEAR_DB  # other sizes have other values
+    opened, single = session(run_here), run_module(run.student, tuple(x[:1] for x in inputs))
+    _check_near(opened, tuple(x[:1] for x in fed), single, limit, step=_output_step(run))
+    if source is not None:
+        _check_larger(session(path), source, inputs, limit)
     return check
 
 
-def _network_of(
-    path: Path, source: SourceFile, inputs: tuple[Tensor, ...], scratch: Path
-) -> tuple[Path, tuple[Tensor, ...]]:
-    """The part of a file that is the student's, where more follows; and the inputs as the file takes them."""
+def _network_of(path: Path, source: SourceFile, inputs: tuple[Tensor, ...]) -> tuple[Path, tuple[Tensor, ...]]:
+    """The part of a file that is the student's, where more follows; and the inputs as the file takes them.
+
+    It is written beside the file, where the weights are, if these have a file of their own.
+    """
     import onnx
 
     fed = source.network.as_in_file(*inputs)
     if not source.network.tail:
         return path, fed
-    model = onnx.load(path)
+    model, part = onnx.load(path, load_external_data=False), path.with_name(f"network-of-{path.name}")
     del model.graph.output[:]
     model.graph.output.extend(onnx.helper.make_tensor_value_info(name, 1, None) for name in source.network.outputs)
-    onnx.save(model, scratch / "network.onnx")
-    return scratch / "network.onnx", fed
+    part.write_bytes(model.SerializeToString())
+    return part, fed
 
 
 def largest_difference(found: list[Tensor], wanted: list[Tensor]) -> float:

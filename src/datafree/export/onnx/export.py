@@ -23,7 +23,9 @@ from datafree.export.onnx.target_rules import violations
 from datafree.export.onnx.translate import translate
 from datafree.export.onnx.write_back import write_back
 from datafree.export.onnx.writer import IR_VERSIONS, ExportError, remove_unread
+from datafree.export.onnx.written_files import LARGEST, data_file, num_bytes, write_model
 from datafree.extras import install
+from datafree.models import files_of
 from datafree.recipe import Propagated
 from datafree.run import Run, lost_inputs
 from datafree.signals import make_signal
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     import onnx
 
 NUM_PROBES = 32
-LARGEST = 2**31 - 1  # bytes of a protobuf
 NUM_BROKEN = 4  # nodes named that break a rule of the target
 
 
@@ -47,6 +48,7 @@ def export_onnx(
     probes: Tensor | tuple[Tensor, ...] | None = None,
     into: str | Path = "",
     new_graph: bool = False,
+    largest: int = LARGEST,
 ) -> ExportCheck:
     """Write the student as an ONNX file and check the file by running it.
 
@@ -56,7 +58,7 @@ def export_onnx(
     version and input range travel in the file's metadata.
 
     Args:
-        path: of the file; it appears whole or not at all.
+        path: of the file; it appears whole or not at all, and with it NAME.onnx.data where it needs one.
         opset: 21 or 13; None = the target's.
         int4: store weights of up to 4 bits as ONNX INT4: half the bytes, but slower in ONNX Runtime. Opset 21 only.
         space_to_depth: write a first convolution of stride 2 on blocks of 2x2 pixels: the same integers, a tenth faster
@@ -67,6 +69,7 @@ def export_onnx(
         into: the ONNX file that the network was read from, where it lies elsewhere now. The student is written into its
             graph: names, open sizes, metadata, opset and all that was not compressed stay. "" = where it was.
         new_graph: write a graph of its own, though the network was read from an ONNX file.
+        largest: bytes of a file by itself; the weights of a larger network go into NAME.onnx.data beside it.
 
     Raises:
         ExportError: packages are missing, a file is there, an operator that ONNX lacks, a disk that is full; or the
@@ -90,11 +93,12 @@ def export_onnx(
         del model.graph.value_info[:]  # of other widths
     remove_unread(model.graph)
     _add_metadata(model, run)
-    inputs = _probes(run, probes)
+    inputs, beside = _probes(run, probes), _companion(model, path, largest, force=force)
+    notes = tuple(_notes(run, model, folded, padded))
     try:
-        with atomic_write(path) as place:
-            _write(model, place)
-            check = check_file(run, place, inputs, tuple(_notes(run, model, folded, padded)), source)
+        with atomic_write(path, companions=beside) as place:
+            write_model(model, place, largest=largest)
+            check = check_file(run, place, inputs, notes, source)
     except OSError as error:
         raise ExportError(
             f"{path} could not be written: {error.strerror or error}; free some space or choose another place"
@@ -102,13 +106,17 @@ def export_onnx(
     return check
 
 
-def _write(model: onnx.ModelProto, place: Path) -> None:
-    if model.ByteSize() > LARGEST:
+def _companion(model: onnx.ModelProto, path: Path, largest: int, *, force: bool) -> tuple[str, ...]:
+    """The file of weights that belongs to `path`: of the model, or of the file that it replaces."""
+    beside = data_file(path)
+    is_needed = num_bytes(model) > largest
+    if is_needed and beside.exists() and not force:
         raise ExportError(
-            f"the file would have {model.ByteSize() / 1e9:.1f} GB; ONNX files without external data end at 2 GB: ask "
-            "for fewer bits"
+            f"{beside} exists, and weights of more than 2 GB would go there; choose another name, or force=True "
+            "(--force) to replace it"
         )
-    place.write_bytes(model.SerializeToString())
+    is_old = path.exists() and beside in files_of(path)
+    return (beside.name,) if is_needed or is_old else ()
 
 
 def check_packages() -> None:
@@ -138,7 +146,8 @@ def _check_arguments(path: Path, opset: int, *, int4: bool, force: bool) -> None
 
 def _opened(run: Run, path: Path, source: Path, *, int4: bool) -> SourceFile:
     """The file the network was read from, which is not the one to write."""
-    if path.exists() and source.exists() and path.samefile(source):
+    mine, theirs = ([file for file in files if file.exists()] for files in ((path, data_file(path)), files_of(source)))
+    if any(new.samefile(old) for new in mine for old in theirs):
         raise ExportError(f"{path} is the file that the network was read from; choose another name")
     opened = open_source(source, run.teacher, run.summary.fingerprint)
     if int4 and opened.opset < 21:

@@ -82,6 +82,7 @@ def session(path: Path, *, scratch: Path | None = None, threads: int = 1) -> onn
     options = _options(threads=threads, precise=saturates())
     if scratch:
         options.optimized_model_filepath = str(scratch / OPTIMIZED)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.data")
         options.enable_profiling, options.profile_file_prefix = True, str(scratch / "profile")
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -47,7 +47,7 @@ def read_nodes(optimized: Path, profile: Path) -> tuple[NodeShare, ...]:
     import onnx
 
     shares = _shares(profile)
-    kinds = kinds_of_nodes(onnx.load(optimized))
+    kinds = kinds_of_nodes(onnx.load(optimized, load_external_data=False))
     return tuple(NodeShare(node.op_type, node.name, kind, shares.get(node.name, 0.0)) for node, kind in kinds)
 
 

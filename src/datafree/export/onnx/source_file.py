@@ -30,10 +30,10 @@ class SourceFile:
     """A file, read again.
 
     path: where it lies.
-    model: as `onnx` has it.
+    model: as `onnx` has it, without the tensors that it keeps in other files.
     captured: its network as it was before anything was done to it; nodes have the names they have in the student.
     tensors: names of values that are tensors; others are shapes and what is computed from them.
-    network: as it was read; nodes that are not read may follow it.
+    network: as it was read, for its names: it has no weights. Nodes that are not read may follow it.
     """
 
     path: Path
@@ -165,8 +165,9 @@ def open_source(path: Path, teacher: fx.GraphModule, fingerprint: str) -> Source
         raise ExportError(f"{path} was changed since, or is another one; give that one, or write a graph of its own")
     with torch.no_grad():
         values = network.values(*(example if isinstance(example, tuple) else (example,)))
-    tensors = frozenset(name for name, value in values.items() if isinstance(value, Tensor))
-    found = SourceFile(path, model, captured, tensors, network)
+    tensors = {name for name, value in values.items() if isinstance(value, Tensor)}
+    tensors |= {g.note(node).origin for node in captured.graph.nodes if node.op == "call_function" and g.shape(node)}
+    found = SourceFile(path, model, captured, frozenset(tensors - {""}), network.to("meta"))
     if found.opset < QUANTIZING_OPSET:
         raise ExportError(
             f"{path} is of opset {found.opset} and cannot be brought to {QUANTIZING_OPSET}, the first with a scale for "

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from datafree import graph as g
 from datafree.export.onnx import qdq
+from datafree.export.onnx.float_nodes import FLOAT_NODES
 from datafree.export.onnx.fusion import DEQUANTIZE, DEQUANTIZE_ROWS, QUANTIZE, fuse
 from datafree.export.onnx.operators import OPERATORS
 from datafree.export.onnx.shape_operators import MOVES, Size
@@ -25,7 +26,7 @@ from datafree.solve import quantized_at
 if TYPE_CHECKING:
     import onnx
 
-TABLE: dict[object, Callable[..., Any]] = OPERATORS | MOVES
+TABLE: dict[object, Callable[..., Any]] = OPERATORS | MOVES | FLOAT_NODES
 
 
 def translate(

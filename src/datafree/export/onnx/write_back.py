@@ -13,6 +13,7 @@ from datafree import graph as g
 from datafree.export.onnx.source_file import SourceFile, outer, unrounded
 from datafree.export.onnx.translate import Walk, returned
 from datafree.export.onnx.writer import Writer
+from datafree.models import read_weights_
 from datafree.recipe import TARGETS, USUAL, Target
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def _model(walk: Walk, source: SourceFile, renamed: dict[str, str]) -> onnx.Mode
         copies = [_clone(value) for value in values]
         del getattr(model.graph, field)[:]
         getattr(model.graph, field).extend(copies)
+    read_weights_(model.graph.initializer, source.path)
     return model
 
 

@@ -11,7 +11,9 @@ import numpy as np
 
 from datafree.extras import install
 from datafree.models.onnx_file.joins import joined_layers
+from datafree.models.onnx_file.operators import OPERATORS
 from datafree.models.onnx_file.records import Graph, Input, Node, needed
+from datafree.models.onnx_file.weight_files import check_weight_files, read_weights_, unreadable
 from datafree.models.state_dict import ModelError
 
 OPSETS = range(7, 23)
@@ -62,7 +64,9 @@ def _graph(onnx: Any, model: Any, opset: int, path: Path) -> Graph:
 
 
 def read_onnx(path: Path) -> Any:
-    """An ONNX file as `onnx.ModelProto`, its weights in it; of opset 13 at least, where onnx can bring it there.
+    """An ONNX file as `onnx.ModelProto`; of opset 13 at least, where onnx can bring it there.
+
+    Stored tensors that the file keeps in others beside it are not read yet: `read_weights_`.
 
     Raises:
         ModelError: not an ONNX file, damaged, of an opset that is not read, or external data is missing.
@@ -71,6 +75,7 @@ def read_onnx(path: Path) -> Any:
     model = _load(onnx, path)
     if _opset(model, path) >= QUANTIZING_OPSET:
         return model
+    read_weights_(model.graph.initializer, path)
     try:
         return _with_old_resizes(
             onnx, onnx.version_converter.convert_version(model, QUANTIZING_OPSET), _opset(model, path)
@@ -102,10 +107,11 @@ def _load(onnx: Any, path: Path) -> Any:
     if not path.is_file():
         raise ModelError(f"there is no file {path}; give the path of an .onnx file")
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
+        check_weight_files(model, path)
+    except ModelError:
+        raise
     except Exception as error:  # protobuf and onnx raise types of their own
-        if "should be stored in" in str(error):
-            raise ModelError(f"{path} keeps its weights in another file: {_line(error)}; put it beside it") from None
         raise ModelError(f"{path} is not an ONNX file, or is cut off: {_line(error)}") from None
     if not model.graph.node:
         raise ModelError(f"{path} holds no network: it is empty or not an ONNX file")
@@ -128,8 +134,10 @@ def _opset(model: Any, path: Path) -> int:
 
 def _array(onnx: Any, tensor: Any, path: Path) -> np.ndarray:
     try:
-        value = onnx.numpy_helper.to_array(tensor)
+        value = onnx.numpy_helper.to_array(tensor, str(path.absolute().parent))
     except Exception as error:
+        if onnx.external_data_helper.uses_external_data(tensor):
+            raise unreadable(tensor, path, error) from None
         raise ModelError(f"{path}: the constant {tensor.name!r} cannot be read: {_line(error)}") from None
     return value.astype(np.float32) if value.dtype.name in FLOATS else value
 
@@ -145,7 +153,8 @@ def _node(onnx: Any, proto: Any, opset: int, path: Path) -> Node:
     domain = "" if proto.domain in ("", "ai.onnx") else f"{proto.domain}."
     inputs = (*proto.input, *(name for graph in graphs for name in _outer(graph)))
     inner = tuple(name for graph in graphs for name in _operators(graph)) if graphs else None
-    return Node(proto.name, domain + proto.op_type, inputs, tuple(proto.output), attributes, inner=inner)
+    kept = b"" if proto.op_type in OPERATORS or proto.op_type == "Constant" else proto.SerializeToString()
+    return Node(proto.name, domain + proto.op_type, inputs, tuple(proto.output), attributes, inner=inner, proto=kept)
 
 
 def _value(value: Any) -> Any:

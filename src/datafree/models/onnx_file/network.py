@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.fx.traceback import annotate
 
+from datafree.models.onnx_file.float_nodes import as_tensor, batch_refusal, run_node, sides_of
 from datafree.models.onnx_file.graph import read_graph
 from datafree.models.onnx_file.inputs import example_inputs, with_channels_first
 from datafree.models.onnx_file.operators import OPERATORS
@@ -57,6 +59,7 @@ def load_onnx(
     try:
         with torch.no_grad():
             network(*example)
+            network.measure(*example)
     except ModelError:
         raise
     except Exception as error:  # of PyTorch's operators, which raise types of their own
@@ -73,7 +76,11 @@ class OnnxNetwork(nn.Module):
         super().__init__()
         self.source = source
         unknown = sorted(
-            {str(n) for n in graph.nodes if n.operator not in OPERATORS and n.operator not in SHAPE_OPERATORS}
+            {
+                str(n)
+                for n in graph.nodes
+                if n.operator not in OPERATORS and n.operator not in SHAPE_OPERATORS and not n.runs_as_it_is
+            }
         )
         if unknown:
             more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
@@ -81,10 +88,12 @@ class OnnxNetwork(nn.Module):
         self._graph = graph
         self._owned: dict[tuple[int, int], str] = {}  # (node, input) -> parameter
         self._kept: dict[str, str] = {}  # other tensors
+        self._sides: dict[str, str] = {}  # of what nodes that run as they are give, by their first output
         shapes = shape_values(graph.nodes, graph.constants)
         for number, node in enumerate(graph.nodes):
             if not shapes & {*node.outputs}:
                 self._own(number, node)
+        self._graph = replace(graph, constants=self._others(graph))
 
     def forward(self, x: Tensor, *others: Tensor) -> Tensor | tuple[Tensor, ...]:
         values = self.values(x, *others)
@@ -116,9 +125,33 @@ class OnnxNetwork(nn.Module):
         values: dict[str, Any] = dict(zip(names, inputs, strict=True))
         for number, node in enumerate(self._graph.nodes):
             with annotate({ORIGIN: node.outputs[0]}):
-                found = _run(node, [self._value(number, i, name, values) for i, name in enumerate(node.inputs)])
+                given = [self._value(number, i, name, values) for i, name in enumerate(node.inputs)]
+                if node.runs_as_it_is:
+                    found = run_node(node, given, self._graph.opset, self._sides.get(node.outputs[0], ""))
+                else:
+                    found = _run(node, given)
             values.update(zip(node.outputs, found if isinstance(found, tuple | list) else (found,), strict=False))
         return values
+
+    def measure(self, *example: Tensor) -> None:
+        """Learn the sizes of what nodes give that run as they are, for any batch, from one of two and one of three.
+
+        Raises:
+            ModelError: a size hangs on values or on the batch in another way than in proportion; names the node.
+        """
+        nodes = [(number, node) for number, node in enumerate(self._graph.nodes) if node.runs_as_it_is]
+        if not nodes:
+            return
+        rng = torch.Generator().manual_seed(0)
+        runs = [self.values(*(torch.randn(n, *x.shape[1:], generator=rng) for x in example)) for n in (2, 3)]
+        for number, node in nodes:
+            two, three = ([self._value(number, i, name, v) for i, name in enumerate(node.inputs) if name] for v in runs)
+            for a, b in zip(two, three, strict=True):
+                if isinstance(a, np.ndarray) and a.shape == b.shape and (a != b).any():
+                    raise batch_refusal(node)
+            given = [[as_tensor(value, node) for value in values] for values in (two, three)]
+            found = [[values[name] for name in node.outputs] for values in runs]
+            self._sides[node.outputs[0]] = sides_of(node, given, found)
 
     def _value(self, number: int, place: int, name: str, values: dict[str, Any]) -> Any:
         if not name:
@@ -144,6 +177,16 @@ class OnnxNetwork(nn.Module):
             elif value.ndim and name not in self._kept and node.operator not in ARGUMENTS:
                 self._kept[name] = f"constants.{_clean(name).replace('.', '_')}"
                 self._register(self._kept[name], value, is_buffer=True)
+
+    def _others(self, graph: Graph) -> dict[str, np.ndarray]:
+        """Constants that are not all held by parameters and buffers; these are there once."""
+        read = {
+            name
+            for number, node in enumerate(graph.nodes)
+            for i, name in enumerate(node.inputs)
+            if (number, i) not in self._owned and name not in self._kept
+        }
+        return {name: value for name, value in graph.constants.items() if name in read}
 
     def _register(self, path: str, value: np.ndarray, *, is_buffer: bool = False) -> None:
         *parents, last = path.split(".")

@@ -19,7 +19,8 @@ class Node:
     An operator of another domain than ONNX's own is called DOMAIN.NAME. `covers` are outputs of nodes of the file that
     were joined into this one and are computed no more: of a MatMul and the Add behind it, that of the MatMul; the
     constants of this node are those of all. `inner` are the operators of networks that it holds (If, Loop, Scan); what
-    these read of the network around them is in `inputs`.
+    these read of the network around them is in `inputs`. `proto` is the node as the file has it, where the table of
+    operators has no row for it; it `runs_as_it_is` where layers follow it.
     """
 
     name: str
@@ -29,6 +30,8 @@ class Node:
     attributes: dict[str, Any] = field(hash=False)
     covers: tuple[str, ...] = ()
     inner: tuple[str, ...] | None = None
+    proto: bytes = field(default=b"", hash=False, repr=False)
+    runs_as_it_is: bool = False
 
     def __str__(self) -> str:
         return f"{self.operator} ({self.name or self.outputs[0]})"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datafree.models.onnx_file.float_nodes import why_not_run
 from datafree.models.onnx_file.operators import OPERATORS
 from datafree.models.onnx_file.records import LAYERS, Graph, Node, needed
 from datafree.models.onnx_file.shapes import SHAPE_OPERATORS, shape_values
@@ -19,13 +20,14 @@ WHOLE = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or
 
 
 def without_tail(graph: Graph, path: str | Path) -> Graph:
-    """End the network in front of what is not read, where no layer is in there or behind it.
+    """End the network in front of what is not read, where no layer is in there or behind it; else that runs as it is.
 
     The network's outputs are then the file's own that are computed in front of it, and what the tail reads.
 
     Raises:
-        ModelError: there is nothing to compress, or layers are in what is not read or behind it.
+        ModelError: there is nothing to compress, or layers are in what is not read or behind it, and it cannot run.
     """
+    graph = _with_float_nodes(graph)
     unread = _unread(graph)
     tail = _tail(graph.nodes, {name for node in unread for name in node.outputs if name}, graph.outputs)
     behind = {id(node) for node in tail}
@@ -45,8 +47,25 @@ def _unread(graph: Graph) -> list[Node]:
     return [
         node
         for node in graph.nodes
-        if node.operator not in OPERATORS and not (node.operator in SHAPE_OPERATORS and numbers >= {*node.inputs})
+        if node.operator not in OPERATORS
+        and not node.runs_as_it_is
+        and not (node.operator in SHAPE_OPERATORS and numbers >= {*node.inputs})
     ]
+
+
+def _with_float_nodes(graph: Graph) -> Graph:
+    """Mark what is not read, has weights or comes before layers, and can run as it is."""
+    foreign = {id(node) for node in _unread(graph)}
+    wanted: set[str] = set()
+    nodes = []
+    for node in reversed(graph.nodes):
+        is_foreign = id(node) in foreign
+        if wanted & {*node.outputs} or _holds_layers(node, graph.constants, is_read=not is_foreign):
+            wanted |= {*node.inputs}
+            is_run = is_foreign and node.inner is None and not why_not_run(node, graph.opset)
+            node = replace(node, runs_as_it_is=True) if is_run else node
+        nodes.append(node)
+    return replace(graph, nodes=tuple(reversed(nodes)))
 
 
 def _tail(nodes: Sequence[Node], late: set[str], outputs: Sequence[str]) -> list[Node]:
