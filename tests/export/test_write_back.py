@@ -302,3 +302,26 @@ def test_the_file_itself_is_never_replaced(written, tmp_path):
 def test_four_bits_need_a_newer_opset(written):
     with pytest.raises(ExportError, match="is of opset 17, which has no INT4; leave it out, or write a new graph"):
         written(FOUR, {"int4": True})
+
+
+def test_a_file_that_ends_in_a_layer_whose_answer_is_rounded(tmp_path):
+    """`arm` rounds what the network returns: the layer's value is no longer the output itself."""
+    nodes = [
+        node("Conv", "image w1", "c1"),
+        node("Relu", "c1", "r1"),
+        node("Conv", "r1 w2", "scores"),
+    ]
+    image = helper.make_tensor_value_info("image", 1, ("batch", 3, 8, 8))
+    scores = helper.make_tensor_value_info("scores", 1, ("batch", 4, 4, 4))
+    stored = [numpy_helper.from_array(floats(4, n, 3, 3), name) for name, n in (("w1", 3), ("w2", 4))]
+    model = helper.make_model(
+        helper.make_graph(nodes, "net", [image], [scores], stored),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    onnx.save(model, tmp_path / "theirs.onnx")
+    run = compressed(tmp_path / "theirs.onnx", EIGHT + "target: arm\n", (1, 3, 8, 8))
+    check = export_onnx(run, tmp_path / "ours.onnx")
+    made = by_output(onnx.load(tmp_path / "ours.onnx"))
+    assert check.sqnr_db > 80
+    assert (made["scores"].op_type, made["scores_float"].op_type) == ("DequantizeLinear", "Conv")

@@ -103,6 +103,8 @@ def _finish(walk: Walk, source: SourceFile) -> dict[str, str]:
     values, renamed = [walk.value(node) for node in found], {}
     for node, value, output in zip(found, values, source.network.outputs, strict=True):
         if value != output:
+            if any(output in made.output for made in walk.writer.nodes):  # a layer, whose rounded value is returned
+                walk.writer.rename(output, walk.writer.unique(f"{output}_float"))
             walk.writer.release(output)
             walk.finish(node, output, again=values.count(value) > 1)
             renamed[value] = output
