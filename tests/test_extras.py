@@ -58,4 +58,4 @@ def test_every_extra_that_a_message_names_is_there():
     offered = extras_offered()
     sources = "".join(file.read_text() for file in (ROOT / "src").rglob("*.py"))
     named = {*re.findall(r"install\('(\w+)'\)", sources)}
-    assert named == {"models", "onnx", "demo", "budget"} and named <= offered.keys()
+    assert named == {"models", "onnx", "demo", "budget", "report"} and named <= offered.keys()

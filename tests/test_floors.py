@@ -27,7 +27,19 @@ FLOORS = (
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "base", "misc"}
-OPTIONAL = ("onnx", "onnxscript", "onnxruntime", "typer", "timm", "ray", "torchvision", "sklearn", "PIL")
+OPTIONAL = (
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "typer",
+    "timm",
+    "ray",
+    "torchvision",
+    "sklearn",
+    "PIL",
+    "altair",
+    "vl_convert",
+)
 
 
 def module_name(file):

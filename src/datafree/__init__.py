@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datafree.app import inspect
+    from datafree.app import inspect, write_report
     from datafree.execution import processes, serial
     from datafree.export import export_onnx, load, save
     from datafree.models import load_model
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Recipe", "Run", "compress", "estimate", "evaluate", "export_onnx", "inspect", "load", "load_model", "processes",
-    "save", "serial",
+    "save", "serial", "write_report",
 ]  # fmt: skip
 
 ROOMS = {
     "Recipe": "recipe", "Run": "run", "compress": "pipeline", "estimate": "run", "evaluate": "run",
     "export_onnx": "export", "inspect": "app", "load": "export", "load_model": "models", "processes": "execution",
-    "save": "export", "serial": "execution",
+    "save": "export", "serial": "execution", "write_report": "app",
 }  # fmt: skip
 
 

@@ -208,6 +208,16 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class ChannelRanges:
+    """Largest absolute weight of a layer's output channels: the smallest of them, their median, the largest."""
+
+    name: str
+    smallest: float
+    median: float
+    largest: float
+
+
+@dataclass(frozen=True)
 class Equalization:
     """What equalization did, by layer name."""
 
@@ -218,6 +228,7 @@ class Equalization:
     num_layers: int = 0
     depthwise: tuple[str, ...] = ()  # v_i folds into the requantization of the layer before
     dropped: tuple[str, ...] = ()  # producers whose scales would not have lowered the predicted error
+    ranges_before: tuple[ChannelRanges, ...] = ()  # of all layers, before anything was moved; () where mode is "off"
 
     @property
     def coverage(self) -> float:

@@ -421,6 +421,8 @@ def test_help_lists_every_command(capsys):
         "evaluate",
         "export",
         "images",
+        "report",
+        "sweep",
         "bench",
     ]
     assert call(capsys)[1] == out
@@ -528,3 +530,8 @@ def test_no_more_threads_or_processes_than_cpus(flag, capsys):
     code, out, err = call(capsys, "compress", MODEL, "--out", "run", flag, "100000")
     assert (code, out) == (2, "")
     assert re.search(rf"'{flag}': 100000 is more than the \d+ CPUs that are free to use here; give 1 to \d+", err)
+
+
+def test_the_command_is_kept_beside_its_run(finished):
+    kept = (finished[0] / "command.txt").read_text()
+    assert kept == f"datafree compress {MODEL} --recipe w8a8 --out out/net --set {FEW} -v\n"

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from datafree.app.sentences import RANDOM_WEIGHTS
-from datafree.app.verdict import Speed, _advice, verdict
+from datafree.app.verdict import Speed, advice, verdict
 from datafree.export import Written
 from datafree.records import Estimate
 from nets import compressed
@@ -19,7 +19,7 @@ def a_run(agreement=99.0, text=""):
 
 
 @pytest.mark.parametrize(
-    "agreement, text, size, speed, advice",
+    "agreement, text, size, speed, said",
     [
         (99.0, "", 2000, None, "the network is tiny"),
         (50.0, "", 500, None, "try --set weights.bits=null"),
@@ -30,13 +30,13 @@ def a_run(agreement=99.0, text=""):
         (99.0, "", 250, None, "a warning"),
     ],
 )
-def test_the_worst_comes_first(agreement, text, size, speed, advice):
-    assert advice in _advice(a_run(agreement, text), size, 1000, speed, ("a warning", "another one"))
+def test_the_worst_comes_first(agreement, text, size, speed, said):
+    assert said in advice(a_run(agreement, text), size, 1000, speed, ("a warning", "another one"))
 
 
 def test_random_weights_come_before_all_else():
     warnings = ("a warning", RANDOM_WEIGHTS)
-    assert _advice(a_run(50.0), 500, 1000, SLOW, warnings) == RANDOM_WEIGHTS
+    assert advice(a_run(50.0), 500, 1000, SLOW, warnings) == RANDOM_WEIGHTS
 
 
 def test_nothing_to_say_is_no_row(tmp_path):

@@ -1,4 +1,4 @@
-"""The command line, `datafree demo | compress | inspect | evaluate | export | images | bench`."""
+"""The command line, `datafree demo | compress | inspect | evaluate | export | images | report | sweep | bench`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from datafree.app.command_line import remember_arguments
 from datafree.app.console import show, show_error
 from datafree.app.lazy_commands import COMMANDS, LazyGroup, examples
 
@@ -40,8 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # in a context of its own: --quiet ends with the command
         asked = arguments or ["--help"]
+        context = copy_context()
+        context.run(remember_arguments, asked)
         with ExitStack() if "--debug" in arguments else _without_log_lines():
-            return copy_context().run(lambda: app(asked, prog_name="datafree", standalone_mode=False)) or 0
+            return context.run(lambda: app(asked, prog_name="datafree", standalone_mode=False)) or 0
     except (typer.Abort, KeyboardInterrupt):
         show_error("interrupted")
         return 130  # as shells count it

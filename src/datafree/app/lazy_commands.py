@@ -49,6 +49,14 @@ COMMANDS = {
         "Write the images that a run made.",
         ("datafree images run --out made",),
     ),
+    "report": CommandHelp(
+        "Write what a run did as one HTML file, or several side by side.",
+        ("datafree report run", "datafree report w8a8 w4a8 --out both.html"),
+    ),
+    "sweep": CommandHelp(
+        "Set bytes and speed of several recipes against what is lost.",
+        ("datafree sweep net.onnx --recipes w8a8,w6a6,w4a8,prune50 --out all",),
+    ),
     "bench": CommandHelp(
         "Time files side by side.",
         ("datafree bench float.onnx small.onnx", "datafree bench a.onnx b.onnx --threads 2 --json"),

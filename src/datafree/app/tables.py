@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -19,6 +19,8 @@ from rich.text import Text
 
 from datafree.app.inspection import Inspection
 from datafree.app.latency import Latency
+from datafree.app.origin import Origin
+from datafree.app.pareto import best
 from datafree.app.photographs import Guess, SeenPhotograph
 from datafree.app.sentences import (
     RANDOM_WEIGHTS,
@@ -207,6 +209,45 @@ def latency_table(found: Sequence[Latency]) -> Group:
     simulated = [Path(i.file).name for i in found if "simulated" in i.runtime]
     if simulated:
         said += f" {', '.join(simulated)}: simulated by PyTorch in float, so its speed says nothing."
+    return Group(table, Text(said, "dim"), Text())
+
+
+def sweep_rows(runs: Mapping[str, Run], origins: Mapping[str, Origin]) -> list[dict[str, object]]:
+    """One recipe a row, as numbers; which are the best of a trade-off."""
+    summaries = {name: run.summary for name, run in runs.items()}
+    agreements = [s.estimate and s.estimate.agreement for s in summaries.values()]
+    smallest = best([s.bytes for s in summaries.values()], agreements)
+    fastest = best([origins[name].milliseconds for name in runs], agreements)
+    return [
+        {
+            "recipe": name, "bytes": s.bytes, "float_bytes": s.float_bytes, "milliseconds": origins[name].milliseconds,
+            "speed": origins[name].speed, "agreement": s.estimate and s.estimate.agreement,
+            "low": s.estimate and s.estimate.low, "high": s.estimate and s.estimate.high, "best_size": small,
+            "best_time": fast,
+        }
+        for (name, s), small, fast in zip(summaries.items(), smallest, fastest, strict=True)
+    ]  # fmt: skip
+
+
+def sweep_table(runs: Mapping[str, Run], origins: Mapping[str, Origin]) -> Group:
+    """One recipe a row."""
+    table = _columns("recipe", "size", "of float", "ms", "speed", "agreement", "best")
+    for row, run in zip(sweep_rows(runs, origins), runs.values(), strict=True):
+        s, timed = run.summary, origins[str(row["recipe"])]
+        marks = [name for name in ("size", "time") if row[f"best_{name}"]]
+        table.add_row(
+            str(row["recipe"]),
+            num_bytes(s.bytes),
+            share(s.bytes, s.float_bytes),
+            "" if timed.milliseconds is None else f"{timed.milliseconds:.2f}",
+            "" if timed.speed is None else f"{timed.speed:.2f}x",
+            "" if s.estimate is None else str(s.estimate),
+            " ".join(marks),
+        )
+    said = (
+        "agreement: predicted share of images that keep their class, and its interval; no data read. ms, speed: of the "
+        "ONNX file for one image, beside float's. best: no other is as small (or fast) and agrees as much."
+    )
     return Group(table, Text(said, "dim"), Text())
 
 

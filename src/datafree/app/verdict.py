@@ -61,7 +61,7 @@ def verdict(done: Run, file: Path, written: Written, speed: Speed | None, warnin
         "speed": "" if speed is None else _speed_text(speed),
         "agreement": estimate_text(done.summary.estimate),
         **{name: written.findings.get(name, "") for name in ("file against student", "in float there")},
-        "advice": _advice(done, size, whole, speed, warnings),
+        "advice": advice(done, size, whole, speed, warnings),
     }
     return {name: text for name, text in shown.items() if text}
 
@@ -77,7 +77,7 @@ def _speed_text(found: Speed) -> str:
     return f"{found.times:.2f} times float: {found.float_ms:.2f} -> {found.student_ms:.2f} ms an image, {threads}"
 
 
-def _advice(done: Run, size: int, whole: int, speed: Speed | None, warnings: Sequence[str]) -> str:
+def advice(done: Run, size: int, whole: int, speed: Speed | None, warnings: Sequence[str]) -> str:
     """The one thing that is worth doing next; "" = nothing."""
     summary, recipe = done.summary, done.recipe
     if size > whole or (summary.float_bytes < FEW and size > whole / 2):

@@ -1,8 +1,9 @@
 """A finished compression: in memory and on disk, evaluated, its cost and its agreement predicted."""
 
-from datafree.run.contact_sheet import png
+from datafree.run.contact_sheet import contact_sheet, png
+from datafree.run.cost import layer_bytes, layer_macs
 from datafree.run.estimate import EFFORTS, estimate, with_estimate
-from datafree.run.evaluate import Evaluation, evaluate_models
+from datafree.run.evaluate import Evaluation, evaluate_models, layer_sqnr
 from datafree.run.expected import expected_work
 from datafree.run.graph_json import graph_from_json, graph_to_json, tensors_of
 from datafree.run.record import Run, RunError, check_free, evaluate, images_of
@@ -15,6 +16,7 @@ __all__ = [
     "RunError",
     "Steps",
     "check_free",
+    "contact_sheet",
     "estimate",
     "evaluate",
     "evaluate_models",
@@ -22,6 +24,9 @@ __all__ = [
     "graph_from_json",
     "graph_to_json",
     "images_of",
+    "layer_bytes",
+    "layer_macs",
+    "layer_sqnr",
     "lost_inputs",
     "png",
     "summarize",

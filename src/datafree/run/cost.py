@@ -8,7 +8,7 @@ from torch import fx
 
 from datafree import graph as g
 from datafree.quantization import stored_size
-from datafree.records import LayerResult, Slimmed
+from datafree.records import Layer, LayerResult, Slimmed
 from datafree.solve import Plan, Solution
 
 
@@ -57,14 +57,16 @@ def costs(teacher: fx.GraphModule, solution: Solution, *, slimmed: Slimmed, spen
 
 def num_bytes(plan: Plan, teacher: fx.GraphModule, results: dict[str, LayerResult]) -> int:
     """Bytes of all layers' parameters: weights at their real width, scales, 32-bit biases; float where not solved."""
-    wide = g.layers_with_v_o(teacher)
-    total = 0
-    for name, item in plan.layers.items():
-        weight, bias = g.weight(teacher, item.layer), g.bias(teacher, item.layer)
-        multipliers = len(bias) if name in wide else None
-        total += 4 * bias.numel()
-        total += weight_bytes(results[name], multipliers) if name in results else 4 * weight.numel()
-    return total
+    return sum(layer_bytes(teacher, item.layer, results.get(name)) for name, item in plan.layers.items())
+
+
+def layer_bytes(teacher: fx.GraphModule, layer: Layer, result: LayerResult | None) -> int:
+    """Bytes of one layer's parameters; float where it was not solved."""
+    weight, bias = g.weight(teacher, layer), g.bias(teacher, layer)
+    if result is None:
+        return 4 * (weight.numel() + bias.numel())
+    multipliers = len(result.bias) if layer.name in g.layers_with_v_o(teacher) else None
+    return 4 * len(result.bias) + weight_bytes(result, multipliers)
 
 
 def weight_bytes(result: LayerResult, num_multipliers: int | None = None) -> int:

@@ -1,10 +1,11 @@
 """The float network: BatchNorm read and folded, ranges equalized."""
 
 from datafree.teacher.batchnorm import fold_batchnorm_
-from datafree.teacher.equalize import equalize_
+from datafree.teacher.equalize import channel_ranges, equalize_
 from datafree.teacher.slim import slim
 
 __all__ = [
+    "channel_ranges",
     "equalize_",
     "fold_batchnorm_",
     "slim",

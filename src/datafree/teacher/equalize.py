@@ -33,7 +33,7 @@ from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.graph import ChannelIds, LayerSide, channel_ids
-from datafree.records import Equalization, Layer, Stats
+from datafree.records import ChannelRanges, Equalization, Layer, Stats
 from datafree.teacher.equalize_depthwise import balance_depthwise_
 
 DEAD = 1e-3  # of the layer's largest range: such a channel keeps its scale, or its bias would outgrow all others
@@ -61,8 +61,10 @@ def equalize_(
     layers = g.layers(teacher)
     if mode == "off":
         return stats, Equalization(mode, num_layers=len(layers))
+    before = channel_ranges(teacher)
     if mode == "depthwise":
-        return stats, Equalization(mode, depthwise=balance_depthwise_(teacher, stats), num_layers=len(layers))
+        done = balance_depthwise_(teacher, stats)
+        return stats, Equalization(mode, depthwise=done, num_layers=len(layers), ranges_before=before)
     scales = _Scales(teacher, layers, stats, guard=guard and rows and mode == "foldable")
     cancelling = channel_ids(teacher, homogeneous=True)
     if mode != "rows":
@@ -78,9 +80,14 @@ def equalize_(
     output_vectors, input_vectors = scales.write_vectors()
     g.tidy(teacher)
     dropped = tuple(n for n in layers if scales.gained.get(n) is False)
-    return scales.move(stats), Equalization(
-        mode, cancelled, output_vectors, input_vectors, len(layers), dropped=dropped
-    )
+    done = Equalization(mode, cancelled, output_vectors, input_vectors, len(layers), (), dropped, before)
+    return scales.move(stats), done
+
+
+def channel_ranges(teacher: fx.GraphModule) -> tuple[ChannelRanges, ...]:
+    """How far the ranges of each layer's output channels lie apart."""
+    ranges = {name: row_range(g.weight(teacher, layer)) for name, layer in g.layers(teacher).items()}
+    return tuple(ChannelRanges(n, float(r.min()), float(r.median()), float(r.max())) for n, r in ranges.items())
 
 
 def row_range(weight: Tensor) -> Float[Tensor, " c"]:

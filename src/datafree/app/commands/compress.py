@@ -39,9 +39,11 @@ from datafree.app.arguments import (
     set_threads,
     within_cpus,
 )
+from datafree.app.command_line import arguments_given
 from datafree.app.console import show, show_json
 from datafree.app.export_options import options_for
 from datafree.app.given_images import images_given, range_given
+from datafree.app.origin import write_command
 from datafree.app.pixels import write_pixels
 from datafree.app.progress import ESTIMATING, FILE_PASSES, TIMING, WRITING, job_progress
 from datafree.app.sentences import losses
@@ -147,6 +149,7 @@ def compress(
         else:
             done.save(out, force=force)
             write_pixels(out, pixels)
+            write_command(out, arguments_given())
     if as_json:
         show_json({"model": origin, "out": str(out), **found, **tables.run_record(done, warnings)})
         return

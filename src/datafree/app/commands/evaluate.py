@@ -13,6 +13,7 @@ from datafree import run
 from datafree.app import tables
 from datafree.app.arguments import Debug, Json, Mean, Quiet, Std, Threads, given_pixels, parse_numbers, set_threads
 from datafree.app.console import show, show_json
+from datafree.app.origin import write_evaluation
 from datafree.app.pixels import read_pixels
 from datafree.app.progress import job_progress
 from datafree.images import BATCH_SIZE, load_images
@@ -41,11 +42,12 @@ def evaluate(
     with job_progress() as progress:
         num_batches = -(-images.num_images // BATCH_SIZE)
         found = run.evaluate(done, progress.track(images, "evaluating", num_batches))
+    facts = {"images": str(data), "pixels": tables.pixels_text(used), **tables.evaluation_facts(found)}
+    write_evaluation(directory, found, facts)
     if as_json:
         lost = {"lost": found.lost, "lost_error": found.lost_error}
         show_json({"run": str(directory), "images": str(data), **asdict(found), **lost})
         return
-    facts = {"images": str(data), "pixels": tables.pixels_text(used), **tables.evaluation_facts(found)}
     show(tables.facts_table(f"{done.summary.model} of {directory}, on {found.num_images} images", facts))
 
 
