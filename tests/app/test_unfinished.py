@@ -1,5 +1,8 @@
 """Work under way: what is kept of it, who goes on with it, when it goes."""
 
+import subprocess
+import sys
+
 import pytest
 
 from datafree.app.cli import main
@@ -63,3 +66,21 @@ def test_the_command_line_ends_in_one_line_and_130(tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     assert main(["compress", "stopped_factory:net", "--out", "net.onnx"]) == 130
     assert capsys.readouterr().err == "error: interrupted; nothing was written\n"
+
+
+@pytest.mark.parametrize("module", ["datafree.app.cli", "datafree.pipeline", "torch.export"])
+def test_a_command_interrupted_while_it_loads_is_one_line(module, tmp_path):
+    code = f"""
+import sys
+class Interrupting:
+    def find_spec(self, name, *rest):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupting())
+from datafree.__main__ import main
+sys.exit(main())
+"""
+    arguments = [sys.executable, "-c", code, "compress", "demo", "--out", "net"]
+    done = subprocess.run(arguments, cwd=tmp_path, text=True, capture_output=True)
+    assert (done.returncode, done.stderr, done.stdout) == (130, "error: interrupted\n", "")
+    assert [*tmp_path.iterdir()] == []

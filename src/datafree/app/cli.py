@@ -18,6 +18,7 @@ from datafree.app.command_line import remember_arguments
 from datafree.app.console import show, show_error
 from datafree.app.lazy_commands import COMMANDS, LazyGroup, examples
 
+INTERRUPTED = 130  # as shells count it
 UsageError: Any = typer.BadParameter.__base__  # click's own, which older typer imports and newer typer contains
 
 app = typer.Typer(
@@ -44,16 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         context = copy_context()
         context.run(remember_arguments, asked)
         with ExitStack() if "--debug" in arguments else _without_log_lines():
-            return context.run(lambda: app(asked, prog_name="datafree", standalone_mode=False)) or 0
+            code = context.run(lambda: app(asked, prog_name="datafree", standalone_mode=False)) or 0
     except (typer.Abort, KeyboardInterrupt):
-        show_error("interrupted")
-        return 130  # as shells count it
+        code = INTERRUPTED
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
         code, message = _explain(error)
         show_error(message)
         return code
+    if code == INTERRUPTED:  # newer typer returns it
+        show_error("interrupted")
+    return code
 
 
 @contextmanager
@@ -78,7 +81,7 @@ def _explain(error: Exception) -> tuple[int, str]:
     from datafree.solve import LayerError
 
     if isinstance(error, Interrupted):
-        return 130, f"interrupted; {error}"
+        return INTERRUPTED, f"interrupted; {error}"
     if isinstance(error, LayerError | DivergedError):
         return 1, str(error)
     if isinstance(error, ValueError):
