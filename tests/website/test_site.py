@@ -1,5 +1,6 @@
 """What the site is made of, without the packages that build it: `make docs` does that."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -35,6 +36,13 @@ def test_everything_public_is_in_the_reference():
     page = (ROOT / "docs" / "api.md").read_text()
     shown = {path.rpartition(".")[2] for path in re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE)}
     assert [name for name in datafree.__all__ if not name.startswith("_") and name not in shown] == []
+
+
+def test_what_the_reference_names_is_there():
+    page = (ROOT / "docs" / "api.md").read_text()
+    for path in re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE):
+        module, _, name = path.rpartition(".")
+        assert hasattr(importlib.import_module(module), name), path
 
 
 def test_pages_of_the_navigation_are_staged():
