@@ -1,5 +1,7 @@
 """Networks without BatchNorm: images are moved until the network answers, and nothing else moves."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from datafree.signals import make_signal, propagated, signal_job
 from datafree.signals.answers import STEPS, Answers, num_classes
 from datafree.signals.moving import SHORT
 from datafree.signals.propagated import probe_images
+from datafree.signals.varied import varied
 from datafree.teacher.batchnorm import fold_batchnorm_
 from nets import NETS, conv, folded_copy, small_network
 
@@ -41,6 +44,12 @@ def plain(graph, *, seed=0, stats=None):
     return propagated(signal_job(graph, stats or {}, signal("propagated"), seed, UNIT))
 
 
+def start(graph):
+    """The images of `made` before any is moved."""
+    job = signal_job(graph, {}, signal("propagated"), 0, UNIT)
+    return propagated(replace(job, unit=tuple(varied(x, SHORT.pixel_limit, job.rng) for x in job.unit)))
+
+
 # What moves
 
 
@@ -52,18 +61,19 @@ def test_images_move_towards_random_classes(name, kind):
     assert (found.kind, found.towards, found.unmoved) == (kind, "random classes", "")
     before, after = found.distance
     assert after < before
-    (images,), (start,) = found.inputs, plain(graph).inputs
-    assert images.shape == start.shape and not images.requires_grad and not torch.equal(images, start)
+    (images,), (before_moving,) = found.inputs, start(graph).inputs
+    assert images.shape == before_moving.shape and not images.requires_grad
+    assert not torch.equal(images, before_moving)
     assert 0 <= found.asked <= 100
     assert float(images[::2].abs().max()) <= SHORT.pixel_limit + 2e-3  # rounded to half precision
-    assert torch.allclose(images[1::2], start[1::2], atol=2e-3), "every second one stays"
+    assert torch.allclose(images[1::2], before_moving[1::2], atol=2e-3), "every second one stays"
 
 
 def test_the_loss_said_is_that_of_the_classes_asked_for():
     graph = without_memory("chain")
     found = made(graph)
     rng = torch.Generator().manual_seed(0)
-    probe_images((8, 3, 16, 16), signal("propagated"), rng)
+    varied(probe_images((8, 3, 16, 16), signal("propagated"), rng), SHORT.pixel_limit, rng)
     classes = torch.randint(g.shape(g.outputs(graph)[0])[1], (4,), generator=rng)
     with torch.no_grad():
         logits = graph(found.inputs[0][::2])
@@ -83,8 +93,8 @@ def test_nothing_moves_where_there_is_a_batchnorm(name):
     model, inputs = NETS[name]()
     graph = trace(model, inputs)
     stats, _ = fold_batchnorm_(graph)
-    found, start = made(graph, stats=stats), plain(graph, stats=stats)
-    assert torch.equal(found.inputs[0], start.inputs[0])
+    found = made(graph, stats=stats)
+    assert torch.equal(found.inputs[0], plain(graph, stats=stats).inputs[0])
     assert (found.towards, found.distance, found.asked, found.unmoved) == ("", None, None, "")
 
 
@@ -105,16 +115,16 @@ def test_outputs_that_are_no_classes_are_spread(name):
     found = made(graph)
     before, after = found.distance
     assert found.towards == "random outputs" and after < before
-    assert not torch.equal(found.inputs[0], plain(graph).inputs[0])
+    assert not torch.equal(found.inputs[0], start(graph).inputs[0])
 
 
 def test_one_output_is_made_large_or_small():
     torch.manual_seed(0)
     layers = (conv(3, 6, bias=True), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 1))
     graph = trace(nn.Sequential(*layers).eval(), torch.randn(2, 3, 16, 16))
-    found, start = made(graph), plain(graph)
+    found, before_moving = made(graph), start(graph)
     with torch.no_grad():
-        assert float(graph(found.inputs[0][::2]).std()) > 1.5 * float(graph(start.inputs[0][::2]).std())
+        assert float(graph(found.inputs[0][::2]).std()) > 1.5 * float(graph(before_moving.inputs[0][::2]).std())
 
 
 def test_scores_of_outputs_are_both_signs_of_what_differs_from_the_start():
@@ -154,7 +164,7 @@ def test_images_stay_where_the_loss_does_not_fall():
     torch.manual_seed(0)
     graph = trace(Ramp().eval(), torch.randn(2, 3, 16, 16))
     found = made(graph)
-    assert torch.equal(found.inputs[0], plain(graph).inputs[0]) and found.distance is None
+    assert torch.equal(found.inputs[0], start(graph).inputs[0]) and found.distance is None
     assert found.unmoved.startswith("there is no BatchNorm, and the loss of random classes went from ")
 
 
@@ -164,7 +174,7 @@ def test_images_stay_where_the_loss_is_no_number():
     with torch.no_grad():
         g.get_tensor(graph, f"{layer}.bias").fill_(torch.inf)
     found = made(graph)
-    assert torch.equal(found.inputs[0], plain(graph).inputs[0])
+    assert torch.equal(found.inputs[0], start(graph).inputs[0])
     assert found.unmoved.startswith("there is no BatchNorm, and making images: the loss is nan at step 0")
 
 

@@ -69,7 +69,7 @@ def dead_leaves(
         batch = max(1, LEAF_ROWS // (NUM_LEAVES * height))
         batches = zip(*(field.split(batch) for field in leaves), strict=True)
         images = torch.cat([_paint(_Leaves(*fields), height, width) for fields in batches])
-        return _standardise(images.add_(_pink(num_images, height, width, channels, generator), alpha=NOISE))
+        return standardised(images.add_(_pink(num_images, height, width, channels, generator), alpha=NOISE))
 
 
 def pink_noise(
@@ -83,7 +83,7 @@ def pink_noise(
     """
     _check_sizes(num_images=num_images, height=height, width=width, channels=channels)
     with one_thread():
-        return _standardise(_pink(num_images, height, width, channels, generator))
+        return standardised(_pink(num_images, height, width, channels, generator))
 
 
 def _draw_leaves(n: int, height: int, width: int, channels: int, generator: torch.Generator) -> _Leaves:
@@ -157,7 +157,7 @@ def _channel_mix(channels: int) -> Float[Tensor, "c c"]:
     return own * torch.eye(channels) + shared
 
 
-def _standardise(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+def standardised(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     std, mean = torch.std_mean(images, (0, 2, 3), correction=0, keepdim=True)
     return (images - mean) / std.clamp(min=1e-6)
 
