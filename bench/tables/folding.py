@@ -47,8 +47,9 @@ PIXELS = {  # how each network's pixels in 0..1 are normalised: mean, std
 }
 NOTE = """Points of top-1 lost, ± standard error over images (paired), in brackets agreement with the float network in
 percent. *BatchNorm kept*: the preset on the network as it is. *folded*: on a copy whose BatchNorm is folded, told how
-pixels are normalised (`--mean`, `--std`): half of the images are moved towards random classes. *not told*: nothing is
-said of the scale. *not moved*: all images are procedural. *real*: on real images that are never evaluated on."""
+pixels are normalised (`--mean`, `--std`): images are varied as photographs are, and half of them moved towards random
+classes. *not told*: nothing is said of the scale. *not moved*: all images are procedural, as they come. *real*: on real
+images that are never evaluated on."""
 
 
 def folded(model: nn.Module) -> nn.Module:
