@@ -30,7 +30,7 @@ from datafree import Recipe, Run, compress
 from datafree import graph as g
 from datafree.execution.atomic import atomic_write
 from datafree.quantization.affine import choose_qparams, fake_quantize
-from datafree.run.estimate import calibrate, predict
+from datafree.run.estimate import EFFORTS, calibrate, predict
 
 NOISES = (0.01, 0.03, 0.05, 0.09, 0.15, 0.25)
 BITS = (8, 7, 6, 5, 4)
@@ -84,7 +84,7 @@ class Kept:
 def _measure(kept: Kept, options: argparse.Namespace):
     first = compress(kept.model, Recipe.preset("w8a8"), kept.images[:1])
     start = time.perf_counter()
-    yardstick = calibrate(first)
+    yardstick = calibrate(first, EFFORTS[options.effort])
     found, seconds = predict(first.student, yardstick), time.perf_counter() - start
     print(f"w8a8 {first.summary.seconds:.1f} s, its estimate {seconds:.1f} s: {found}", flush=True)
     for name, student in _students(kept, first.teacher, options):
@@ -150,6 +150,7 @@ def _summary(rows) -> str:
 def _options() -> argparse.Namespace:
     parser = arguments.parser(__doc__)
     parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--effort", default="full", choices=list(EFFORTS))
     parser.add_argument("--presets", nargs="*", default=PRESETS)
     parser.add_argument("--methods", nargs="*", default=METHODS)
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder that keeps students and true agreements")
