@@ -70,6 +70,15 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", callback=within_cpus, help="Threads of torch, at most the number of CPUs."),
 ]
+Workers = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        callback=within_cpus,
+        help="Processes that solve layers, at most the number of CPUs; any number gives the same bits.",
+    ),
+]
 Seed = Annotated[int, typer.Option(metavar="N", help="Of everything random.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also list every layer.")]
 Quiet = Annotated[

@@ -14,11 +14,10 @@ import typer
 
 from datafree.app import tables
 from datafree.app.arguments import Debug, Json, Quiet, RecipeName, Seed, Threads, read_recipe, set_threads
-from datafree.app.commands.compress import check_out
 from datafree.app.console import show, show_json
+from datafree.app.output import check_out, write_file
 from datafree.app.photographs import SeenPhotograph, look
-from datafree.app.progress import ESTIMATING, FILE_PASSES, TIMING, WRITING, job_progress
-from datafree.app.verdict import time_beside_float, verdict
+from datafree.app.progress import ESTIMATING, FILE_PASSES, job_progress
 from datafree.app.watched import compress_watched
 from datafree.demo import LITE0_MEAN, LITE0_SIDE, LITE0_STD, DemoError, digits, digits_net, lite0, photographs
 from datafree.export import EXPORTERS
@@ -87,18 +86,13 @@ def demo(
 def _photographs(file: Path, recipe: Recipe, seed: int, *, force: bool) -> tuple[dict[str, str], list[SeenPhotograph]]:
     """Compress, write and check the file, time it, look; what came of it."""
     photographs()  # not after the work, where their package is missing
-    network, exporter = lite0(), EXPORTERS["ONNX"]
-    example, options = torch.zeros(1, 3, LITE0_SIDE, LITE0_SIDE), exporter.options()
+    network, example = lite0(), torch.zeros(1, 3, LITE0_SIDE, LITE0_SIDE)
     with job_progress(after={ESTIMATING: EFFORTS["brief"].passes, **FILE_PASSES}) as progress:
         done = compress_watched(
             progress, network, recipe, example, seed=seed, effort="brief", on_range=range_of(PIXELS)
         )
-        progress.on_step(WRITING, 0, 0)
-        written = exporter.write(done, file, options, force=force)
-        progress.on_step(TIMING, 0, 0)
-        speed = time_beside_float(done, file, exporter, options, torch.get_num_threads())
-        seen = look(network, file)
-    return verdict(done, file, written, speed, done.summary.warnings), seen
+        facts = write_file(done, file, done.summary.warnings, progress, force=force)
+        return facts, look(network, file)
 
 
 def _digits(seed: int, *, as_json: bool) -> None:

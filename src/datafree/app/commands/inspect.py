@@ -17,15 +17,14 @@ from datafree.app.arguments import (
     Threads,
     Verbose,
     Weights,
-    parse_shape,
     read_recipe,
     set_threads,
 )
 from datafree.app.console import show, show_json
 from datafree.app.inspection import inspect as inspect_model
+from datafree.app.opened import open_network
 from datafree.app.progress import job_progress
 from datafree.app.sentences import forecasts
-from datafree.models import load_model, provenance
 
 
 def inspect(
@@ -44,12 +43,11 @@ def inspect(
     """Say what compress would do with MODEL."""
     set_threads(threads)
     chosen = read_recipe(recipe, settings)
-    network, example = load_model(model, weights=weights, pretrained=pretrained, input_shape=parse_shape(input_shape))
-    origin = provenance(model, weights, pretrained=pretrained)
+    opened = open_network(model, weights=weights, pretrained=pretrained, input_shape=input_shape)
     with job_progress():
-        found = inspect_model(network, example, recipe=chosen)
-    warnings = (*tables.about_weights(origin), *found.warnings, *forecasts(found.forecast))
-    named = {"model": origin, "recipe": " ".join([recipe, *(settings or [])])}
+        found = inspect_model(opened.network, opened.example, recipe=chosen)
+    warnings = (*tables.about_weights(opened.origin), *found.warnings, *forecasts(found.forecast))
+    named = {"model": opened.origin, "recipe": " ".join([recipe, *(settings or [])])}
     if as_json:
         show_json({**asdict(found), **named, "warnings": warnings})
         return

@@ -24,19 +24,15 @@ from datafree.app.arguments import (
     Std,
     Threads,
     Weights,
-    given_pixels,
-    parse_numbers,
-    parse_shape,
+    Workers,
     set_threads,
-    within_cpus,
 )
 from datafree.app.console import show, show_json
-from datafree.app.given_images import range_given
+from datafree.app.opened import open_network
 from datafree.app.origin import Origin, read_origin
 from datafree.app.progress import job_progress
 from datafree.app.report import ReportError, check_extra, report_runs
 from datafree.app.sweep import Network, compress_all, open_folder, read_recipes, timed
-from datafree.models import load_model, provenance
 from datafree.run import Run
 
 PAGE = "sweep.html"
@@ -54,9 +50,7 @@ def sweep(
     input_shape: InputShape = None,
     mean: Mean = None,
     std: Std = None,
-    workers: Annotated[
-        int, typer.Option(min=1, metavar="N", callback=within_cpus, help="Processes that solve layers.")
-    ] = 1,
+    workers: Workers = 1,
     threads: Threads = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -71,14 +65,12 @@ def sweep(
     set_threads(threads)
     chosen = read_recipes(recipes, settings or [])
     torch.manual_seed(seed)  # a model of random weights is the same one next time
-    network, example = load_model(model, weights=weights, pretrained=pretrained, input_shape=parse_shape(input_shape))
-    used = given_pixels(parse_numbers(mean), parse_numbers(std))
-    known = used and range_given(used, example if isinstance(example, torch.Tensor) else example[0])
-    open_folder(out, chosen, f"{provenance(model, weights, pretrained=pretrained)}, {input_shape}, {mean}, {std}", seed)
+    opened = open_network(model, weights=weights, pretrained=pretrained, input_shape=input_shape, mean=mean, std=std)
+    open_folder(out, chosen, f"{opened.origin}, {input_shape}, {mean}, {std}", seed)
     named = {"--weights": weights, "--input": input_shape, "--mean": mean, "--std": std, "--seed": seed}
     flags = [part for flag, value in named.items() if value is not None for part in (flag, str(value))]
     flags += [*(["--pretrained"] if pretrained else []), *(part for s in settings or [] for part in ("--set", s))]
-    job = Network(network, example, (model, *flags), known or None, seed, workers)
+    job = Network(opened.network, opened.example, (model, *flags), opened.known, seed, workers)
     runs = compress_all(job, chosen, out)
     origins, notes = timed(runs, out, torch.get_num_threads())
     if as_json:
