@@ -29,7 +29,7 @@ from bench.tables.folding import PIXELS, folded
 from bench.tables.markdown import grid
 from bench.tables.one_command import compress_file
 from bench.tables.onnx_files import FOLDED, exported
-from bench.tables.peers import mean_and_error, run_alone, scores
+from bench.tables.peers import mean_and_error, on_their_own_images, run_alone, scores
 from datafree.export.onnx.onnxruntime import run_file, session
 
 FILE = "file_peers"
@@ -109,10 +109,7 @@ def main() -> None:
     parser.set_defaults(networks=list(NUM_IMAGES))
     options = parser.parse_args()
     zoo = open_networks(options)
-    for network in options.networks:
-        if zoo.measured_on(network):
-            print(f"skipped: {network}: files are compared on the images of --zoo alone", flush=True)
-            continue
+    for network in on_their_own_images(zoo, options.networks):
         with tempfile.TemporaryDirectory() as folder:
             count = zoo.num_images(network, options.images or NUM_IMAGES.get(network))
             fill(case_of(zoo, network, count, Path(folder)), options)

@@ -18,7 +18,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import product
@@ -114,14 +114,20 @@ def main() -> None:
     parser.set_defaults(networks=list(NUM_IMAGES))
     options = parser.parse_args()
     zoo = open_networks(options)
-    for network in options.networks:
-        if zoo.measured_on(network):
-            print(f"skipped: {network}: peers are compared on the images of --zoo alone", flush=True)
-            continue
+    for network in on_their_own_images(zoo, options.networks):
         with tempfile.TemporaryDirectory() as folder:
             count = options.images or NUM_IMAGES.get(network, 872)
             fill(_case(zoo, network, count), Path(folder), options)
     (options.out / "peers.md").write_text(page(options.out))
+
+
+def on_their_own_images(zoo: Networks, networks: Iterable[str]) -> Iterator[str]:
+    """The networks that have them; a line for each other."""
+    for network in networks:
+        if zoo.measured_on(network):
+            print(f"skipped: {network}: peers are compared on the images of --zoo alone", flush=True)
+        else:
+            yield network
 
 
 def fill(case: Case, folder: Path, options: argparse.Namespace) -> None:
