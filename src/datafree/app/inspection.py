@@ -23,7 +23,7 @@ from datafree.records import Equalization, Skipped, Slimmed, Stats
 from datafree.run import EFFORTS, expected_work, warnings_of
 from datafree.signals import input_range_of
 from datafree.solve import LayerPlan, plan_layers
-from datafree.teacher import equalize_, fold_batchnorm_, slim
+from datafree.teacher import equalize_, fold_batchnorm_, is_left_out, slim
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,9 @@ def inspect(
     num_batchnorms = len(batch_norms(teacher))
     stats, kept = fold_batchnorm_(teacher)
     num_parameters = g.num_parameters(teacher)
-    slimmed = slim(teacher, stats, mode="on")[2]
-    teacher, stats, _ = slim(teacher, stats, mode=recipe.slim)
+    smaller, left, slimmed = slim(teacher, stats, mode="on")
+    if is_left_out(slimmed, num_parameters, recipe.slim):
+        teacher, stats = smaller, left
     plan = plan_layers(teacher, recipe)
     chosen = input_range_of(teacher, stats, recipe.signal, input_range(model))
     rows = recipe.weights.per == "tensor"

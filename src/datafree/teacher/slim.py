@@ -51,9 +51,14 @@ def slim(teacher: fx.GraphModule, stats: Stats, *, mode: str) -> tuple[fx.GraphM
         left = {name: _of_channels(s, there[name]) for name, s in left.items() if name in there}
         still = {name: s[there[name]] for name, s in still.items() if name in there}
     (size, macs), (new_size, new_macs) = _size(teacher), _size(smaller)
-    if not removed or (mode == "auto" and size - new_size < WORTHWHILE * size):
-        return teacher, stats, Slimmed()
-    return smaller, left, Slimmed(tuple(removed), size - new_size, macs - new_macs)
+    gone = Slimmed(tuple(removed), size - new_size, macs - new_macs)
+    return (smaller, left, gone) if is_left_out(gone, size, mode) else (teacher, stats, Slimmed())
+
+
+def is_left_out(gone: Slimmed, num_parameters: int, mode: str) -> bool:
+    """Whether a mode leaves out what does nothing, of so many parameters."""
+    enough = mode == "on" or (mode == "auto" and gone.parameters >= WORTHWHILE * num_parameters)
+    return bool(gone.removed) and enough
 
 
 def _size(teacher: fx.GraphModule) -> tuple[int, int]:
