@@ -2,8 +2,9 @@
 
 A row is current where no result can differ between its commit and HEAD: nothing under `src/` does, or every commit
 since then that touched `src/` ends its message in the line "Results: unchanged", which tests/digests.py must have
-shown. A commit that ends in "+" had changes of its own under `src/`, which no one else has: its rows are old, and so
-are those without a commit.
+shown. The line "Results: images of A B" says that of networks A and B images are made in another way: rows that were
+made without such images, and those of other networks, stay current. A commit that ends in "+" had changes of its own
+under `src/`, which no one else has: its rows are old, and so are those without a commit.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 OLD = "†"
 UNCHANGED = "unchanged"  # in the trailer "Results: unchanged" of a commit
+IMAGES_OF = "images of "  # in the trailer "Results: images of A B"
 
 
 class HasCommit(Protocol):
@@ -52,18 +54,35 @@ def commit(root: Path = ROOT) -> str:
     return head + ("+" if _git(root, "status", "--porcelain", "--", "src") else "")
 
 
-@cache
 def is_current(made_by: str, root: Path = ROOT) -> bool:
     """Whether the code of `src/` at HEAD gives the results of that commit."""
-    if not made_by or made_by.endswith("+"):
-        return False
-    if _git(root, "diff", "--quiet", made_by, "HEAD", "--", "src") is not None:
+    return images_changed_since(made_by, root) == frozenset()
+
+
+def is_row_current(row: HasCommit) -> bool:
+    """Whether the code of `src/` at HEAD gives this row."""
+    if is_current(row.commit):
         return True
+    uses_images = getattr(row, "images_commit", None) != ""
+    changed = images_changed_since(row.commit)
+    return changed is not None and not (uses_images and getattr(row, "network", "") in changed)
+
+
+@cache
+def images_changed_since(made_by: str, root: Path = ROOT) -> frozenset[str] | None:
+    """Networks of which HEAD makes other images than that commit, all else being equal; None = all may differ."""
+    if not made_by or made_by.endswith("+"):
+        return None
+    if _git(root, "diff", "--quiet", made_by, "HEAD", "--", "src") is not None:
+        return frozenset()
     if _git(root, "merge-base", "--is-ancestor", made_by, "HEAD") is None:
-        return False
+        return None
     said = "--format=%h %(trailers:key=Results,valueonly,separator=%x20)"
     since = _git(root, "log", said, f"{made_by}..HEAD", "--", "src") or ""
-    return all(line.split()[1:] == [UNCHANGED] for line in since.splitlines())
+    told = [line.partition(" ")[2] for line in since.splitlines()]
+    if not all(value == UNCHANGED or value.startswith(IMAGES_OF) for value in told):
+        return None
+    return frozenset(name for value in told if value != UNCHANGED for name in value.removeprefix(IMAGES_OF).split())
 
 
 def _git(root: Path, *arguments: str) -> str | None:
@@ -120,24 +139,24 @@ def add_missing(path: Path, asked: Iterable[tuple[Hashable, Callable[[], object]
 
 def finished(rows: Iterable[HasKey], num_images: int) -> set[Hashable]:
     """Keys of rows that need no repeating: current, and of as many images."""
-    return {r.key for r in rows if is_current(r.commit) and r.num_images == num_images}
+    return {r.key for r in rows if is_row_current(r) and r.num_images == num_images}
 
 
 def newest(rows: Iterable[Dated]) -> list[Dated]:
     """The current rows; all of them where none is."""
     rows = list(rows)
-    return [r for r in rows if is_current(r.commit)] or rows
+    return [r for r in rows if is_row_current(r)] or rows
 
 
 def mark(rows: Iterable[HasCommit]) -> str:
     """What a cell made of these rows ends in: "†" where one of them is old."""
-    return "" if all(is_current(r.commit) for r in rows) else f" {OLD}"
+    return "" if all(map(is_row_current, rows)) else f" {OLD}"
 
 
 def commits_note(rows: Iterable[HasCommit]) -> str:
     """One line: which commits the rows of a page are of, and what made its old ones."""
-    found = sorted({r.commit for r in rows})
-    current, old = [c for c in found if is_current(c)], [c for c in found if not is_current(c)]
+    rows = list(rows)
+    current, old = (sorted({r.commit for r in rows if is_row_current(r) is now}) for now in (True, False))
     parts = [f"Rows of commit {', '.join(current)}."] if current else []
     if old:
         named = ", ".join(f"commit {c}" if c else "commit not kept" for c in old)

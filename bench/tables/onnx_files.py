@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bench.rows import RESULTS, add_missing, commits_note, is_current, mark, rows_on_file
+from bench.rows import RESULTS, add_missing, commits_note, is_row_current, mark, rows_on_file
 from datafree import graph as g
 from datafree import load_model
 from datafree.graph import trace
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    done = {(row.network, row.exporter) for row in rows(options.out) if is_current(row.commit)}
+    done = {(row.network, row.exporter) for row in rows(options.out) if is_row_current(row)}
     asked = [((n, e), partial(measured, n, e)) for n in options.networks for e in options.exporters]
     add_missing(options.out / f"{FILE}.jsonl", asked, done)
     (options.out / f"{FILE}.md").write_text(page(options.out))

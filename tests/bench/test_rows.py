@@ -66,7 +66,7 @@ def test_a_row_is_current_until_src_changes(repository):
     later = committed(repository)
     assert later != made_by and rows.is_current(made_by, repository) and rows.is_current(later, repository)
     (repository / "src" / "a.py").write_text("2\n")
-    rows.is_current.cache_clear()
+    rows.images_changed_since.cache_clear()
     assert rows.is_current(committed(repository), repository) and not rows.is_current(made_by, repository)
 
 
@@ -85,6 +85,29 @@ def test_a_row_outlives_commits_that_change_no_result(repository, messages, curr
         (repository / "src" / "a.py").write_text(f"another {number}\n")
         committed(repository, message)
     assert rows.is_current(made_by, repository) == current
+
+
+@pytest.mark.parametrize(
+    "fields, current",
+    [
+        ({"network": "a", "images_commit": "abc"}, False),
+        ({"network": "a"}, True),
+        ({"network": "b", "images_commit": "abc"}, True),
+    ],
+    ids=["made with such images", "made without images", "another network"],
+)
+def test_other_images_make_rows_old_that_were_made_with_them(repository, monkeypatch, fields, current):
+    made_by = rows.commit(repository)
+    (repository / "src" / "a.py").write_text("2\n")
+    committed(repository, "images in parts\n\nResults: images of a c")
+    (repository / "src" / "a.py").write_text("3\n")
+    committed(repository, "move a\n\nResults: unchanged")
+    changed = rows.images_changed_since(made_by, repository)
+    assert changed == {"a", "c"} and not rows.is_current(made_by, repository)
+    monkeypatch.setattr(rows, "images_changed_since", lambda *_: changed)
+    assert rows.is_row_current(row(commit=made_by, **fields)) == current
+    unknown = SimpleNamespace(commit=made_by, network=fields["network"])  # a row that does not say what made its images
+    assert rows.is_row_current(unknown) == (fields["network"] == "b")
 
 
 def test_a_row_of_another_branch_is_old(repository):

@@ -14,6 +14,7 @@ from datafree.graph.capture import trace
 from datafree.records import InputRange
 from datafree.signals import make_signal, propagated, signal_job
 from datafree.signals.answers import STEPS, Answers, num_classes
+from datafree.signals.batch_means import BatchMeans
 from datafree.signals.moving import SHORT
 from datafree.signals.propagated import probe_images
 from datafree.signals.varied import varied
@@ -133,7 +134,7 @@ def test_scores_of_outputs_are_both_signs_of_what_differs_from_the_start():
     with torch.no_grad():
         y = graph(x).mean((2, 3))
         mean, std = y.mean(0, keepdim=True), y.std(0, keepdim=True)
-        scores = Answers(graph, UNIT, torch.zeros(6, dtype=torch.int64), ((mean, std),)).scores(x)
+        scores = Answers(graph, UNIT, torch.zeros(6, dtype=torch.int64), BatchMeans(6), ((mean, std),)).scores(x)
     assert torch.allclose(scores, torch.cat([(y - mean) / std, (mean - y) / std], 1), atol=1e-5)
 
 
@@ -142,7 +143,7 @@ def test_probabilities_count_as_the_logits_they_come_from():
     x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     targets, both = torch.tensor([0, 1, 2, 0]), (model, nn.Sequential(model, nn.Softmax(1)))
     with torch.no_grad():
-        first, second = (float(Answers(trace(net, x), UNIT, targets)(x)[1]) for net in both)
+        first, second = (float(Answers(trace(net, x), UNIT, targets, BatchMeans(4))(x, slice(0, 4))[1]) for net in both)
     assert first == pytest.approx(second, rel=1e-4)
 
 

@@ -41,11 +41,12 @@ class Matched(SignalRecipe):
 
 
 class Inverted(SignalRecipe):
-    """`matched` with class targets, for the steps of the setting."""
+    """`matched` with class targets, for the steps of the setting and the effort."""
 
     kind: Literal["inverted"] = "inverted"
     setting: Literal["short", "cifar10", "imagenet"] = "short"  # others: Deep Inversion as published, its own numbers
-    steps: int | None = Field(default=None, ge=1)  # None: the setting's, 200, 2000, 20000
+    effort: Literal["fast", "normal", "best"] = "normal"  # of the setting "short"
+    steps: int | None = Field(default=None, ge=1)  # None: those of the effort, of published settings 2000 and 20000
     smoothness: float = Field(default=1.0, ge=0)
     class_weight: float = Field(default=0.3, ge=0)
 

@@ -10,7 +10,7 @@ from datafree import graph as g
 from datafree.execution import CHOOSING, DISTILLING, MAKING_IMAGES, SOLVING, ExpectedWork
 from datafree.recipe import Recipe, RoundingRecipe
 from datafree.run.cost import layer_macs
-from datafree.signals import images_asked, signal_kind
+from datafree.signals import images_asked, images_at_once, signal_kind
 from datafree.solve import MAX_TAPS, NUM_ROWS, LayerPlan, Plan, rounding_method
 
 WALK, BACKWARD = 2.2, 1.6  # copies of the tensors on the way, and of those that a backward pass reads
@@ -29,12 +29,12 @@ def expected_work(teacher: fx.GraphModule, plan: Plan, recipe: Recipe, *, rememb
     """
     forward, count = sum(layer_macs(teacher).values()), images_asked(teacher, recipe.signal)
     solved = [item for item in plan.layers.values() if item.weights is not None]
-    walk = count * forward
+    walk, in_parts = count * forward, images_at_once(teacher) < min(count, BATCH)
     layers = sum(_solving(teacher, item, recipe.solve, count) for item in solved)
     zeros = ZEROS * sum(_product(teacher, item) for item in solved) if recipe.prune else 0
     chooses = recipe.budget is not None or recipe.prune is not None
     found = {
-        MAKING_IMAGES: signal_kind(recipe.signal).passes(recipe.signal, count, remembers) * forward,
+        MAKING_IMAGES: signal_kind(recipe.signal).passes(recipe.signal, count, remembers, in_parts) * forward,
         CHOOSING: walk * (1 + PROBES * len(solved)) + layers + zeros if chooses else 0,
         SOLVING: walk * (2 if recipe.solve.sequential else 1) + layers + zeros,
         DISTILLING: 4 * recipe.distill.steps * recipe.distill.batch * forward if recipe.distill else 0,
@@ -66,7 +66,7 @@ def _memory(teacher: fx.GraphModule, plan: Plan, count: int, *, moves: bool) -> 
     taps = max((g.weight(teacher, i.layer)[0].numel() for i in plan.layers.values()), default=0)
     widest, everything = _numbers(teacher)
     walk, solving = WALK * 4 * count * widest, 3 * 8 * min(taps, MAX_TAPS) ** 2
-    backward = BACKWARD * 4 * min(count, BATCH) * everything if moves else 0
+    backward = BACKWARD * 4 * min(count, BATCH, images_at_once(teacher)) * everything if moves else 0
     return round(8 * g.num_parameters(teacher) + max(walk, solving, backward))
 
 

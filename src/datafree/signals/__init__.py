@@ -6,6 +6,7 @@ from datafree.signals.gaussian import closed_form
 from datafree.signals.job import Competitor, SignalJob
 from datafree.signals.make import images_asked, input_range_of, made, make_signal, num_images, signal_job
 from datafree.signals.measured import measured_stats
+from datafree.signals.moving import images_at_once
 from datafree.signals.probes import dead_leaves
 from datafree.signals.propagated import propagated
 from datafree.signals.scale import in_range
@@ -25,6 +26,7 @@ __all__ = [
     "closed_form",
     "dead_leaves",
     "images_asked",
+    "images_at_once",
     "in_range",
     "input_range_of",
     "layer_draws",

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten
 
 from datafree import graph as g
 from datafree.records import InputRange
+from datafree.signals.batch_means import BatchMeans
 from datafree.signals.job import SignalJob
 from datafree.signals.moving import SHORT, Matched, MatchingError, among_others, move_all, on_device, roughness
 from datafree.signals.propagated import propagated
@@ -68,7 +69,7 @@ def _move(job: SignalJob, network: fx.GraphModule) -> tuple[Matched, str]:
         reference = () if classes else _reference(network, in_range(start, job.ranges[0]))
         count = classes or 2 * sum(mean.shape[1] for mean, _ in reference)
         targets = torch.randint(count, (len(start),), generator=job.rng).to(start.device)
-        return Answers(network, job.ranges[0], targets, reference)
+        return Answers(network, job.ranges[0], targets, BatchMeans(len(start)), reference)
 
     found = move_all(job, job.unit[0][::MOVED], SCHEDULE, STEPS, objective)
     return found, "random classes" if classes else "random outputs"
@@ -92,12 +93,13 @@ class Answers:
     network: fx.GraphModule
     input_range: InputRange
     targets: Int[Tensor, " n"]
+    means: BatchMeans
     reference: tuple[tuple[Tensor, Tensor], ...] = ()  # mean, std (1, C) of each output; () = it is a classifier
 
-    def __call__(self, view: Float[Tensor, "n c ..."]) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, view: Float[Tensor, "n c ..."], part: slice) -> tuple[Tensor, Tensor, Tensor]:
         scores = self.scores(in_range(view, self.input_range))
-        wanted = F.cross_entropy(scores, self.targets)
-        return wanted + SMOOTHNESS * roughness(view), wanted, scores
+        wanted = self.means.mean(part, "class", F.cross_entropy(scores, self.targets[part]))
+        return wanted + SMOOTHNESS * self.means.mean(part, "roughness", roughness(view)), wanted, scores
 
     def scores(self, x: Float[Tensor, "n c ..."]) -> Float[Tensor, "n k"]:
         """What targets count in."""

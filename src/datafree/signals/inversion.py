@@ -31,6 +31,7 @@ class AdamSchedule:
     jitter: int | None  # pixels of the random shift; None = a twelfth of the shorter side
     flips: bool  # every second view is flipped
     pixel_limit: float  # largest unit-variance pixel
+    whole: bool = True  # the network sees the batch at once; else as many images at a time as leave memory alone
 
 
 @dataclass(frozen=True)

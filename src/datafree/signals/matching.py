@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +15,15 @@ from datafree import graph as g
 from datafree.recipe import Inverted, MatchedImages
 from datafree.records import ChannelStats, InputRange, Stats
 from datafree.signals.answers import answered
+from datafree.signals.batch_means import BatchMeans
 from datafree.signals.inversion import PUBLISHED, AdamSchedule, competition, size, statistics_distance, total_variation
 from datafree.signals.job import Competitor, SignalJob
-from datafree.signals.moving import SHORT, Matched, MatchingError, move_all, on_device, roughness
+from datafree.signals.moving import SHORT, Matched, MatchingError, move_all, on_device, part_size, roughness
 from datafree.signals.propagated import propagated
 from datafree.signals.scale import in_range
 from datafree.signals.source import Signal, batch_statistics
 
-SHORT_STEPS = 200  # ours
+STEPS = {"fast": (60, 60), "normal": (200, 120), "best": (400, 300)}  # of whole batches, of batches in parts (ours)
 NOTHING = 1e-12  # variance of a BatchNorm whose gamma is 0 everywhere, which tells nothing of images
 
 
@@ -45,12 +47,16 @@ def schedule_of(method: MatchedImages) -> AdamSchedule:
     return SHORT
 
 
-def steps_of(method: MatchedImages) -> int:
-    """Steps of the recipe, or those of the setting."""
+def steps_of(method: MatchedImages, *, in_parts: bool = False) -> int:
+    """Steps of the recipe, or those of the setting and the effort.
+
+    Args:
+        in_parts: whether the network sees a batch in parts, so that a step is dear, and goes a little further, too.
+    """
     if method.steps is not None:
         return method.steps
     assert isinstance(method, Inverted), "only its settings bring steps"
-    return SHORT_STEPS if method.setting == "short" else PUBLISHED[method.setting].steps
+    return STEPS[method.effort][in_parts] if method.setting == "short" else PUBLISHED[method.setting].steps
 
 
 def match(job: SignalJob, unit: Float[Tensor, "n c ..."]) -> Matched:
@@ -77,14 +83,19 @@ def match(job: SignalJob, unit: Float[Tensor, "n c ..."]) -> Matched:
     method, work, generator = job.recipe, job.work, job.rng
     assert isinstance(method, MatchedImages), "images are moved for these kinds"
     teacher, stats = on_device(job.teacher, job.stats, work.device)
+    schedule = schedule_of(method)
+    in_parts = part_size(job, schedule) < min(schedule.batch, len(unit))
+    if in_parts:
+        teacher = g.duplicate(teacher).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def objective(count: int) -> _Objective:
         targets = _targets(teacher, count, generator) if isinstance(method, Inverted) else None
         targets = None if targets is None else targets.to(work.device)
-        return _Objective(teacher, stats, method, job.ranges[0], targets, job.competitor)
+        return _Objective(teacher, stats, method, job.ranges[0], targets, job.competitor, BatchMeans(count))
 
     try:
-        return move_all(job, unit, schedule_of(method), steps_of(method), lambda part: objective(len(part)))
+        steps = steps_of(method, in_parts=in_parts)
+        return move_all(job, unit, schedule, steps, lambda part: objective(len(part)))
     except MatchingError as error:
         raise MatchingError(f"{_first_not_finite(job, unit)}{error}") from None
 
@@ -110,23 +121,34 @@ class _Objective:
     input_range: InputRange
     targets: Int[Tensor, " n"] | None
     competitor: Competitor | None
+    means: BatchMeans
 
-    def __call__(self, view: Float[Tensor, "n c ..."]) -> tuple[Tensor, Tensor, Tensor | None]:
+    def __call__(self, view: Float[Tensor, "n c ..."], part: slice) -> tuple[Tensor, Tensor, Tensor | None]:
         method, x = self.method, in_range(view, self.input_range)
+        measure = partial(self.means.statistics, part)
         published = PUBLISHED.get(method.setting) if isinstance(method, Inverted) else None
         if published is None:
-            distance, logits = mismatch(self.teacher, self.stats, x, relative_distance)
-            loss = distance + method.smoothness * roughness(view)
+            distance, logits = mismatch(self.teacher, self.stats, x, relative_distance, measure=measure)
+            loss = distance + method.smoothness * self.means.mean(part, "roughness", roughness(view))
             class_weight = method.class_weight if isinstance(method, Inverted) else 0.0
         else:
-            distance, logits = mismatch(self.teacher, self.stats, x, statistics_distance, first=published.first)
+            distance, logits = mismatch(
+                self.teacher, self.stats, x, statistics_distance, first=published.first, measure=measure
+            )
             loss = published.statistics * distance + published.tv * total_variation(view) + published.l2 * size(view)
             class_weight = published.class_weight
         if self.targets is not None and logits is not None:
-            loss = loss + class_weight * F.cross_entropy(logits, self.targets)
+            wanted = F.cross_entropy(logits, self.targets[part])
+            loss = loss + class_weight * self.means.mean(part, "class", wanted)
         if self.competitor is not None and logits is not None:
-            loss = loss + self.competitor.weight * competition(logits, self.competitor.logits(x))
+            agreement = competition(logits, self.competitor.logits(x))
+            loss = loss + self.competitor.weight * self.means.mean(part, "competition", agreement)
         return loss, distance, logits
+
+
+def of_all(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The `measure` of a batch seen as a whole."""
+    return batch_statistics(x)
 
 
 def mismatch(
@@ -136,19 +158,21 @@ def mismatch(
     distance: Callable[[Tensor, Tensor, ChannelStats], Tensor],
     *,
     first: float = 1.0,
+    measure: Callable[[str, Tensor], tuple[Tensor, Tensor]] = of_all,
 ) -> tuple[Tensor, Tensor | None]:
     """Distance of all BatchNorm outputs from what BatchNorm remembers, and the logits where there are any.
 
     Args:
         distance: of one BatchNorm: (mean (C,), std (C,), what it remembers) -> scalar.
         first: weight of the first BatchNorm; the others weigh 1.
+        measure: name and value of one BatchNorm's output -> mean and std, those of a batch where `x` is a part of it.
     """
     total, value, weight = x.new_zeros(()), None, first
     for node, values in g.walk(teacher, (x,)):
         if node not in values:
             value = values[node] = g.execute(node, values)
         if node.name in stats:
-            total = total + weight * distance(*batch_statistics(values[node]), stats[node.name])
+            total = total + weight * distance(*measure(node.name, values[node]), stats[node.name])
             weight = 1.0
     logits = value if isinstance(value, Tensor) and value.dim() == 2 else None
     return total, logits

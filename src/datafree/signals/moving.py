@@ -15,12 +15,16 @@ from torch import Tensor, fx
 from datafree import graph as g
 from datafree.execution import EVERY, MAKING_IMAGES, Checkpoints, adam_state, restore_adam
 from datafree.records import DivergedError, Stats
+from datafree.signals.batch_means import BatchMeans
 from datafree.signals.inversion import AdamSchedule
 from datafree.signals.job import SignalJob
 from datafree.signals.scale import in_range
 
 # ours; 8-bit pixels end about two standard deviations from their mean
-SHORT = AdamSchedule(lr=0.1, betas=(0.9, 0.99), annealed=True, batch=64, jitter=None, flips=True, pixel_limit=2.2)
+SHORT = AdamSchedule(
+    lr=0.1, betas=(0.9, 0.99), annealed=True, batch=64, jitter=None, flips=True, pixel_limit=2.2, whole=False
+)
+AT_ONCE = 2**29  # bytes; larger parts are no faster
 PATIENCE = 50  # steps after which the loss has to be below its start
 
 
@@ -53,12 +57,19 @@ def among_others(job: SignalJob, moved: Matched, every: int) -> tuple[Float[Tens
 
 @runtime_checkable
 class Objective(Protocol):
-    """What a batch of images is moved by: one view of it -> (loss, the part of it to tell of, logits)."""
+    """What a batch of images is moved by: one view of a part of it -> (loss, what to tell of it, logits).
+
+    targets: the class every image of the batch is to show; None = none is asked for.
+    means: over the batch, of which a part is seen at a time.
+    """
 
     @property
     def targets(self) -> Int[Tensor, " n"] | None: ...
 
-    def __call__(self, view: Float[Tensor, "n c ..."]) -> tuple[Tensor, Tensor, Tensor | None]: ...
+    @property
+    def means(self) -> BatchMeans: ...
+
+    def __call__(self, view: Float[Tensor, "n c ..."], part: slice) -> tuple[Tensor, Tensor, Tensor | None]: ...
 
 
 def on_device(teacher: fx.GraphModule, stats: Stats, device: str) -> tuple[fx.GraphModule, Stats]:
@@ -73,6 +84,18 @@ def on_device(teacher: fx.GraphModule, stats: Stats, device: str) -> tuple[fx.Gr
         raise MatchingError(
             f"device {device!r} cannot be used: {reason}; use 'cpu', or 'cuda' where there is a GPU"
         ) from None
+
+
+def images_at_once(teacher: fx.GraphModule) -> int:
+    """As many images as leave no more than AT_ONCE bytes for a backward pass to read; one where one is more."""
+    numbers = sum(math.prod(g.shape(n)[1:]) for n in teacher.graph.nodes if n.op == "call_function" and g.shape(n))
+    return max(1, AT_ONCE // max(1, 4 * numbers))
+
+
+def part_size(job: SignalJob, schedule: AdamSchedule) -> int:
+    """Images of a batch that the network sees at a time: all of them, but on a CPU no more than fit."""
+    whole = schedule.whole or job.work.device != "cpu"
+    return schedule.batch if whole else min(schedule.batch, images_at_once(job.teacher))
 
 
 def move_all(
@@ -94,7 +117,7 @@ def move_all(
         done, all_steps = number * steps, len(parts) * steps
         watch = lambda step, done=done: work.on_step(MAKING_IMAGES, done + step, all_steps)  # noqa: E731, B023
         kept = work.checkpoints.part(f"images.{number}")
-        made.append(move(here, objective_of(here), schedule, steps, job.rng, watch, kept))
+        made.append(move(here, objective_of(here), schedule, steps, job.rng, watch, kept, part_size(job, schedule)))
     weights = torch.tensor([len(part) for part in parts]) / len(unit)
     distance = tuple(float(sum(w * m.distance[i] for w, m in zip(weights, made, strict=True))) for i in (0, 1))
     asked = [m.asked for m in made if m.asked is not None]
@@ -110,44 +133,65 @@ def move(
     generator: torch.Generator,
     watch: Callable[[int], None],
     checkpoints: Checkpoints,
+    part_size: int,
 ) -> Matched:
-    """One batch of images of unit variance, all steps; the distance is that before and after."""
-    images = unit.clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([images], lr=schedule.lr, betas=schedule.betas)
-    sides, shortest = tuple(range(2, unit.dim())), min(unit.shape[2:])
-    jitter = max(1, shortest // 12) if schedule.jitter is None else min(schedule.jitter, shortest - 1)
+    """One batch of images of unit variance, all steps, at most `part_size` at a time; the distance before and after."""
+    parts = [slice(int(i[0]), int(i[-1]) + 1) for i in torch.arange(len(unit)).chunk(math.ceil(len(unit) / part_size))]
+    images = [unit[part].clone().requires_grad_(True) for part in parts]
+    optimizer = torch.optim.Adam(images, lr=schedule.lr, betas=schedule.betas)
     start, before, losses = 0, math.nan, []
     kept = checkpoints.read("state")
     if kept is not None:
         start, before, losses = (checkpoints.record("state")[k] for k in ("start", "before", "losses"))
-        images.data.copy_(kept["images"])
+        for part, own in zip(parts, images, strict=True):
+            own.data.copy_(kept["images"][part])
         restore_adam(optimizer, kept)
+        objective.means.restore(kept, parts)
         generator.set_state(kept["generator"])
+    elif len(parts) > 1:
+        before = _distance(images, parts, objective)[0]
     for step in range(start, steps):
         for group in optimizer.param_groups:
             group["lr"] = schedule.lr * (_cosine(step / steps) if schedule.annealed else 1.0)
-        shift = torch.randint(-jitter, jitter + 1, (len(sides),), generator=generator).tolist()
-        with torch.enable_grad():
-            view = torch.roll(images, shift, sides)
-            view = view.flip(3) if schedule.flips and step % 2 and len(sides) == 2 else view
-            loss, distance, _ = objective(view)
-            optimizer.zero_grad()
-            loss.backward()
-        losses.append(float(loss.detach()))
-        before = before if step else float(distance.detach())
+        last = math.nan
+        for part, own in zip(parts, images, strict=True):
+            with torch.enable_grad():
+                loss, distance, _ = objective(_view(own, schedule, step, generator), part)
+                optimizer.zero_grad()
+                loss.backward()
+            before = float(distance.detach()) if math.isnan(before) else before
+            optimizer.step()
+            with torch.no_grad():
+                own.clamp_(-schedule.pixel_limit, schedule.pixel_limit)
+            last = float(loss.detach())
+        losses.append(last)
         check_loss(losses, step)
-        optimizer.step()
-        with torch.no_grad():
-            images.clamp_(-schedule.pixel_limit, schedule.pixel_limit)
         watch(step + 1)
         if (step + 1) % EVERY == 0 or step + 1 == steps:
-            state = {"images": images, "generator": generator.get_state(), **adam_state(optimizer)}
+            made = {"images": torch.cat(images), "generator": generator.get_state()}
+            state = made | objective.means.state() | adam_state(optimizer)
             checkpoints.write("state", state, {"start": step + 1, "before": before, "losses": losses})
-    with torch.no_grad():
-        _, last, logits = objective(images.detach())
+    after, logits = _distance(images, parts, objective)
     targets = objective.targets
     asked = None if targets is None or logits is None else 100 * float((logits.argmax(1) == targets).float().mean())
-    return Matched(images.detach(), (before, float(last)), asked)
+    return Matched(torch.cat(images).detach(), (before, after), asked)
+
+
+def _view(images: Tensor, schedule: AdamSchedule, step: int, generator: torch.Generator) -> Tensor:
+    """The images as they are seen at one step: shifted, and every second time flipped."""
+    sides, shortest = tuple(range(2, images.dim())), min(images.shape[2:])
+    jitter = max(1, shortest // 12) if schedule.jitter is None else min(schedule.jitter, shortest - 1)
+    shift = torch.randint(-jitter, jitter + 1, (len(sides),), generator=generator).tolist()
+    view = torch.roll(images, shift, sides)
+    return view.flip(3) if schedule.flips and step % 2 and len(sides) == 2 else view
+
+
+@torch.no_grad()
+def _distance(images: list[Tensor], parts: list[slice], objective: Objective) -> tuple[float, Tensor | None]:
+    """What is told of the batch as it is, every part seen once, and its logits."""
+    found = [objective(own, part)[1:] for part, own in zip(parts, images, strict=True)]
+    logits = [y for _, y in found if y is not None]
+    return float(found[-1][0]), torch.cat(logits) if logits else None
 
 
 def _cosine(progress: float) -> float:
