@@ -239,6 +239,38 @@ def test_attention_is_left_in_float_and_said():
         assert float((run.student(X) - wanted).norm()) < 0.2 * float(wanted.norm())
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_transformer_encoder_of_torch_is_compressed(batch_first):
+    """Its attention takes views of queries, keys and values that lie apart."""
+    torch.manual_seed(0)
+    model = Encoder(batch_first).eval()
+    run = compress(model, Recipe.parse(FEW), X[:1])
+    names = [
+        "patches",
+        *(f"encoder.{name}" for name in ("self_attn", "self_attn.out_proj", "linear1", "linear2")),
+        "head",
+    ]
+    assert [layer.name for layer in run.layers] == names
+    with torch.no_grad():
+        wanted = model(X)
+        assert torch.allclose(run.teacher(X), wanted, atol=1e-5)
+        assert float((run.student(X) - wanted).norm()) < 0.2 * float(wanted.norm())
+
+
+class Encoder(nn.Module):
+    """Patches, one layer of PyTorch's own encoder, and a class."""
+
+    def __init__(self, batch_first):
+        super().__init__()
+        self.patches, self.head, self.batch_first = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 5), batch_first
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2)
+        x = x.permute(0, 2, 1) if self.batch_first else x.permute(2, 0, 1)
+        return self.head(self.encoder(x).mean(1 if self.batch_first else 0))
+
+
 class Transformer(nn.Module):
     """Patches, a class token, attention, and a class."""
 

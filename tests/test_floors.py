@@ -20,7 +20,7 @@ FLOORS = (
     "solve",
     "allocation student",
     "run",
-    "arguments",
+    "arguments sharing",
     "pipeline export",
     "app",
     "__init__ __main__",

@@ -3,6 +3,7 @@
 import io
 import time
 from contextlib import contextmanager
+from threading import Event
 
 import pytest
 from rich.console import Console
@@ -21,6 +22,12 @@ def planned(after=None):
     with JobProgress(after=after, console=NOWHERE) as job:
         job.on_plan(PLAN)
         yield job
+
+
+def test_the_first_line_counts_from_when_the_command_began():
+    said = Event()
+    with JobProgress(console=NOWHERE, say=lambda line: said.set(), every=3600.0, begun=time.monotonic() - 3600):
+        assert said.wait(60)
 
 
 def test_nothing_is_known_before_the_plan():

@@ -1,10 +1,11 @@
-"""Tables of docs/files.md and docs/limits.md from the rows of export.py and estimate.py; nothing is measured."""
+"""Tables of docs (files, method, limits) from the rows of export.py and estimate.py; nothing is measured."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,40 @@ def _cells(row: Timed) -> list[str]:
         f"{row.float_ms:.2f}", f"{row.ours_ms:.2f}", f"{row.faster:.2f}{mark([row])}", f"{row.than_theirs:.2f}",
         smaller,
     ]  # fmt: skip
+
+
+def parity_block(folder: Path) -> str:
+    """How near files are to their students: the newest row of each network and preset."""
+    found = {(row["network"], row["preset"]): row for row in _lines(folder / "export.jsonl") if "file_db" in row}
+    presets = list(dict.fromkeys(preset for _, preset in found))
+    lines = markdown.grid(
+        (f"`{preset}`" for preset in presets),
+        (
+            [told, *(_parity(found.get((n, p))) for p in presets)]
+            for n, told in markdown.NICK.items()
+            if _is_in(n, found)
+        ),
+    )
+    images = sum({network: row["images"] for (network, _), row in found.items()}.values())
+    note = f"Decibels, and images of equal class in brackets; {images:,} images."
+    return "\n".join([*lines, "", note, commits_note(Made(row.get("commit", "")) for row in found.values())]) + "\n"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What made a row."""
+
+    commit: str
+
+
+def _is_in(network: str, found: Iterable[tuple[str, str]]) -> bool:
+    return any(name == network for name, _ in found)
+
+
+def _parity(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    return f"{row['file_db']:.0f} ({row['agreement']:.1f} %){mark([Made(row.get('commit', ''))])}"
 
 
 def _timed(folder: Path, runtime: str) -> list[Timed]:

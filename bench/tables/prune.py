@@ -14,8 +14,9 @@ from pathlib import Path
 from bench import arguments
 from bench.networks.real_images import AS_MANY, REFERENCES
 from bench.published.baselines import LAYERWISE, PLAIN, TRIVIAL
+from bench.rows import commits_note, mark
 from bench.tables import markdown
-from bench.tables.accuracy import Way, fill_table, references, written
+from bench.tables.accuracy import Row, Way, fill_table, references, written
 
 PRESETS = (
     "slim", "prune30", "prune50", "prune70", "prune80", "prune90", "nm24", "channels10", "channels20", "prune50-w8a8",
@@ -73,6 +74,21 @@ def page(folder: Path) -> str:
 def block(folder: Path) -> str:
     """The table of README."""
     return markdown.block(SHORT_NOTE, written(folder, "prune"), PRESETS[1:], SHORT)
+
+
+def slim_block(folder: Path) -> str:
+    """Which networks hold channels that do nothing: what is left of the bytes without them."""
+    rows = [r for r in written(folder, "prune") if (r.preset, r.row) == ("slim", "ours")]
+    lines = markdown.grid(
+        ("weights' bytes left", "same class as before", "images"),
+        ([markdown.NICK[n], *_left(markdown.select(rows, n, "slim", "ours"))] for n in markdown.networks_of(rows)),
+    )
+    return "\n".join([*lines, "", commits_note(rows)]) + "\n"
+
+
+def _left(own: list[Row]) -> list[str]:
+    size, same = (markdown.mean(own, field) or 0.0 for field in ("bytes_ratio", "agreement"))
+    return [f"{100 * size:.1f} %{mark(own)}", f"{same:.1f} %", f"{own[0].num_images:,}"]
 
 
 if __name__ == "__main__":

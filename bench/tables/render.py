@@ -1,6 +1,6 @@
 """Write every table of the pages from the rows on file; nothing is measured.
 
-    python -m bench.tables.render            # results; README.md and docs between <!-- zoo table --> and <!-- end -->
+    python -m bench.tables.render            # results; READMEs and docs between <!-- zoo table --> and <!-- end -->
     python -m bench.tables.render --check    # write nothing; exit code 1 and names where a page is not as the rows say
 
 A block or page whose bench has no rows on file is left as it is.
@@ -20,6 +20,7 @@ from bench.tables import (
     budget,
     choosing,
     claim,
+    digits,
     export_pages,
     file_peers,
     folding,
@@ -27,11 +28,13 @@ from bench.tables import (
     markdown,
     methods,
     onnx_files,
+    packed_bytes,
     paper,
     paper_pages,
     peers,
     prune,
     rapidocr,
+    row_times,
     targets,
     zoo,
 )
@@ -64,6 +67,11 @@ BLOCKS: dict[str, tuple[str, Callable[[Path], str]]] = {  # marker -> bench, tex
     "paper combination": ("paper", lambda folder: of_paper(paper_pages.combination_block, folder)),
     "speed table": ("export", export_pages.onnxruntime_block),
     "openvino table": ("export", export_pages.openvino_block),
+    "parity table": ("export", export_pages.parity_block),
+    "packed table": ("packed_bytes", packed_bytes.block),
+    "slim table": ("prune", prune.slim_block),
+    "digits table": ("digits", digits.block),
+    "row times": ("zoo", row_times.block),
     "estimate table": ("estimate", export_pages.estimate_block),
     "choosing table": ("zoo", choosing.block),
     "first paragraph": ("zoo", lambda folder: first_paragraph(written(folder, "zoo"))),
@@ -96,7 +104,7 @@ def pages(root: Path) -> Iterator[tuple[Path, str]]:
     for name, made in RESULT_PAGES.items():
         if (results / f"{name}.jsonl").exists():
             yield results / f"{name}.md", made(results)
-    for path in [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
+    for path in [root / "README.md", root / "bench" / "README.md", *sorted((root / "docs").glob("*.md"))]:
         yield path, filled(path.read_text(), results)
 
 

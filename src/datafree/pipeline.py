@@ -25,13 +25,13 @@ from datafree.execution import (
     open_checkpoints,
     serial,
 )
-from datafree.graph import trace
 from datafree.models import input_range
 from datafree.progress import OnDone, ignore, watched
 from datafree.recipe import Recipe
 from datafree.records import InputRange, LayerResult, Summary
 from datafree.run import Run, Steps, expected_work, images_of, summarize, with_estimate
-from datafree.signals import make_signal, measured_stats, signal_kind
+from datafree.sharing import ALONE, Sharing
+from datafree.signals import measured_stats, signal_kind
 from datafree.solve import Pool, Problem, plan_layers, solve_layers
 from datafree.student import check_distillation, distill, fit_grids_, remove_channels, snap_scales
 from datafree.teacher import equalize_, fold_batchnorm_, slim
@@ -58,6 +58,7 @@ def compress(
     on_plan: OnPlan = ignore_plan,
     check: Callable[[fx.GraphModule], None] = accept,
     progress: bool | None = None,
+    shared: Sharing = ALONE,
 ) -> Run:
     """Compress a trained convolutional network with no data.
 
@@ -82,6 +83,7 @@ def compress(
         on_plan: called once with the multiply-adds that each of these will take.
         check: called with the network's graph before anything takes long; raises an error where it will not do.
         progress: whether to show a bar; None = in a terminal or a notebook, unless `on_done` or `on_step` watch.
+        shared: of `datafree.sharing.sharing()`: graph and images that other recipes of this network have made already.
 
     Raises:
         ValueError: one clear line; it is one of the package's own, CaptureError, RecipeError, LayerError and others.
@@ -90,7 +92,7 @@ def compress(
     asked = read_arguments(model, recipe, example, images)
     model, recipe = asked.model, asked.recipe
     with watched(on_step, on_plan, on_done, shown=progress) as (on_step, on_plan), count_macs() as spent:
-        teacher = trace(model, asked.example)
+        teacher = shared.trace(model, asked.example)
         fingerprint = g.fingerprint(teacher)
         given = images_of(asked.images, fingerprint) if isinstance(asked.images, Run) else asked.images
         known = on_range or input_range(model)
@@ -102,7 +104,7 @@ def compress(
         check_distillation(teacher, recipe.distill, recipe.signal)
         check(teacher)
         on_plan(expected_work(teacher, plan, recipe, remembers=bool(stats)))
-        make = partial(make_signal, signal=recipe.signal, seed=seed, input_range=known, images=given, work=work)
+        make = partial(shared.make_signal, signal=recipe.signal, seed=seed, input_range=known, images=given, work=work)
         early = None if stats else make(teacher, stats)  # no BatchNorm: images tell what equalizing goes by
         remembered = measured_stats(teacher, early) if early else stats
         stats, equalization = equalize_(teacher, remembered, mode=recipe.equalize, rows=recipe.weights.per == "tensor")

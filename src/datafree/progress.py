@@ -62,6 +62,7 @@ class JobProgress:
         after: phases that follow those of the plan, in forward passes of one image.
         console: where the bar is, if that is a terminal or a notebook.
         say: what else is told of it every so many seconds; None = nobody.
+        begun: when it began, as `time.monotonic` has it; None = when it is entered.
     """
 
     def __init__(
@@ -72,15 +73,17 @@ class JobProgress:
         console: Console,
         say: Callable[[str], None] | None = None,
         every: float = EVERY,
+        begun: float | None = None,
     ) -> None:
         self.label, self.after, self.console, self.say, self.every = label, after or {}, console, say, every
+        self._begun = begun
         self._ahead: dict[str, float] = {}  # by phase, in multiply-adds
         self._past = 0.0  # of phases that are over
         self._what, self._steps, self._since = READING, (0, 0), 0
         self._stack, self._over = ExitStack(), threading.Event()
 
     def __enter__(self) -> JobProgress:
-        self._start = time.monotonic()
+        self._start = time.monotonic() if self._begun is None else self._begun
         self._counter = self._stack.enter_context(count_macs())
         if self.console.is_terminal or self.console.is_jupyter:
             left = TextColumn("{task.fields[left]}", markup=False)
@@ -139,7 +142,9 @@ class JobProgress:
         return min(0.99, (self._past + min(1.0, inside) * expected) / (self._past + sum(self._ahead.values())))
 
     def _watch(self) -> None:
-        while not self._over.wait(self.every if self._bar is None else REDRAWN):
+        wait = REDRAWN if self._bar is not None else max(0.0, self.every - (time.monotonic() - self._start))
+        while not self._over.wait(wait):
+            wait = REDRAWN if self._bar is not None else self.every
             share = self.share
             if self._bar is not None:
                 total = None if share is None else 1.0

@@ -1,6 +1,7 @@
 """The command line: exit codes, one line for what is wrong, and figures that are those of the run."""
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -16,11 +17,13 @@ import pytest
 import torch
 
 from datafree.app import cli, tables
+from datafree.app.arguments import EXPORTED
 from datafree.app.console import show_json
 from datafree.app.lazy_commands import COMMANDS
 from datafree.app.pixels import PIXELS, write_pixels
 from datafree.app.sentences import activations_text, equalization_text, signal_text
 from datafree.app.unfinished import Interrupted
+from datafree.export import EXPORTERS
 from datafree.models.load import Normalization
 from datafree.run.record import Run, evaluate
 from datafree.signals.moving import MatchingDivergedError
@@ -452,11 +455,29 @@ def in_a_process(code, *arguments, **environment):
     return subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["nosuch"]], ids=lambda value: value[0])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["nosuch"], *([name, "--help"] for name in COMMANDS if name != "export")],
+    ids=" ".join,
+)
 def test_nobody_waits_for_torch_to_read_the_help(arguments):
     code = "import sys; from datafree.app.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
     done = in_a_process(code, *arguments)
     assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+def test_the_help_names_every_kind_of_file():
+    assert ", ".join(f"NAME{row.suffix} ({name})" for name, row in EXPORTERS.items()) == EXPORTED
+
+
+def test_commands_leave_the_collection_of_garbage_as_it_was(capsys):
+    for collected in (True, False):
+        (gc.enable if collected else gc.disable)()
+        try:
+            assert call(capsys, "inspect", "nosuch.module:net")[0] == 2
+            assert gc.isenabled() == collected
+        finally:
+            gc.enable()
 
 
 @pytest.mark.parametrize("columns", ["80", "120"])

@@ -120,10 +120,10 @@ def test_demo_ends_in_a_small_file_and_a_verdict(packages, tmp_path, capsys, mon
 def test_digits_score_a_width_beside_plain_rounding(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(importlib.import_module("datafree.app.commands.demo"), "DIGITS_PRESETS", ("w8a8",))
+    monkeypatch.setattr(importlib.import_module("datafree.app.demonstration"), "DIGITS_PRESETS", ("w8a8",))
     code = cli.main(["demo", "digits", "--threads", "1"])
     out, err = capsys.readouterr()
-    assert (code, err) == (0, "")
+    assert code == 0, err  # on a slow machine it says how far it is
     assert re.search(r"float32 +\d+\.\d % +\d.* kB +100\.0 %", out), out
     assert re.search(r"w8a8 +\d+\.\d % +\d+\.\d % +\d.* kB +\d+\.\d % +\d+\.\d s", out), out
     assert "of 596 held-out images" in out and "the same bits for every weight and every activation" in out

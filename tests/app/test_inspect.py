@@ -2,16 +2,20 @@
 
 import functools
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from datafree.app.forecast import rounded
 from datafree.app.inspection import inspect
 from datafree.graph.capture import CaptureError
 from datafree.models.load import ModelError
 from datafree.pipeline import compress
-from datafree.recipe import Recipe, RecipeError
+from datafree.recipe import Nearest, Recipe, RecipeError
+from datafree.solve import compress_layer
+from jobs import SPECS, make_job
 from nets import FEW, NETS
 
 # Those whose hazard lies in what feeds what, or in where a BatchNorm is.
@@ -161,3 +165,20 @@ def test_more_images_take_more_memory():
     )
     assert min(few.seconds, many.seconds) > 0
     assert 0 < few.memory < many.memory
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("spec", ["channel", "tensor"])
+def test_layers_are_forecast_as_with_a_search_of_every_range(spec, bits):
+    """Rows with one weight ever further out: some hold as they are, some with a search, some with neither."""
+    told = set()
+    for reach in (1, 4, 16, 64, 256):
+        job = make_job(Nearest(), spec=replace(SPECS[spec], bits=bits), diagonal=True)
+        job.weight[..., 0] = reach * job.weight.abs().amax(2)  # of an input that hardly moves
+        job.moments.cov[..., 0] *= 1e-7
+        searched, found = compress_layer(job), rounded(job)
+        assert found.remedy == searched.remedy
+        if found.remedy:
+            assert found.as_asked_db == searched.as_asked_db
+        told.add(bool(found.remedy))
+    assert told == {False, True}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,19 @@ FACTORY = """
 import torch
 from torch import nn
 
+CAPTURED = []
+
+class Counted(nn.Sequential):
+    def forward(self, x):
+        if torch.compiler.is_exporting():
+            CAPTURED.append(None)
+        return super().forward(x)
+
 def net():
     torch.manual_seed(0)
+    CAPTURED.clear()
     blocks = [part for c in (3, 8) for part in (nn.Conv2d(c, 8, 3), nn.BatchNorm2d(8), nn.ReLU())]
-    model = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    model = Counted(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
     model(torch.rand(64, 3, 12, 12))
     return model, torch.zeros(1, 3, 12, 12)
 """
@@ -47,10 +57,15 @@ def call(capsys, *arguments):
     return code, captured.out, captured.err
 
 
-def test_one_set_of_images_and_what_is_done_is_kept(capsys):
+def num_captured():
+    return len(sys.modules[MODEL.partition(":")[0]].CAPTURED)
+
+
+def test_one_capture_one_set_of_images_and_what_is_done_is_kept(capsys):
     """Two recipes, then a third one: the first two are not made again, all share the images of the first."""
     code, out, err = call(capsys, "--recipes", "bits8.yaml,bits4.yaml", "--out", "all")
     assert code == 0, err
+    assert num_captured() == 1
     eight, four = Run.load("all/bits8"), Run.load("all/bits4")
     assert eight.images[0].equal(four.images[0]) and len(eight.images[0]) == 4
     assert re.search(r"bits8 .* [\d.]+x .*%", out) and "sweep.html: open it in a browser" in out

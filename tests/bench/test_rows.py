@@ -14,7 +14,22 @@ pytest.importorskip("sklearn")
 from bench import rows
 from bench.networks import real_images, trained
 from bench.networks.real_images import REFERENCES, Real
-from bench.tables import accuracy, claim, folding, guard, markdown, methods, prune, render, targets, zoo
+from bench.tables import (
+    accuracy,
+    claim,
+    digits,
+    export_pages,
+    folding,
+    guard,
+    markdown,
+    methods,
+    packed_bytes,
+    prune,
+    render,
+    row_times,
+    targets,
+    zoo,
+)
 from bench.tables.accuracy import Cell, Row, Way
 from datafree import Recipe, compress
 from nets import NETS
@@ -368,6 +383,28 @@ def test_efficientnet_lite0_comes_first():
 def test_pages_say_what_the_rows_say(name):
     path, text = PAGES[name]
     assert render.undated(path.read_text()) == render.undated(text), "run python -m bench.tables.render"
+
+
+def test_tables_of_files_that_no_bench_of_accuracy_makes(tmp_path, new_is_current):
+    """Packed bytes, the digits of the demo, how near files are, and how long rows take."""
+    made = {"model": "torchvision:resnet18", "row": "int8", "float_bytes": 4000, "bytes": 1000, "squeezed_bytes": 900}
+    made |= {"seconds": [0.1, 0.1], "squeezed_seconds": [0.1, 0.1], "commit": "old"}
+    digit = {"preset": "w8a8", "float_top1": 90.0, "top1": 80.0, "plain_rounding_top1": 20.0, "num_images": 900}
+    digit |= {"bytes": 250, "float_bytes": 1000, "seconds": 1.5, "commit": "new"}
+    near = {"network": "resnet20_cifar10", "preset": "w8a8", "images": 1500, "file_db": 120.4, "agreement": 100.0}
+    slow, slower = (vars(row(seconds=s, commit="new")) for s in (3.0, 9.0))
+    slower |= {"preset": "w8a8", "image_seconds": 40.0}
+    for name, lines in {
+        "packed_bytes": [{**made, "bytes": 2000}, made], "digits": [digit], "export": [near],
+        "zoo": [slow, slower], "prune": [],
+    }.items():  # fmt: skip
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "| int8 | 0.250 † |" in packed_bytes.block(tmp_path)
+    told = digits.block(tmp_path)
+    assert "| `w8a8` | 80.0 % | 20.0 % | 250 | 25.0 % | 1.5 s |" in told and "error of float32 is 1.0 points" in told
+    assert "| resnet20 | 120 (100.0 %) † |" in export_pages.parity_block(tmp_path)
+    assert "1,500 images" in export_pages.parity_block(tmp_path)
+    assert "| resnet20 | 6 | - | 40 |" in row_times.block(tmp_path)
 
 
 def test_a_marker_that_is_none_is_an_error():

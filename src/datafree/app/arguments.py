@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
 from datafree.app.console import be_quiet
-from datafree.export import EXPORTERS
-from datafree.models import Normalization
 from datafree.recipe import TARGETS, Recipe, presets
 
-EXPORTED = ", ".join(f"NAME{row.suffix} ({name})" for name, row in EXPORTERS.items())
+if TYPE_CHECKING:  # torch is not loaded to show a command's help
+    from datafree.models import Normalization
+
+EXPORTED = "NAME.onnx (ONNX), NAME.safetensors (packed)"  # as in datafree.export.EXPORTERS
 
 Model = Annotated[
     str,
@@ -95,6 +95,8 @@ def read_recipe(name: str, settings: list[str] | None) -> Recipe:
 
 def set_threads(threads: int | None) -> None:
     if threads is not None:
+        import torch
+
         torch.set_num_threads(threads)
 
 
@@ -124,4 +126,6 @@ def given_pixels(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) 
         return None
     if mean is None or std is None:
         raise ValueError("mean and std go together: give both, or neither")
+    from datafree.models import Normalization
+
     return Normalization(mean, std, "--mean, --std")

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from datafree import graph as g
 from datafree.app.forecast import Forecast, forecast
+from datafree.app.uncollected import uncollected
 from datafree.arguments import read_arguments
 from datafree.execution import ExpectedWork, count_macs, peak_memory
 from datafree.export import EXPORTERS
@@ -86,7 +87,8 @@ def inspect(
     start = time.perf_counter()
     asked = read_arguments(model, recipe, example)
     model, recipe = asked.model, asked.recipe
-    teacher, there = trace(model, asked.example), peak_memory()
+    with uncollected():
+        teacher, there = trace(model, asked.example), peak_memory()
     num_batchnorms = len(batch_norms(teacher))
     stats, kept = fold_batchnorm_(teacher)
     num_parameters = g.num_parameters(teacher)

@@ -1,15 +1,18 @@
-"""Commands by name: their modules, and torch with them, are loaded when one is called."""
+"""Commands by name: their modules are loaded when one is called, and torch when it begins to work."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from importlib import import_module
 from inspect import signature
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
+
+from datafree.app.uncollected import uncollected
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,20 @@ def load(name: str) -> Any:
         vars(function).pop("__signature__", None)
         vars(function)["__signature__"] = with_exporter_options(signature(function, eval_str=True))
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    alone.command(name, epilog=examples(*COMMANDS[name].examples))(function)
+    alone.command(name, epilog=examples(*COMMANDS[name].examples))(_after_loading(function))
     return typer.main.get_command(alone)
+
+
+def _after_loading(function: Callable[..., None]) -> Callable[..., None]:
+    """The command, which begins with loading what nearly all of them need."""
+
+    @wraps(function)
+    def begun(*args: Any, **given: Any) -> None:
+        with uncollected():
+            import_module("datafree.app.tables")
+        function(*args, **given)
+
+    return begun
 
 
 def examples(*lines: str) -> str:

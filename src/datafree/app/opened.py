@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from datafree.app.arguments import given_pixels, parse_numbers, parse_shape
 from datafree.app.given_images import range_given
+from datafree.app.uncollected import uncollected
 from datafree.models import Normalization, load_model, normalization, provenance
 from datafree.records import InputRange
 
@@ -43,7 +44,9 @@ def open_network(
     Raises:
         ValueError: one of the arguments is wrong; says which.
     """
-    network, example = load_model(model, weights=weights, pretrained=pretrained, input_shape=parse_shape(input_shape))
+    shape = parse_shape(input_shape)
+    with uncollected(for_good=True):
+        network, example = load_model(model, weights=weights, pretrained=pretrained, input_shape=shape)
     used = given_pixels(parse_numbers(mean), parse_numbers(std))
     known = range_given(used, example if isinstance(example, Tensor) else example[0]) if used else None
     origin = provenance(model, weights, pretrained=pretrained)

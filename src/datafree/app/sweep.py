@@ -21,6 +21,7 @@ from datafree.extras import install
 from datafree.recipe import Recipe
 from datafree.records import InputRange
 from datafree.run import EFFORTS, Run, RunError
+from datafree.sharing import Sharing, sharing
 
 MARKS = "sweep.json"  # in the folder of a sweep: what it is of
 FLOAT = "float"
@@ -96,15 +97,16 @@ def _read_marks(file: Path) -> dict:
 
 
 def compress_all(network: Network, recipes: Mapping[str, Asked], out: Path) -> dict[str, Run]:
-    """Compress by each recipe that is not done yet; images that one made serve all that ask for the same."""
+    """Compress by each recipe that is not done yet; graph and images that one made serve all that ask for the same."""
+    shared = sharing()
     done = {name: Run.load(out / name) for name in recipes if (out / name / "summary.json").is_file()}
     for name, asked in recipes.items():
         if name not in done:
-            done[name] = _compress(network, asked, out / name, done)
+            done[name] = _compress(network, asked, out / name, done, shared)
     return {name: done[name] for name in recipes}
 
 
-def _compress(network: Network, asked: Asked, place: Path, done: Mapping[str, Run]) -> Run:
+def _compress(network: Network, asked: Asked, place: Path, done: Mapping[str, Run], shared: Sharing) -> Run:
     alike = (name for name, run in done.items() if run.images and run.recipe.signal == asked.recipe.signal)
     donor, folder = next(alike, None), work_folder(place, restart=False)
     with (
@@ -114,10 +116,11 @@ def _compress(network: Network, asked: Asked, place: Path, done: Mapping[str, Ru
         run = compress_watched(
             progress, network.model, asked.recipe, network.example, seed=network.seed, workers=network.workers,
             images=done[donor] if donor else None, effort=EFFORT, resume=folder, on_range=network.given,
+            shared=shared,
         )  # fmt: skip
         run.save(place)
-    shared = ["--images", str(place.parent / donor)] if donor else []
-    write_command(place, ["compress", *network.arguments, "--recipe", asked.given, *shared, "--out", str(place)])
+    given = ["--images", str(place.parent / donor)] if donor else []
+    write_command(place, ["compress", *network.arguments, "--recipe", asked.given, *given, "--out", str(place)])
     return run
 
 

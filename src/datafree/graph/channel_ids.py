@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from datafree.graph import view as g
 from datafree.graph.annotations import layer_name, note, operand, shape
 from datafree.graph.layer_types import LAYER_TYPES
-from datafree.graph.operators import argument, operator_of
+from datafree.graph.operators import argument, aten, operator_of
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,8 @@ class ChannelTracer:
         full = {n: self._expanded(n) for n in node.all_input_nodes}
         if any(v is None for v in full.values()):
             return self._unknown(node, [v for v in full.values() if isinstance(v, Tensor)])
+        if node.target is aten.view.default:  # of ids that are expanded there is none
+            full[operand(node)] = full[operand(node)].contiguous()
         moved = g.execute(node, full)
         return _compact(moved) if isinstance(moved, Tensor) else [_compact(m) for m in moved]
 

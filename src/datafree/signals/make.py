@@ -57,6 +57,8 @@ def made(job: SignalJob) -> Signal:
 
 def input_range_of(teacher: fx.GraphModule, stats: Stats, signal: SignalRecipe, known: InputRange | None) -> InputRange:
     """The range that `make_signal` chooses with seed 0, found before the signal is made."""
+    if known and signal_kind(signal).start is not None:
+        return known  # no image is needed to find it
     return signal_job(teacher, stats, signal, 0, known).ranges[0]
 
 

@@ -8,10 +8,8 @@ from typing import Annotated
 
 import typer
 
-from datafree.app import tables
 from datafree.app.arguments import EXPORTED, Debug, InputShape, Json, Quiet, parse_shape, within_cpus
 from datafree.app.console import show, show_json
-from datafree.app.progress import job_progress
 
 
 def bench(
@@ -25,7 +23,9 @@ def bench(
     debug: Debug = False,
 ) -> None:
     """Time files side by side; the first is what the others are compared with."""
+    from datafree.app import tables
     from datafree.app.latency import bench as timed
+    from datafree.app.progress import job_progress
 
     with job_progress() as progress:
         progress.on_step("taking turns", 0, 0)

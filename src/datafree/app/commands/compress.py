@@ -7,10 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from datafree.app import tables
 from datafree.app.arguments import (
     EXPORTED,
     Debug,
@@ -34,17 +32,6 @@ from datafree.app.arguments import (
 )
 from datafree.app.command_line import arguments_given
 from datafree.app.console import show, show_json
-from datafree.app.given_images import images_given
-from datafree.app.opened import open_network
-from datafree.app.origin import write_command
-from datafree.app.output import check_out, check_writes, write_file
-from datafree.app.pixels import write_pixels
-from datafree.app.progress import ESTIMATING, FILE_PASSES, job_progress
-from datafree.app.sentences import losses
-from datafree.app.unfinished import kept_until_done, work_folder
-from datafree.app.watched import compress_watched
-from datafree.export import exporters_by_suffix
-from datafree.run import EFFORTS
 
 
 class EstimateEffort(str, Enum):
@@ -97,6 +84,21 @@ def compress(
     Until that is there, the work is kept beside it in a folder that ends in .part; after a stop the same command goes
     on from there.
     """
+    import torch
+
+    from datafree.app import tables
+    from datafree.app.given_images import images_given
+    from datafree.app.opened import open_network
+    from datafree.app.origin import write_command
+    from datafree.app.output import check_out, check_writes, write_file
+    from datafree.app.pixels import write_pixels
+    from datafree.app.progress import ESTIMATING, FILE_PASSES, job_progress
+    from datafree.app.sentences import losses
+    from datafree.app.unfinished import kept_until_done, work_folder
+    from datafree.app.watched import compress_watched
+    from datafree.export import exporters_by_suffix
+    from datafree.run import EFFORTS
+
     set_threads(threads)
     settings = [*(settings or []), *([f"target={target}"] if target else [])]
     chosen = read_recipe(recipe, settings)

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from datafree import graph as g
-from datafree import run
-from datafree.app import tables
 from datafree.app.arguments import Debug, Json, Mean, Quiet, Std, Threads, given_pixels, parse_numbers, set_threads
 from datafree.app.console import show, show_json
-from datafree.app.origin import write_evaluation
-from datafree.app.pixels import read_pixels
-from datafree.app.progress import job_progress
-from datafree.images import BATCH_SIZE, load_images
-from datafree.run import Run, RunError
+
+if TYPE_CHECKING:
+    from datafree.run import Run
 
 
 def evaluate(
@@ -33,8 +28,15 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Measure what was lost, on labelled images."""
+    from datafree import run
+    from datafree.app import tables
+    from datafree.app.origin import write_evaluation
+    from datafree.app.pixels import read_pixels
+    from datafree.app.progress import job_progress
+    from datafree.images import BATCH_SIZE, load_images
+
     set_threads(threads)
-    done = Run.load(directory)
+    done = run.Run.load(directory)
     channels, *size = _image_shape(done)
     used = given_pixels(parse_numbers(mean), parse_numbers(std)) or read_pixels(directory, channels)
     mean_std = {"mean": used.mean, "std": used.std} if used else {}
@@ -52,6 +54,9 @@ def evaluate(
 
 
 def _image_shape(done: Run) -> tuple[int, ...]:
+    from datafree import graph as g
+    from datafree.run import RunError
+
     shapes = [g.shape(node)[1:] for node in g.placeholders(done.teacher)]
     if len(shapes) != 1 or len(shapes[0]) != 3:
         found = " and ".join(str(shape) for shape in shapes)

@@ -10,8 +10,6 @@ from rich.text import Text
 
 from datafree.app.arguments import Debug, Quiet
 from datafree.app.console import show
-from datafree.app.given_images import write_images
-from datafree.run import Run
 
 
 def images(
@@ -21,5 +19,8 @@ def images(
     debug: Debug = False,
 ) -> None:
     """Write the images that a run made, for other tools."""
+    from datafree.app.given_images import write_images
+    from datafree.run import Run
+
     count = write_images(Run.load(directory), out)
     show(Text(f"{count} images of {directory} are in {out}"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from datafree.app import tables
 from datafree.app.arguments import (
     Debug,
     InputShape,
@@ -21,10 +20,6 @@ from datafree.app.arguments import (
     set_threads,
 )
 from datafree.app.console import show, show_json
-from datafree.app.inspection import inspect as inspect_model
-from datafree.app.opened import open_network
-from datafree.app.progress import job_progress
-from datafree.app.sentences import forecasts
 
 
 def inspect(
@@ -41,10 +36,16 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Say what compress would do with MODEL."""
+    from datafree.app import tables
+    from datafree.app.inspection import inspect as inspect_model
+    from datafree.app.opened import open_network
+    from datafree.app.progress import job_progress
+    from datafree.app.sentences import forecasts
+
     set_threads(threads)
     chosen = read_recipe(recipe, settings)
-    opened = open_network(model, weights=weights, pretrained=pretrained, input_shape=input_shape)
     with job_progress():
+        opened = open_network(model, weights=weights, pretrained=pretrained, input_shape=input_shape)
         found = inspect_model(opened.network, opened.example, recipe=chosen)
     warnings = (*tables.about_weights(opened.origin), *found.warnings, *forecasts(found.forecast))
     named = {"model": opened.origin, "recipe": " ".join([recipe, *(settings or [])])}

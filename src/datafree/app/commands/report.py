@@ -10,11 +10,6 @@ from rich.text import Text
 
 from datafree.app.arguments import Debug, Quiet, Threads, set_threads
 from datafree.app.console import show
-from datafree.app.origin import read_origin
-from datafree.app.progress import job_progress
-from datafree.app.report import ReportError, check_report, labels_of, report_runs
-from datafree.app.tables import num_bytes
-from datafree.run import Run
 
 
 def report(
@@ -28,6 +23,12 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Write what a run did as one HTML file, or several runs side by side; it needs no network."""
+    from datafree.app.origin import read_origin
+    from datafree.app.progress import job_progress
+    from datafree.app.report import ReportError, check_report, labels_of, report_runs
+    from datafree.app.tables import num_bytes
+    from datafree.run import Run
+
     set_threads(threads)
     if out is None and len(runs) > 1:
         raise ReportError("several runs need a file to write: give --out report.html")

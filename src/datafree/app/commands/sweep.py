@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 from rich.text import Text
 
-from datafree.app import tables
 from datafree.app.arguments import (
     Debug,
     InputShape,
@@ -28,12 +26,10 @@ from datafree.app.arguments import (
     set_threads,
 )
 from datafree.app.console import show, show_json
-from datafree.app.opened import open_network
-from datafree.app.origin import Origin, read_origin
-from datafree.app.progress import job_progress
-from datafree.app.report import ReportError, check_extra, report_runs
-from datafree.app.sweep import Network, compress_all, open_folder, read_recipes, timed
-from datafree.run import Run
+
+if TYPE_CHECKING:
+    from datafree.app.origin import Origin
+    from datafree.run import Run
 
 PAGE = "sweep.html"
 
@@ -62,10 +58,20 @@ def sweep(
     Images are made once for all recipes that ask for the same. After a stop the same command goes on: what is finished
     in DIR is kept.
     """
+    import torch
+
+    from datafree.app import tables
+    from datafree.app.opened import open_network
+    from datafree.app.progress import job_progress
+    from datafree.app.sweep import Network, compress_all, open_folder, read_recipes, timed
+
     set_threads(threads)
     chosen = read_recipes(recipes, settings or [])
     torch.manual_seed(seed)  # a model of random weights is the same one next time
-    opened = open_network(model, weights=weights, pretrained=pretrained, input_shape=input_shape, mean=mean, std=std)
+    with job_progress():
+        opened = open_network(
+            model, weights=weights, pretrained=pretrained, input_shape=input_shape, mean=mean, std=std
+        )
     open_folder(out, chosen, f"{opened.origin}, {input_shape}, {mean}, {std}", seed)
     named = {"--weights": weights, "--input": input_shape, "--mean": mean, "--std": std, "--seed": seed}
     flags = [part for flag, value in named.items() if value is not None for part in (flag, str(value))]
@@ -84,6 +90,10 @@ def sweep(
 
 def _write_page(runs: dict[str, Run], origins: dict[str, Origin], file: Path) -> str:
     """The report of all runs; what to say of it."""
+    from datafree.app.origin import read_origin
+    from datafree.app.progress import job_progress
+    from datafree.app.report import ReportError, check_extra, report_runs
+
     try:
         check_extra()
     except ReportError as error:
