@@ -22,7 +22,7 @@ README = (ROOT / "README.md").read_text()
 METHOD = (ROOT / "docs" / "method.md").read_text()
 PRESETS = (ROOT / "docs" / "presets.md").read_text()
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-PRESET = re.compile(r"`((?:paper-)?(?:w\da\d(?:-tensor)?|prune\d+(?:-w\da\d)?|nm\d+|channels\d+|slim))`")
+PRESET = re.compile(r"`((?:paper-)?(?:w\da\d(?:-tensor|-mixed)?|prune\d+(?:-w\da\d)?|nm\d+|channels\d+|slim))`")
 PRESET_ROW = re.compile(r"^\| `([\w-]+)` \| (.*) \|$", re.MULTILINE)
 FIELDS = {f"{c.__name__}.{f}": f for c in vars(recipes).values()
           if isinstance(c, type) and issubclass(c, BaseModel) for f in c.model_fields}  # fmt: skip
@@ -71,7 +71,9 @@ def test_preset_does_what_its_row_says(name, cells):
         assert r.prune is r.weights.bits is r.activations.bits is None
         return
     if r.prune is None:
-        assert cells == f"{r.weights.bits} bits | {r.weights.per} | {r.activations.bits} bits | {ends} | {solve}"
+        mean = r.budget and r.budget.mean_activation_bits
+        inputs = f"{r.activations.bits} to 8 bits, {mean:g} on average" if mean else f"{r.activations.bits} bits"
+        assert cells == f"{r.weights.bits} bits | {r.weights.per} | {inputs} | {ends} | {solve}"
         return
     of = {"unstructured": "the weights", "channels": "the multiply-adds"}.get(r.prune.pattern, r.prune.pattern)
     bits = " | ".join(f"{part.bits} bits" if part.bits else "float" for part in (r.weights, r.activations))

@@ -13,7 +13,7 @@ from bench.tables import markdown
 from bench.tables.accuracy import Row, written
 
 PRESETS = (
-    "w8a8", "w8a8-tensor", "w6a6", "w5a5", "w4a8", "w4a4", "w3a8", "w3a3",
+    "w8a8", "w8a8-tensor", "w6a6", "w5a5", "w4a8", "w4a4", "w4a4-mixed", "w3a8", "w3a3",
     "channels20", "prune30", "prune50", "prune70", "prune50-w8a8", "prune50-w4a8",
 )  # fmt: skip
 HEAD = ("points lost", "median", "same class as float", "weights' bytes", "networks")

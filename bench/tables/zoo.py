@@ -21,7 +21,7 @@ from bench.published.baselines import LAYERWISE, PLAIN
 from bench.tables import markdown
 from bench.tables.accuracy import Way, fill_table, references, written
 
-PRESETS = ("w8a8", "w8a8-tensor", "w6a6", "w5a5", "w4a8", "w4a8-tensor", "w4a4", "w3a8", "w3a3")
+PRESETS = ("w8a8", "w8a8-tensor", "w6a6", "w5a5", "w4a8", "w4a8-tensor", "w4a4", "w4a4-mixed", "w3a8", "w3a3")
 PAPER = (*LAYERWISE, "first_last=same", "weights.per=tensor")
 METHODS = {
     "plain rounding": Way(PLAIN, random=False),

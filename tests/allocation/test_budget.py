@@ -20,6 +20,7 @@ from datafree.recipe import RecipeError
 from datafree.solve.plan import plan_layers
 from nets import NETS
 
+ONE_OF = "a budget is one of bytes, mean_bits, mean_activation_bits, bit_operations, macs, sparsity; give exactly one"
 SLOW = pytest.mark.slow
 CHAIN = ("0.conv", "1.conv", "2.2")
 DEPTHWISE = "depthwise inverted residual"
@@ -66,12 +67,23 @@ def same_bits(a, b):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("budget: {}", "budget: a budget is one of bytes, mean_bits, macs, sparsity; give exactly one"),
-        ("budget: {bytes: 1000, macs: 5}", "a budget is one of bytes, mean_bits, macs, sparsity; give exactly one"),
+        (
+            "budget: {}",
+            f"budget: {ONE_OF}",
+        ),
+        (
+            "budget: {bytes: 1000, macs: 5}",
+            ONE_OF,
+        ),
         ("budget: {bytes: 0}", "budget.bytes: Input should be greater than 0, got 0"),
         ("budget: {bytes: 1000.5}", "budget.bytes: Input should be a valid integer"),
         ("budget: {mean_bits: 1.9}", "budget.mean_bits: Input should be greater than or equal to 2, got 1.9"),
         ("budget: {mean_bits: 9}", "budget.mean_bits: Input should be less than or equal to 8, got 9"),
+        (
+            "budget: {mean_activation_bits: 3}",
+            "mean_activation_bits: Input should be greater than or equal to 4, got 3",
+        ),
+        ("budget: {bit_operations: 0}", "budget.bit_operations: Input should be greater than 0, got 0"),
         ("budget: {macs: -1}", "budget.macs: Input should be greater than 0, got -1"),
         ("budget: {sparsity: 1}", "budget.sparsity: Input should be less than 1, got 1"),
         ("budget: {flops: 1}", "budget.flops: unknown key"),
@@ -83,7 +95,17 @@ def test_a_budget_that_is_none_is_refused(text, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("budget", [{"bytes": 10**9}, {"mean_bits": 4.5}, {"macs": 10**7}, {"sparsity": 0.3}, None])
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"bytes": 10**9},
+        {"mean_activation_bits": 4.5},
+        {"bit_operations": 10**9},
+        {"macs": 10**7},
+        {"sparsity": 0.3},
+        None,
+    ],
+)
 def test_a_recipe_with_a_budget_comes_back_from_its_own_text(budget):
     recipe = Recipe(budget=budget)
     assert Recipe.parse(recipe.dump()) == recipe
@@ -348,19 +370,95 @@ def test_the_least_mean_is_told_and_can_be_had():
         ({"budget": {"bytes": 10**6}, "layers": {"*": "keep"}}, "no layer's weights are quantized"),
         ({"budget": {"sparsity": 0.3}, "prune": {"pattern": "2:4"}}, "pattern '2:4' says how sparse; leave one out"),
         ({"budget": {"macs": 1000}, "prune": {}}, "macs removes channels, .* is 'unstructured'; leave prune out$"),
+        ({"budget": {"mean_activation_bits": 5}, "activations": {"bits": None}}, "no .* set activations.bits$"),
+        ({"budget": {"mean_activation_bits": 5}, "layers": {"*": {"activations": {"bits": 8}}}}, "no layer's"),
+        ({"budget": {"bit_operations": 10**6}, "prune": {}}, "bit_operations chooses bits, .*; leave prune out$"),
+        ({"budget": {"bit_operations": 10**6}, "weights": {"bits": None}}, "no layer has both .* set weights and act"),
     ],
-    ids=["float weights", "all kept", "2:4 and sparsity", "zeros and macs"],
+    ids=[
+        "float weights", "all kept", "2:4 and sparsity", "zeros and macs", "float inputs", "inputs ruled", "two wishes",
+        "nothing to round",
+    ],
 )  # fmt: skip
 def test_a_budget_that_says_nothing_or_contradicts_is_refused(fields, message):
     with pytest.raises(BudgetError, match=f"^budget.*{message}"):
         run_of("chain", **fields)
 
 
-@pytest.mark.parametrize("budget", [{"bytes": 1000}, {"mean_bits": 4}])
+# Bits of what layers read
+
+
+def input_bits(run):
+    plan = plan_layers(run.teacher, run.recipe)
+    return {name: item.input_bits for name, item in plan.layers.items()}
+
+
+def mean_input_bits(run, names):
+    nodes, layers = g.nodes_by_name(run.teacher), g.layers(run.teacher)
+    macs = {name: g.num_macs(nodes[layers[name].node]) for name in names}
+    return sum(macs[name] * input_bits(run)[name] for name in names) / sum(macs.values())
+
+
+MIXED = {"weights": {"bits": 4}, "activations": {"bits": 4}}
+
+
+@pytest.mark.parametrize("name", ["residual", DEPTHWISE])
+def test_inputs_have_the_bits_asked_for_on_average_and_both_ends_keep_eight(name):
+    run = run_of(name, **MIXED, budget={"mean_activation_bits": 5.5})
+    first, *between, last = input_bits(run)
+    assert input_bits(run)[first] == input_bits(run)[last] == 8
+    assert 4 < mean_input_bits(run, between) <= 5.5 and len({input_bits(run)[n] for n in between}) > 1
+    assert {input_bits(run)[n] for n in between} <= {4, 5, 6, 8} and {bits(run)[n] for n in between} == {4}
+
+
+def test_inputs_of_the_least_bits_are_as_without_a_budget():
+    run = run_of("residual", **MIXED, budget={"mean_activation_bits": 4})
+    assert same_bits(run.layers, run_of("residual", **MIXED).layers)
+
+
+def test_more_bits_on_average_are_predicted_to_cost_less():
+    pareto = run_of("residual", **MIXED, budget={"mean_activation_bits": 5}).summary.pareto
+    assert pareto[0][0] == 4 and pareto[-1][0] == 8
+    assert all(b[1] <= a[1] for a, b in itertools.pairwise(pareto)) and pareto[-1][1] < pareto[0][1]
+
+
+def test_an_input_with_a_rule_keeps_it_and_is_counted():
+    rules = {"1.0.conv": {"activations": {"bits": 8}}}
+    run = run_of("residual", **MIXED, budget={"mean_activation_bits": 6}, layers=rules)
+    _, *between, _ = input_bits(run)
+    assert input_bits(run)["1.0.conv"] == 8 and mean_input_bits(run, between) <= 6
+    with pytest.raises(
+        BudgetError, match=r"^budget: mean_activation_bits 4 cannot be met; the least is mean_act.* [\d.]+$"
+    ):
+        run_of("residual", **MIXED, budget={"mean_activation_bits": 4}, layers=rules)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_bit_operations_are_no_more_than_asked_for(share):
+    uniform = {width: run_of("residual", weights={"bits": width}, activations={"bits": width}) for width in (4, 8)}
+    least, most = (uniform[width].summary.bit_operations for width in (4, 8))
+    asked = round(least + share * (most - least))
+    run = run_of("residual", budget={"bit_operations": asked})
+    assert 0.8 * asked < run.summary.bit_operations <= asked
+    assert len(set(bits(run).values()) | set(input_bits(run).values())) > 1
+
+
+def test_the_least_bit_operations_are_told_and_can_be_asked_for():
+    with pytest.raises(
+        BudgetError, match=r"^budget: bit_operations 1 cannot be met; the least is bit_operations \d+$"
+    ) as caught:
+        run_of("chain", budget={"bit_operations": 1})
+    least = int(str(caught.value).split()[-1])
+    assert run_of("chain", budget={"bit_operations": least}).summary.bit_operations == least
+
+
+@pytest.mark.parametrize("budget", [{"bytes": 1000}, {"mean_bits": 4}, {"mean_activation_bits": 5}])
 def test_without_scipy_it_says_how_to_install_it(budget, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
     model, inputs = NETS["chain"]()
-    with pytest.raises(BudgetError, match=re.escape(f"a budget of bytes or bits needs scipy; {install('budget')}")):
+    with pytest.raises(
+        BudgetError, match=re.escape(f"a budget of bytes, bits or bit operations needs scipy; {install('budget')}")
+    ):
         compress(model, Recipe(budget=budget, signal={"images": 2}), inputs)
 
 

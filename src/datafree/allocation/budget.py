@@ -3,44 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
-from torch import Tensor, fx
+from torch import fx
 
 from datafree import graph as g
 from datafree.allocation.channels import sizes_of
-from datafree.allocation.sparsity import ErrorCurve, at_output, curve_of_zeros, measure_curve
+from datafree.allocation.input_bits import input_options
+from datafree.allocation.weight_bits import Option, layers_with_rules, may_thin, weight_options
 from datafree.extras import install
-from datafree.quantization import dequantize, stored_size
 from datafree.recipe import LayerRule, Prune, Recipe
-from datafree.records import WeightSpec
-from datafree.solve import LayerJob, NetworkProbe, Plan, Problem, layer_jobs, solve_on_best_grid
+from datafree.solve import Plan, Problem
 
-WIDTHS = (2, 3, 4, 5, 6, 7, 8)
-SPARSITIES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # to choose from, where the recipe prunes
+FLOAT = 32  # bits
 CURVE = 12  # budgets for which the best error is told, between the smallest and the largest
 SECONDS = 20  # for one integer program; what was found by then is used
 
 
 class BudgetError(ValueError):
     """A budget that cannot be met."""
-
-
-@dataclass(frozen=True)
-class Option:
-    """One way to treat a layer: `error` is what it does to the network's output, as a share of its variance.
-
-    `size` is what its weights take: bytes, or bits where the budget is of bits.
-    """
-
-    bits: int
-    sparsity: float
-    size: int
-    error: float
 
 
 Pareto = tuple[tuple[float, float], ...]
@@ -51,8 +35,9 @@ def apply_budget(problem: Problem, recipe: Recipe, pool: Callable) -> tuple[Reci
     """Turn the recipe's budget into bits and sparsity of every layer (ours).
 
     Each layer is rounded at every width, and pruned further and further where the recipe prunes; a few of the results
-    are put into the network to see what an error of this layer does to its output. Errors add up nearly, so the best
-    choice is an integer program: one option a layer, least summed error, bytes within the budget.
+    are put into the network to see what an error of this layer does to its output. Inputs of layers are rounded there
+    at every width. Errors add up nearly, so the best choice is an integer program: one option a layer, least summed
+    error, what the options take within the budget.
 
     Returns:
         The recipe with a rule for each layer instead of a budget, and the errors of other budgets.
@@ -75,42 +60,100 @@ def apply_budget(problem: Problem, recipe: Recipe, pool: Callable) -> tuple[Reci
     return _bits_and_zeros(problem, recipe, pool)
 
 
+@dataclass(frozen=True)
+class _Measure:
+    """What a budget counts in: its value for options of a summed size is (size + fixed) / per."""
+
+    name: str
+    fixed: int = 0
+    per: int = 1
+
+    def size(self, value: float) -> float:
+        return value * self.per - self.fixed
+
+    def value(self, size: float) -> float:
+        return (size + self.fixed) / self.per
+
+    def least(self, size: float) -> str:
+        """The least budget there is, rounded up to what can be asked for."""
+        value = self.value(size)
+        return f"{self.name} {math.ceil(value)}" if self.per == 1 else f"{self.name} {math.ceil(1e4 * value) / 1e4:g}"
+
+
 def _bits_and_zeros(problem: Problem, recipe: Recipe, pool: Callable) -> tuple[Recipe, Pareto]:
-    """Solve a budget of bytes, or of bits."""
+    """Solve a budget whose options are bits of weights, with zeros, or of layers' inputs, or both."""
     if find_spec("scipy") is None:
-        raise BudgetError(f"a budget of bytes or bits needs scipy; {install('budget')}")
-    teacher, plan, budget = problem.teacher, problem.plan, recipe.budget
+        raise BudgetError(f"a budget of bytes, bits or bit operations needs scipy; {install('budget')}")
+    budget, ruled = recipe.budget, layers_with_rules(recipe, problem.plan)
     assert budget is not None, "there is one to solve"
-    options = layer_options(problem, recipe, pool)
+    if budget.mean_activation_bits is not None:
+        options, measure = _of_inputs(problem, recipe, ruled)
+    elif budget.bit_operations is not None:
+        options, measure = _of_both(problem, recipe, ruled, pool)
+    else:
+        options, measure = _of_weights(problem, recipe, pool)
+    [asked] = budget.model_dump(exclude_none=True).values()
+    limit = measure.size(float(asked))
+    least, most = (sum(pick(o.size for o in row) for row in options.values()) for pick in (min, max))
+    if least > limit:
+        raise BudgetError(f"budget: {budget} cannot be met; the least is {measure.least(float(least))}")
+    chosen = choose(options, limit)
+    limits = [float(least) + (most - least) * i / (CURVE - 1) for i in range(CURVE)]
+    pareto = tuple((measure.value(limit), sum(o.error for o in choose(options, limit).values())) for limit in limits)
+    rules = {name: _rule(option, may_thin(recipe)) for name, option in chosen.items() if name not in ruled}
+    return _with(recipe, layers={**rules, **recipe.layers}), pareto  # rules that were there keep their order
+
+
+def _of_weights(problem: Problem, recipe: Recipe, pool: Callable) -> tuple[dict[str, list[Option]], _Measure]:
+    options, teacher = weight_options(problem, recipe, pool), problem.teacher
     if not options:
         raise BudgetError("budget: no layer's weights are quantized, so there is nothing to choose; set weights.bits")
-    fixed = _fixed_bytes(teacher, plan, set(options))
-    weights = sum(g.weight(teacher, plan.layers[name].layer).numel() for name in options)
-    least, most = (sum(pick(o.size for o in row) for row in options.values()) for pick in (min, max))
-    if budget.bytes is not None:
-        limit, in_units, nearest = float(budget.bytes - fixed), lambda size: size + fixed, f"bytes {least + fixed}"
-    else:
-        limit, in_units = (budget.mean_bits or 0.0) * weights, lambda size: size / weights
-        nearest = f"mean_bits {math.ceil(1e4 * least / weights) / 1e4:g}"
-    if least > limit:
-        raise BudgetError(f"budget: {budget} cannot be met; the least is {nearest}")
-    chosen = choose(options, limit)
-    limits = [least + (most - least) * i / (CURVE - 1) for i in range(CURVE)]
-    pareto = tuple((in_units(limit), sum(o.error for o in choose(options, limit).values())) for limit in limits)
-    ruled = _ruled(recipe, plan)  # they keep their rules, in the order they came in
-    rules = {name: _rule(option, _may_thin(recipe)) for name, option in chosen.items() if name not in ruled}
-    return _with(recipe, layers={**rules, **recipe.layers}), pareto
+    if recipe.budget and recipe.budget.bytes is not None:
+        return options, _Measure("bytes", fixed=_fixed_bytes(teacher, problem.plan, set(options)))
+    weights = sum(g.weight(teacher, problem.plan.layers[name].layer).numel() for name in options)
+    return options, _Measure("mean_bits", per=weights)
 
 
-def _may_thin(recipe: Recipe) -> bool:
-    """Whether each layer may have a sparsity of its own."""
-    return recipe.prune is not None and recipe.prune.pattern == "unstructured"
+def _of_inputs(problem: Problem, recipe: Recipe, ruled: set[str]) -> tuple[dict[str, list[Option]], _Measure]:
+    """Bits of layers' inputs, each as often as it is multiplied; where the ends keep 8 bits they do not count."""
+    macs, found = _macs(problem), input_options(problem, recipe, ruled)
+    counted = {name: row for name, row in found.items() if len(row) > 1 or name in ruled}
+    if not any(len(row) > 1 for row in counted.values()):
+        raise BudgetError("budget: no layer's input has bits to choose; set activations.bits")
+    options = {
+        name: [Option(None, 0.0, macs[name] * o.bits, o.error, o.bits) for o in row] for name, row in counted.items()
+    }
+    return options, _Measure("mean_activation_bits", per=sum(macs[name] for name in counted))
 
 
-def _ruled(recipe: Recipe, plan: Plan) -> set[str]:
-    """Layers that the user has said something about."""
-    patterns = [pattern for pattern, rule in recipe.layers.items() if isinstance(rule, LayerRule)]
-    return {n for n in plan.layers if any(fnmatchcase(n, pattern) for pattern in patterns)}
+def _of_both(
+    problem: Problem, recipe: Recipe, ruled: set[str], pool: Callable
+) -> tuple[dict[str, list[Option]], _Measure]:
+    """Bits of weights and inputs: errors add up, bit operations are multiply-adds times both."""
+    if recipe.prune is not None:
+        raise BudgetError("budget.bit_operations chooses bits, and zeros save none of these; leave prune out")
+    macs, weights, inputs = _macs(problem), weight_options(problem, recipe, pool), input_options(problem, recipe, ruled)
+    options = {
+        name: [
+            Option(w.bits, 0.0, macs[name] * (w.bits or FLOAT) * i.bits, w.error + i.error, i.bits)
+            for w in weights[name]
+            for i in inputs[name]
+        ]
+        for name in weights.keys() & inputs.keys()
+    }
+    if not options:
+        raise BudgetError("budget: no layer has both weights and input to choose bits of; set weights and activations")
+    others = (
+        macs[name] * ((item.weights and item.weights.bits) or FLOAT) * (item.input_bits or FLOAT)
+        for name, item in problem.plan.layers.items()
+        if name not in options
+    )
+    return options, _Measure("bit_operations", fixed=sum(others))
+
+
+def _macs(problem: Problem) -> dict[str, int]:
+    nodes = g.nodes_by_name(problem.teacher)
+    return {name: g.num_macs(nodes[item.layer.node]) for name, item in problem.plan.layers.items()}
 
 
 def _with(recipe: Recipe, **fields: object) -> Recipe:
@@ -119,7 +162,8 @@ def _with(recipe: Recipe, **fields: object) -> Recipe:
 
 def _rule(option: Option, prunes: bool) -> LayerRule:
     pruned = {"prune": {"sparsity": option.sparsity}} if prunes else {}
-    return LayerRule.model_validate({"weights": {"bits": option.bits}, **pruned})
+    chosen = {"weights": option.bits, "activations": option.input_bits}
+    return LayerRule.model_validate({part: {"bits": bits} for part, bits in chosen.items() if bits} | pruned)
 
 
 def _channels_for(teacher: fx.GraphModule, macs: int) -> Prune:
@@ -139,54 +183,6 @@ def _fixed_bytes(teacher: fx.GraphModule, plan: Plan, chosen: set[str]) -> int:
         elif item.weights is not None:
             total += 4 * (channels if item.weights.per_channel or name in wide else 1)
     return total
-
-
-def layer_options(problem: Problem, recipe: Recipe, pool: Callable) -> dict[str, list[Option]]:
-    """What may become of each layer whose weights are quantized, and what that costs."""
-    teacher, plan = problem.teacher, problem.plan
-    fixed, unit = _ruled(recipe, plan), 8 if recipe.budget and recipe.budget.bytes else 1
-    independent = replace(problem, method=problem.method.model_copy(update={"sequential": False}))
-    found: dict[str, list[Option]] = {}
-    jobs = list(layer_jobs(independent, {}, split_halves=True))
-    rounded = pool(curve_of_widths, (job for job in jobs if job.spec.bits))
-    pruned = pool(curve_of_zeros, jobs) if recipe.prune is not None and recipe.prune.pattern != "channels" else iter(())
-    reference = NetworkProbe(teacher, problem.signal)
-    zeros = {t.name: dict(at_output(t, reference.output_change(t.probes))) for t in pruned}
-    for widths in rounded:
-        errors = dict(at_output(widths, reference.output_change(widths.probes)))
-        size, spec = g.weight(teacher, plan.layers[widths.name].layer).numel(), plan.layers[widths.name].weights
-        assert spec is not None and spec.bits is not None, "a job that is tried at every width is rounded"
-        bits = [spec.bits] if widths.name in fixed else list(WIDTHS)
-        shares = SPARSITIES
-        if widths.name in fixed or not _may_thin(recipe):
-            shares = (spec.prune.count / size if spec.prune and not spec.prune.free else 0.0,)
-        lost = zeros.get(widths.name, {0: 0.0})
-        found[widths.name] = [
-            Option(b, s, stored_size(size, b, round(s * size), unit), errors[b] + _between(lost, s * size))
-            for b in bits
-            for s in shares
-        ]
-    return found
-
-
-def _between(curve: dict[int, float], count: float) -> float:
-    return float(np.interp(count, list(curve), list(curve.values())))
-
-
-def curve_of_widths(job: LayerJob) -> ErrorCurve:
-    """Round one layer at every width; a pure function of the job.
-
-    Raises:
-        LayerError: the solver failed; names layer, method and shapes.
-    """
-    return measure_curve(job, _rounded)
-
-
-def _rounded(job: LayerJob) -> Iterator[tuple[int, Tensor]]:
-    for bits in WIDTHS:
-        spec = WeightSpec(bits, job.spec.per_channel, job.spec.symmetric or bits == 8)
-        q, qparams = solve_on_best_grid(replace(job, spec=spec))
-        yield bits, dequantize(q.flatten(0, 1), qparams).view_as(job.weight)
 
 
 def choose(options: dict[str, list[Option]], limit: float) -> dict[str, Option]:

@@ -82,13 +82,15 @@ class Budget(Part):
 
     bytes: int | None = Field(default=None, gt=0)
     mean_bits: float | None = Field(default=None, ge=2, le=8)
+    mean_activation_bits: float | None = Field(default=None, ge=4, le=8)
+    bit_operations: int | None = Field(default=None, gt=0)
     macs: int | None = Field(default=None, gt=0)
     sparsity: float | None = Field(default=None, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _is_one_of_them(self) -> Budget:
         if len(self.model_dump(exclude_none=True)) != 1:
-            raise ValueError("a budget is one of bytes, mean_bits, macs, sparsity; give exactly one")
+            raise ValueError(f"a budget is one of {', '.join(type(self).model_fields)}; give exactly one")
         return self
 
     def __str__(self) -> str:

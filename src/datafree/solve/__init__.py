@@ -1,5 +1,6 @@
 """One layer's problem and the schedule of all: moments of its inputs, grids, rounding, zeros, bias."""
 
+from datafree.solve.activation_grids import tensor_grid
 from datafree.solve.coarse_inputs import coarse_inputs
 from datafree.solve.jobs import LayerJob
 from datafree.solve.mending import floor_db
@@ -46,6 +47,7 @@ __all__ = [
     "solve_layers",
     "solve_on_best_grid",
     "solver_context",
+    "tensor_grid",
     "thinned",
     "wide_operands",
 ]
