@@ -2,12 +2,14 @@
 
 import sys
 
+from datafree.app.allocator import keep_freed_memory
 from datafree.app.stopping import how_stopped, stop_on_sigterm
 
 
 def main() -> int:
     try:
         stop_on_sigterm()
+        keep_freed_memory()
         from datafree.app.cli import main as command_line
 
         return command_line()
