@@ -83,6 +83,16 @@ def same_threads():
     torch.set_num_threads(NUM_THREADS)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_lines_of_progress():
+    """On a busy machine a line would come between those that a test reads; tests of these lines ask for their own."""
+    from datafree import progress
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress, "EVERY", 1e9)
+        yield
+
+
 class ByValue(pickle.Pickler):
     """A module as bytes that depend on its class, structure and values alone; torch's own hold addresses."""
 

@@ -1,16 +1,22 @@
-"""`datafree` and `python -m datafree`, the command line; interrupted while it loads, too, it ends in one line."""
+"""`datafree` and `python -m datafree`, the command line; stopped while it loads, too, it ends in one line."""
 
 import sys
+
+from datafree.app.allocator import keep_freed_memory
+from datafree.app.stopping import how_stopped, stop_on_sigterm
 
 
 def main() -> int:
     try:
+        stop_on_sigterm()
+        keep_freed_memory()
         from datafree.app.cli import main as command_line
 
         return command_line()
     except KeyboardInterrupt:
-        sys.stderr.write("error: interrupted\n")
-        return 130
+        code, word = how_stopped()
+        sys.stderr.write(f"error: {word}\n")
+        return code
 
 
 if __name__ == "__main__":

@@ -72,10 +72,11 @@ class JobProgress:
         *,
         console: Console,
         say: Callable[[str], None] | None = None,
-        every: float = EVERY,
+        every: float | None = None,
         begun: float | None = None,
     ) -> None:
-        self.label, self.after, self.console, self.say, self.every = label, after or {}, console, say, every
+        self.label, self.after, self.console, self.say = label, after or {}, console, say
+        self.every = EVERY if every is None else every
         self._begun = begun
         self._ahead: dict[str, float] = {}  # by phase, in multiply-adds
         self._past = 0.0  # of phases that are over

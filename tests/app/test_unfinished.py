@@ -1,12 +1,13 @@
 """Work under way: what is kept of it, who goes on with it, when it goes."""
 
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from datafree.app.cli import main
-from datafree.app.unfinished import Interrupted, kept_until_done, work_folder
+from datafree.app.unfinished import Interrupted, kept_until_done, unfinished_work, work_folder
 from datafree.run import RunError
 
 
@@ -61,6 +62,30 @@ def test_where_nothing_is_kept_it_says_so(tmp_path):
         raise KeyboardInterrupt
 
 
+def test_another_command_on_the_same_output_is_refused(tmp_path):
+    out = tmp_path / "small.onnx"
+    with unfinished_work(out, restart=False), pytest.raises(RunError) as caught, unfinished_work(out, restart=True):
+        pass
+    assert str(caught.value) == f"another command is writing {out}; wait for its end, or choose another --out"
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_the_lock_of_a_killed_command_holds_nobody_up(tmp_path):
+    out = tmp_path / "run"
+    code = f"""
+import os, signal
+from pathlib import Path
+from datafree.app.unfinished import unfinished_work
+with unfinished_work(Path({str(out)!r}), restart=False):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    assert (tmp_path / ".run.lock").exists()
+    with unfinished_work(out, restart=False) as folder:
+        assert folder == tmp_path / "run.part"
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_the_command_line_ends_in_one_line_and_130(tmp_path, monkeypatch, capsys):
     (tmp_path / "stopped_factory.py").write_text("def net():\n    raise KeyboardInterrupt\n")
     monkeypatch.chdir(tmp_path)
@@ -84,3 +109,37 @@ sys.exit(main())
     done = subprocess.run(arguments, cwd=tmp_path, text=True, capture_output=True)
     assert (done.returncode, done.stderr, done.stdout) == (130, "error: interrupted\n", "")
     assert [*tmp_path.iterdir()] == []
+
+
+FACTORY = """
+import os, signal, threading, time
+from pathlib import Path
+import torch
+from torch import nn
+
+def stop():
+    while not Path("run.part/job.json").exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def net():
+    torch.manual_seed(0)
+    if not Path("run.part").exists():
+        threading.Thread(target=stop, daemon=True).start()
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten()).eval()
+"""
+
+
+def test_sigterm_leaves_work_that_the_same_command_goes_on_with(tmp_path):
+    (tmp_path / "stopped.py").write_text(FACTORY)
+    asked = ["compress", "stopped:net", "--input", "1,3,16,16", "--recipe", "w4a8", "--out", "run", "--quiet"]
+    asked += ["--set", "signal.images=8", "--set", "signal.steps=400", "--estimate", "none"]
+    stopped, done = (
+        subprocess.run([sys.executable, "-m", "datafree", *asked], cwd=tmp_path, text=True, capture_output=True)
+        for _ in range(2)
+    )
+    assert stopped.returncode == 143 and stopped.stdout == ""
+    *_, line = stopped.stderr.splitlines()  # on a slow machine, of progress before
+    assert line.startswith("error: terminated; run.part keeps the work so far: the same command goes on from there")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["run", "stopped.py"]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -145,6 +149,14 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, settings):
         assert len(after) < len(num_steps)
         for name, value in whole.student.state_dict().items():
             assert torch.equal(value, again.student.state_dict()[name]), name
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="copies of a process are forks")
+@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+def test_sigkill_at_random_moments_changes_no_bit(kills):
+    script = Path(__file__).parents[1] / "killed.py"
+    done = subprocess.run([sys.executable, script, str(kills), "0"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_resuming_with_another_seed_is_refused(tmp_path):

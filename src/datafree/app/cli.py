@@ -17,8 +17,8 @@ import typer
 from datafree.app.command_line import remember_arguments
 from datafree.app.console import show, show_error
 from datafree.app.lazy_commands import COMMANDS, LazyGroup, examples
+from datafree.app.stopping import INTERRUPTED, how_stopped
 
-INTERRUPTED = 130  # as shells count it
 UsageError: Any = typer.BadParameter.__base__  # click's own, which older typer imports and newer typer contains
 
 app = typer.Typer(
@@ -34,7 +34,10 @@ for name, said in COMMANDS.items():
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 the run failed, 2 the input is wrong, 130 interrupted."""
+    """Run one command; returns the exit code.
+
+    0 done, 1 the run failed, 2 the input is wrong, 130 interrupted, 143 terminated.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -55,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show_error(message)
         return code
     if code == INTERRUPTED:  # newer typer returns it
-        show_error("interrupted")
+        code, word = how_stopped()
+        show_error(word)
     return code
 
 
@@ -81,7 +85,8 @@ def _explain(error: Exception) -> tuple[int, str]:
     from datafree.solve import LayerError
 
     if isinstance(error, Interrupted):
-        return INTERRUPTED, f"interrupted; {error}"
+        code, word = how_stopped()
+        return code, f"{word}; {error}"
     if isinstance(error, LayerError | DivergedError):
         return 1, str(error)
     if isinstance(error, ValueError):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from datafree.app.latency import Latency, bench
 from datafree.app.origin import Origin, write_command
 from datafree.app.progress import ESTIMATING, job_progress
-from datafree.app.unfinished import kept_until_done, work_folder
+from datafree.app.unfinished import unfinished_work
 from datafree.app.watched import compress_watched
 from datafree.execution import atomic_write
 from datafree.export import EXPORTERS
@@ -108,9 +108,9 @@ def compress_all(network: Network, recipes: Mapping[str, Asked], out: Path) -> d
 
 def _compress(network: Network, asked: Asked, place: Path, done: Mapping[str, Run], shared: Sharing) -> Run:
     alike = (name for name, run in done.items() if run.images and run.recipe.signal == asked.recipe.signal)
-    donor, folder = next(alike, None), work_folder(place, restart=False)
+    donor = next(alike, None)
     with (
-        kept_until_done(folder),
+        unfinished_work(place, restart=False) as folder,
         job_progress(f"{place.name}: ", after={ESTIMATING: EFFORTS[EFFORT].passes}) as progress,
     ):
         run = compress_watched(

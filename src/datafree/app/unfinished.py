@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from datafree.app.console import note
 from datafree.execution import CheckpointError
 from datafree.run import RunError
@@ -34,6 +36,37 @@ def work_folder(out: Path, *, restart: bool) -> Path:
     else:
         note(f"going on with the work in {folder}; --restart begins anew")
     return folder
+
+
+@contextmanager
+def unfinished_work(out: Path, *, restart: bool) -> Iterator[Path]:
+    """The `work_folder` of one command at a time; it goes when all is done, or when trying again would fail again.
+
+    Raises:
+        Interrupted: in place of KeyboardInterrupt.
+        RunError: another command is writing the same file or directory; a folder of that name holds something else.
+    """
+    with _alone_with(out):
+        folder = work_folder(out, restart=restart)
+        with kept_until_done(folder):
+            yield folder
+
+
+@contextmanager
+def _alone_with(out: Path) -> Iterator[None]:
+    """A lock beside `out`, which goes at the end; that of a command that was killed holds nobody up."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    place = out.with_name(f".{out.name}.lock")
+    lock = FileLock(place, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(f"another command is writing {out}; wait for its end, or choose another --out") from None
+    try:
+        yield
+    finally:
+        place.unlink(missing_ok=True)
+        lock.release()
 
 
 @contextmanager

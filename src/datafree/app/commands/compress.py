@@ -94,7 +94,7 @@ def compress(
     from datafree.app.pixels import write_pixels
     from datafree.app.progress import ESTIMATING, FILE_PASSES, job_progress
     from datafree.app.sentences import losses
-    from datafree.app.unfinished import kept_until_done, work_folder
+    from datafree.app.unfinished import unfinished_work
     from datafree.app.watched import compress_watched
     from datafree.export import exporters_by_suffix
     from datafree.run import EFFORTS
@@ -106,8 +106,8 @@ def compress(
     check_out(out, Path(model), force=force, is_file=is_file)
     found: dict[str, str] = {}
     effort = None if estimate is EstimateEffort.none else estimate.value
-    folder, after = work_folder(out, restart=restart), {ESTIMATING: EFFORTS[effort].passes} if effort else {}
-    with kept_until_done(folder), job_progress(after={**after, **(FILE_PASSES if is_file else {})}) as progress:
+    after = {**({ESTIMATING: EFFORTS[effort].passes} if effort else {}), **(FILE_PASSES if is_file else {})}
+    with unfinished_work(out, restart=restart) as folder, job_progress(after=after) as progress:
         torch.manual_seed(seed)  # a model of random weights is the same one next time
         opened = open_network(
             model, weights=weights, pretrained=pretrained, input_shape=input_shape, mean=mean, std=std
