@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,9 +57,13 @@ def unfinished_work(out: Path, *, restart: bool) -> Iterator[Path]:
 
 @contextmanager
 def _alone_with(out: Path) -> Iterator[None]:
-    """A lock beside `out`, which goes at the end; that of a command that was killed holds nobody up."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    place = out.with_name(f".{out.name}.lock")
+    """A lock for `out`, which goes at the end; that of a command that was killed holds nobody up.
+
+    It is with the temporary files of this machine: nothing may stay beside `out`, whose folder may not be there yet.
+    """
+    user = os.getuid() if hasattr(os, "getuid") else ""
+    name = f"datafree-{user}-{zlib.crc32(str(out.absolute()).encode()):08x}.lock"
+    place = Path(tempfile.gettempdir()) / name
     lock = FileLock(place, timeout=0)
     try:
         lock.acquire()
