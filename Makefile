@@ -12,11 +12,12 @@ DOCS := .venv/.docs
 demo: $(DEMO_STAMP)
 	$(BIN)/datafree demo
 
+# With bytecode, whatever the shell says: without it each process compiles every file again, for five seconds
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow"
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow"
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

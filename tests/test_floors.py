@@ -1,6 +1,7 @@
 """The house: a room imports only what rooms on lower floors offer, nothing in a circle; what must not be held."""
 
 import ast
+import functools
 import os
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def room(name):
 def imports(source, modules):
     """The modules of this package that Python text imports anywhere, inside functions too."""
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -68,15 +69,20 @@ def imports(source, modules):
     return {name for name in found if name.split(".")[0] == "datafree"}
 
 
+@functools.cache
+def parsed(source):
+    return ast.parse(source)
+
+
 def imported_names(source):
     """(module of this package, names imported from it), for every `from` import."""
-    found = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom)]
+    found = [n for n in ast.walk(parsed(source)) if isinstance(n, ast.ImportFrom)]
     return [(n.module, [a.name for a in n.names]) for n in found if n.module.split(".")[0] == "datafree"]
 
 
 def offers(file):
     """`__all__` of a file; nothing where it has none."""
-    assigned = [n for n in ast.parse(file.read_text()).body if isinstance(n, ast.Assign)]
+    assigned = [n for n in parsed(file.read_text()).body if isinstance(n, ast.Assign)]
     lists = [n.value for n in assigned if getattr(n.targets[0], "id", "") == "__all__"]
     return [name for found in lists for name in ast.literal_eval(found)]
 
@@ -153,14 +159,14 @@ def test_every_name_that_is_offered_is_there():
 def test_only_the_command_line_prints():
     prints = []
     for name, file in FILES.items():
-        calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        calls = [node for node in ast.walk(parsed(file.read_text())) if isinstance(node, ast.Call)]
         prints += [name for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
     assert set(prints) == {"datafree.app.console"}
 
 
 def test_aten_is_named_in_two_rooms_alone():
     by_name = {
-        name for name, file in FILES.items() for n in ast.walk(ast.parse(file.read_text()))
+        name for name, file in FILES.items() for n in ast.walk(parsed(file.read_text()))
         if isinstance(n, ast.Name) and n.id == "aten"
     }  # fmt: skip
     assert {name.rpartition(".")[0] for name in by_name} == {"datafree.graph", "datafree.export.onnx"}

@@ -326,7 +326,7 @@ def test_a_budget_of_sparsity_is_a_global_share_of_zeros(prune):
 # Multiply-adds
 
 
-@pytest.mark.parametrize("share", [0.9, 0.4])
+@pytest.mark.parametrize("share", [0.4, pytest.param(0.9, marks=SLOW)])
 def test_channels_go_until_the_multiply_adds_are_few_enough(share):
     most = round(share * run_of("chain").summary.macs)
     run = run_of("chain", budget={"macs": most})

@@ -298,7 +298,7 @@ class OneFaint(nn.Module):
         return self.head(self.loud(x) + 0.02 * self.faint(x))
 
 
-@SCORES
+@pytest.mark.parametrize("score", ["output", pytest.param("magnitude", marks=pytest.mark.slow)])
 def test_zeros_go_where_they_do_least_harm(score):
     torch.manual_seed(0)
     model, x = OneFaint().eval(), torch.randn(32, 3, 12, 12)
@@ -338,6 +338,7 @@ def test_a_pruned_student_is_near_its_teacher_and_nearer_with_fewer_zeros():
         torch.testing.assert_close(run_of("chain", sparsity=0.8).teacher(x), model(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow  # of one layer, test_refit_trials_err_less
 def test_gptq_students_are_nearer_than_masked_ones():
     errors = [output_error(run_of("residual", sparsity=0.5, solve={"method": m})) for m in ("gptq", "nearest")]
     assert errors[0] < 0.7 * errors[1]

@@ -9,6 +9,7 @@ import pytest
 from datafree import Recipe, compress, export_onnx, save
 from datafree.app.cli import main
 from datafree.app.latency import BenchError, bench
+from datafree.export import EXPORTERS
 from datafree.export.onnx.exporter import _closed
 from nets import NETS
 
@@ -84,8 +85,7 @@ def test_open_sizes_are_asked_for(tmp_path):
     (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(BenchError, match=r"the input x is .*; say at which size, as in --input 1,3,224,224"):
         bench([tmp_path / "net.onnx"], turns=1)
-    [found] = bench([tmp_path / "net.onnx"], turns=1, size=(3, 8, 8))
-    assert found.median_ms > 0
+    EXPORTERS["ONNX"].runtime.open(tmp_path / "net.onnx", 1, 2, (3, 8, 8))()
 
 
 @pytest.mark.parametrize(

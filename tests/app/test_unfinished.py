@@ -92,7 +92,9 @@ def test_the_command_line_ends_in_one_line_and_130(tmp_path, monkeypatch, capsys
     assert capsys.readouterr().err == "error: interrupted; nothing was written\n"
 
 
-@pytest.mark.parametrize("module", ["datafree.app.cli", "datafree.pipeline", "torch.export"])
+@pytest.mark.parametrize(
+    "module", ["datafree.app.cli", "datafree.pipeline", "torch", pytest.param("torch.export", marks=pytest.mark.slow)]
+)
 def test_a_command_interrupted_while_it_loads_is_one_line(module, tmp_path):
     code = f"""
 import sys

@@ -154,6 +154,7 @@ def _mean_shift(student, teacher, name):
 # ---- ZeroQ
 
 
+@pytest.mark.slow
 def test_distilled_images_come_nearer_to_what_batchnorm_remembers():
     net, x = plain_net(padding=1), torch.zeros(SHAPE)
     for module in net:

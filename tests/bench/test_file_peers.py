@@ -61,6 +61,7 @@ def test_every_tool_has_its_script_and_its_line():
     assert listed.count('", "with_') == len(file_peers.PEERS)
 
 
+@pytest.mark.slow  # a process that loads torch; what it says is asked in tests/app/test_wrong_uses.py
 def test_the_command_says_why_it_refuses_a_file(tmp_path):
     broken = tmp_path / "net.onnx"
     broken.write_bytes(b"no graph")

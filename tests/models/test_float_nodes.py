@@ -3,6 +3,7 @@ node itself runs as it is, also in a run that was saved."""
 
 import base64
 import json
+import shutil
 
 import numpy as np
 import onnx
@@ -217,13 +218,21 @@ TAMPERED = {
 }
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run directory of a network with such a node."""
+    place = tmp_path_factory.mktemp("saved")
+    network, example = load_model(str(a_case("CumSum", place)))
+    compress(network, CHEAP, example).save(place / "run")
+    return place / "run"
+
+
 @pytest.mark.parametrize("name", TAMPERED)
-def test_a_tampered_run_is_refused_when_it_is_read(name, tmp_path):
+def test_a_tampered_run_is_refused_when_it_is_read(name, saved, tmp_path):
     changed, message = TAMPERED[name]
     with pytest.raises(ModelError, match=message):
         check_node(changed, 17)
-    network, example = load_model(str(a_case("CumSum", tmp_path)))
-    compress(network, CHEAP, example).save(tmp_path / "run")
+    shutil.copytree(saved, tmp_path / "run")
     file = tmp_path / "run" / "student.json"
     content = json.loads(file.read_text())
     call = next(n for n in content["nodes"] if n["target"] == "datafree.onnx_node.default")

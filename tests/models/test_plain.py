@@ -244,7 +244,13 @@ def test_answers_in_records_are_captured_and_saved(form, tmp_path):
 
 
 def test_the_named_tuple_is_the_callers_own():
-    assert type(compress(Answering(FORMS["named tuple"]).eval(), RECIPE, X[:1]).student(X)) is Pair
+    assert type(answering("named tuple")(X)) is Pair
+
+
+@functools.cache
+def answering(form):
+    """A student."""
+    return compress(Answering(FORMS[form]).eval(), RECIPE, X[:1]).student
 
 
 @pytest.mark.parametrize(
@@ -253,7 +259,7 @@ def test_the_named_tuple_is_the_callers_own():
     ids=str,
 )
 def test_a_nesting_that_was_not_written_here_is_refused(nesting):
-    student = compress(Answering(FORMS["named tuple"]).eval(), RECIPE, X[:1]).student
+    student = answering("named tuple")
     data = {**graph_to_json(student), "outputs": {"nesting": nesting}}
     with pytest.raises(FormatError, match=r"the graph is damaged: .* (plain names|nesting of answers); write"):
         graph_from_json(data, tensors_of(student))

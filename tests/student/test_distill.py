@@ -68,7 +68,9 @@ def test_zeros_stay_zero_and_bits_stay_bits():
             assert (a.bits, a.sparsity) == (b.bits, b.sparsity)
 
 
-@pytest.mark.parametrize("images", ["inverted", "matched", pytest.param("adversarial", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "images", ["matched", *(pytest.param(n, marks=pytest.mark.slow) for n in ("inverted", "adversarial"))]
+)
 def test_every_kind_of_image_runs(images):
     model, x = small_network()
     steps = []
@@ -159,6 +161,7 @@ def test_where_nothing_is_gained_the_start_is_kept():
     assert off(after, x) == pytest.approx(off(before, x), rel=0.05)
 
 
+@pytest.mark.slow  # the step is asked above, too
 def test_without_a_guard_the_last_step_is_taken():
     """As in the papers of Deep Inversion and AKD."""
     model, inputs = NETS["chain"]()

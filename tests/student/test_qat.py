@@ -180,6 +180,7 @@ def test_a_frozen_student_is_exported(tmp_path):
     assert check.sqnr_db > 40
 
 
+@pytest.mark.slow
 def test_the_example_gains(tmp_path, capsys):
     pytest.importorskip("sklearn")
     spec = importlib.util.spec_from_file_location("qat_digits", EXAMPLES / "qat_digits.py")
@@ -187,7 +188,7 @@ def test_the_example_gains(tmp_path, capsys):
     spec.loader.exec_module(example)
     recipe = Recipe.preset("w3a3").updated([*FEW, "first_last=8"])
     (tmp_path / "few.yaml").write_text(recipe.dump())
-    example.main(["--recipe", str(tmp_path / "few.yaml"), "--epochs", "3", "--out", str(tmp_path / "run")])
+    example.main(["--recipe", str(tmp_path / "few.yaml"), "--epochs", "1", "--out", str(tmp_path / "run")])
     before, after = (float(line.split("top-1 ")[1].split()[0]) for line in capsys.readouterr().out.splitlines())
     assert after > before
     assert {layer.method for layer in Run.load(tmp_path / "run").layers} == {"trained"}
