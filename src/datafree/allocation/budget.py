@@ -14,6 +14,7 @@ from datafree import graph as g
 from datafree.allocation.channels import sizes_of
 from datafree.allocation.input_bits import input_options
 from datafree.allocation.weight_bits import Option, layers_with_rules, may_thin, weight_options
+from datafree.execution import silent
 from datafree.extras import install
 from datafree.recipe import LayerRule, Prune, Recipe
 from datafree.solve import Plan, Problem
@@ -194,15 +195,16 @@ def choose(options: dict[str, list[Option]], limit: float) -> dict[str, Option]:
     one = sparse.coo_array((np.ones(len(flat)), ([index[n] for n, _ in flat], range(len(flat)))))
     sizes = np.array([[option.size for _, option in flat]], dtype=float)
     errors = np.array([option.error for _, option in flat])
-    solved = optimize.milp(
-        errors / max(errors.max(), 1e-30),
-        integrality=np.ones(len(flat)),
-        bounds=optimize.Bounds(0, 1),
-        constraints=[
-            optimize.LinearConstraint(one, 1, 1),
-            optimize.LinearConstraint(sizes, -np.inf, math.floor(limit) + 0.5),
-        ],
-        options={"time_limit": SECONDS, "mip_rel_gap": 1e-3, "presolve": False},
-    )
+    with silent():  # HiGHS writes lines of its own
+        solved = optimize.milp(
+            errors / max(errors.max(), 1e-30),
+            integrality=np.ones(len(flat)),
+            bounds=optimize.Bounds(0, 1),
+            constraints=[
+                optimize.LinearConstraint(one, 1, 1),
+                optimize.LinearConstraint(sizes, -np.inf, math.floor(limit) + 0.5),
+            ],
+            options={"time_limit": SECONDS, "mip_rel_gap": 1e-3, "presolve": False},
+        )
     assert solved.x is not None, f"the smallest options fit, so there is a choice: {solved.message}"
     return {flat[i][0]: flat[i][1] for i in np.flatnonzero(solved.x > 0.5)}

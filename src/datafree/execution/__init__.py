@@ -29,6 +29,7 @@ from datafree.execution.resume import (
     restore_adam,
     under,
 )
+from datafree.execution.silence import silent
 
 __all__ = [
     "CHOOSING",
@@ -60,6 +61,7 @@ __all__ = [
     "processes",
     "restore_adam",
     "serial",
+    "silent",
     "uncounted",
     "under",
 ]
