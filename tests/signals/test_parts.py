@@ -94,12 +94,9 @@ def test_one_image_at_a_time_is_the_least(monkeypatch):
     assert images_at_once(graph) == 1 and len(moved(graph, stats, steps=2).images) == 6
 
 
-def test_efforts_take_more_and_more_steps_and_fewer_where_a_batch_is_seen_in_parts():
-    efforts = [Inverted(effort=effort) for effort in ("fast", "normal", "best")]
-    for in_parts in (False, True):
-        steps = [steps_of(e, in_parts=in_parts) for e in efforts]
-        assert steps == sorted(set(steps))
-    assert steps_of(Inverted(), in_parts=True) < steps_of(Inverted())
+def test_efforts_take_more_and_more_steps():
+    steps = [steps_of(Inverted(effort=effort)) for effort in ("fast", "normal", "best")]
+    assert steps == sorted(set(steps)) and steps_of(Inverted()) == steps[1]
     assert steps_of(Inverted(effort="best", steps=7)) == 7
 
 

@@ -29,12 +29,12 @@ def expected_work(teacher: fx.GraphModule, plan: Plan, recipe: Recipe, *, rememb
     """
     forward, count = sum(layer_macs(teacher).values()), images_asked(teacher, recipe.signal)
     solved = [item for item in plan.layers.values() if item.weights is not None]
-    walk, in_parts = count * forward, images_at_once(teacher) < min(count, BATCH)
+    walk = count * forward
     layers = sum(_solving(teacher, item, recipe.solve, count) for item in solved)
     zeros = ZEROS * sum(_product(teacher, item) for item in solved) if recipe.prune else 0
     chooses = recipe.budget is not None or recipe.prune is not None
     found = {
-        MAKING_IMAGES: signal_kind(recipe.signal).passes(recipe.signal, count, remembers, in_parts) * forward,
+        MAKING_IMAGES: signal_kind(recipe.signal).passes(recipe.signal, count, remembers) * forward,
         CHOOSING: walk * (1 + PROBES * len(solved)) + layers + zeros if chooses else 0,
         SOLVING: walk * (2 if recipe.solve.sequential else 1) + layers + zeros,
         DISTILLING: 4 * recipe.distill.steps * recipe.distill.batch * forward if recipe.distill else 0,

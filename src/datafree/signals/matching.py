@@ -23,7 +23,7 @@ from datafree.signals.propagated import propagated
 from datafree.signals.scale import in_range
 from datafree.signals.source import Signal, batch_statistics
 
-STEPS = {"fast": (60, 60), "normal": (200, 120), "best": (400, 300)}  # of whole batches, of batches in parts (ours)
+STEPS = {"fast": 100, "normal": 200, "best": 400}  # ours
 NOTHING = 1e-12  # variance of a BatchNorm whose gamma is 0 everywhere, which tells nothing of images
 
 
@@ -47,16 +47,12 @@ def schedule_of(method: MatchedImages) -> AdamSchedule:
     return SHORT
 
 
-def steps_of(method: MatchedImages, *, in_parts: bool = False) -> int:
-    """Steps of the recipe, or those of the setting and the effort.
-
-    Args:
-        in_parts: whether the network sees a batch in parts, so that a step is dear, and goes a little further, too.
-    """
+def steps_of(method: MatchedImages) -> int:
+    """Steps of the recipe, or those of the setting and the effort."""
     if method.steps is not None:
         return method.steps
     assert isinstance(method, Inverted), "only its settings bring steps"
-    return STEPS[method.effort][in_parts] if method.setting == "short" else PUBLISHED[method.setting].steps
+    return STEPS[method.effort] if method.setting == "short" else PUBLISHED[method.setting].steps
 
 
 def match(job: SignalJob, unit: Float[Tensor, "n c ..."]) -> Matched:
@@ -84,8 +80,7 @@ def match(job: SignalJob, unit: Float[Tensor, "n c ..."]) -> Matched:
     assert isinstance(method, MatchedImages), "images are moved for these kinds"
     teacher, stats = on_device(job.teacher, job.stats, work.device)
     schedule = schedule_of(method)
-    in_parts = part_size(job, schedule) < min(schedule.batch, len(unit))
-    if in_parts:
+    if part_size(job, schedule) < min(schedule.batch, len(unit)):
         teacher = g.duplicate(teacher).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def objective(count: int) -> _Objective:
@@ -94,8 +89,7 @@ def match(job: SignalJob, unit: Float[Tensor, "n c ..."]) -> Matched:
         return _Objective(teacher, stats, method, job.ranges[0], targets, job.competitor, BatchMeans(count))
 
     try:
-        steps = steps_of(method, in_parts=in_parts)
-        return move_all(job, unit, schedule, steps, lambda part: objective(len(part)))
+        return move_all(job, unit, schedule, steps_of(method), lambda part: objective(len(part)))
     except MatchingError as error:
         raise MatchingError(f"{_first_not_finite(job, unit)}{error}") from None
 
