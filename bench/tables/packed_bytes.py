@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from bench.rows import RESULTS, add_missing, commits_note, is_current, mark, rows_on_file
+from bench.rows import RESULTS, add_missing, commits_note, is_row_current, mark, rows_on_file
 from bench.tables import markdown
 from datafree import Recipe, Run, compress, load_model
 from datafree.export.packed.packed import load, save
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    done = {row.key for row in written(RESULTS) if is_current(row.commit)}
+    done = {row.key for row in written(RESULTS) if is_row_current(row)}
     asked = (((m, row), partial(measure, m, row)) for m in options.models for row in options.rows)
     add_missing(RESULTS / FILE, asked, done)
     for row in written(RESULTS):

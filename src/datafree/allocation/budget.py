@@ -140,7 +140,8 @@ def _of_both(
             for w in weights[name]
             for i in inputs[name]
         ]
-        for name in weights.keys() & inputs.keys()
+        for name in weights
+        if name in inputs
     }
     if not options:
         raise BudgetError("budget: no layer has both weights and input to choose bits of; set weights and activations")
