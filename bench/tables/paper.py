@@ -37,9 +37,9 @@ from bench.tables.paper_parts import PARTS, Point, points
 from datafree import Recipe, compress
 from datafree.execution.atomic import atomic_write
 from datafree.execution.mac_counter import count_macs
+from datafree.graph import layer_macs
 from datafree.graph.capture import trace
 from datafree.recipe import MatchedImages
-from datafree.run.cost import layer_macs
 from datafree.run.evaluate import evaluate_models
 from datafree.student.distill_images import DistillError
 

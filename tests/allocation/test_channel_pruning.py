@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from datafree import Recipe, Run, compress
 from datafree import graph as g
 from datafree.allocation.channels import PruneError, _Reader
-from datafree.run.cost import layer_macs
+from datafree.graph import layer_macs
 from datafree.run.evaluate import evaluate_models
 from nets import NETS, block, calibrate_batchnorm_, compressed, conv, head, randomise_batchnorm_
 

@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datafree import Recipe, compress, evaluate
 from datafree import graph as g
+from datafree.graph import layer_macs
 from datafree.graph.capture import trace
 from datafree.records import decibel
-from datafree.run.cost import layer_macs
 from datafree.run.evaluate import evaluate_models, layer_sqnr
 from nets import NETS, conv
 

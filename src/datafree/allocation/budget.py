@@ -117,7 +117,7 @@ def _of_weights(problem: Problem, recipe: Recipe, pool: Callable) -> tuple[dict[
 
 def _of_inputs(problem: Problem, recipe: Recipe, ruled: set[str]) -> tuple[dict[str, list[Option]], _Measure]:
     """Bits of layers' inputs, each as often as it is multiplied; where the ends keep 8 bits they do not count."""
-    macs, found = _macs(problem), input_options(problem, recipe, ruled)
+    macs, found = g.layer_macs(problem.teacher), input_options(problem, recipe, ruled)
     counted = {name: row for name, row in found.items() if len(row) > 1 or name in ruled}
     if not any(len(row) > 1 for row in counted.values()):
         raise BudgetError("budget: no layer's input has bits to choose; set activations.bits")
@@ -133,7 +133,11 @@ def _of_both(
     """Bits of weights and inputs: errors add up, bit operations are multiply-adds times both."""
     if recipe.prune is not None:
         raise BudgetError("budget.bit_operations chooses bits, and zeros save none of these; leave prune out")
-    macs, weights, inputs = _macs(problem), weight_options(problem, recipe, pool), input_options(problem, recipe, ruled)
+    macs, weights, inputs = (
+        g.layer_macs(problem.teacher),
+        weight_options(problem, recipe, pool),
+        input_options(problem, recipe, ruled),
+    )
     options = {
         name: [
             Option(w.bits, 0.0, macs[name] * (w.bits or FLOAT) * i.bits, w.error + i.error, i.bits)
@@ -151,11 +155,6 @@ def _of_both(
         if name not in options
     )
     return options, _Measure("bit_operations", fixed=sum(others))
-
-
-def _macs(problem: Problem) -> dict[str, int]:
-    nodes = g.nodes_by_name(problem.teacher)
-    return {name: g.num_macs(nodes[item.layer.node]) for name, item in problem.plan.layers.items()}
 
 
 def _with(recipe: Recipe, **fields: object) -> Recipe:

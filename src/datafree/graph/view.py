@@ -65,6 +65,12 @@ def num_macs(node: fx.Node) -> int:
     return LAYER_TYPES[node.target].macs(shape(operand(node, 1)), x, y)
 
 
+def layer_macs(graph: fx.GraphModule) -> dict[str, int]:
+    """Multiply-adds of every layer for one image."""
+    nodes = nodes_by_name(graph)
+    return {name: num_macs(nodes[layer.node]) for name, layer in layers(graph).items()}
+
+
 def num_parameters(graph: fx.GraphModule) -> int:
     """Weights and biases of all layers."""
     return sum(weight(graph, layer).numel() + bias(graph, layer).numel() for layer in layers(graph).values())

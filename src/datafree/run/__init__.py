@@ -1,7 +1,7 @@
 """A finished compression: in memory and on disk, evaluated, its cost and its agreement predicted."""
 
 from datafree.run.contact_sheet import contact_sheet, png
-from datafree.run.cost import layer_bytes, layer_macs
+from datafree.run.cost import layer_bytes
 from datafree.run.estimate import EFFORTS, estimate, with_estimate
 from datafree.run.evaluate import Evaluation, evaluate_models, layer_sqnr
 from datafree.run.expected import expected_work
@@ -25,7 +25,6 @@ __all__ = [
     "graph_to_json",
     "images_of",
     "layer_bytes",
-    "layer_macs",
     "layer_sqnr",
     "lost_inputs",
     "png",

@@ -38,7 +38,7 @@ def costs(teacher: fx.GraphModule, solution: Solution, *, slimmed: Slimmed, spen
         spent: multiply-adds of the compression itself.
     """
     plan, smaller, results = solution.plan, solution.teacher, solution.layers
-    macs, float_macs = layer_macs(smaller), sum(layer_macs(teacher).values()) + slimmed.macs
+    macs, float_macs = g.layer_macs(smaller), sum(g.layer_macs(teacher).values()) + slimmed.macs
     weights = {n: r.weight.numel() for n, r in results.items()}
     return Cost(
         bytes=num_bytes(plan, smaller, results),
@@ -74,12 +74,6 @@ def weight_bytes(result: LayerResult, num_multipliers: int | None = None) -> int
     size, grid = result.weight.numel(), result.weight_qparams
     scales = 0 if grid is None else num_multipliers or len(grid.scale)
     return stored_size(size, result.bits, round(result.sparsity * size)) + 4 * scales
-
-
-def layer_macs(teacher: fx.GraphModule) -> dict[str, int]:
-    """Multiply-adds of every layer for one image."""
-    nodes = g.nodes_by_name(teacher)
-    return {name: g.num_macs(nodes[layer.node]) for name, layer in g.layers(teacher).items()}
 
 
 def bit_operations(plan: Plan, macs: dict[str, int], results: dict[str, LayerResult]) -> int:

@@ -9,7 +9,6 @@ from torch import fx
 from datafree import graph as g
 from datafree.execution import CHOOSING, DISTILLING, MAKING_IMAGES, SOLVING, ExpectedWork
 from datafree.recipe import Recipe, RoundingRecipe
-from datafree.run.cost import layer_macs
 from datafree.signals import images_asked, images_at_once, signal_kind
 from datafree.solve import MAX_TAPS, NUM_ROWS, LayerPlan, Plan, rounding_method
 
@@ -27,7 +26,7 @@ def expected_work(teacher: fx.GraphModule, plan: Plan, recipe: Recipe, *, rememb
     Args:
         remembers: whether BatchNorm tells what images have to be like.
     """
-    forward, count = sum(layer_macs(teacher).values()), images_asked(teacher, recipe.signal)
+    forward, count = sum(g.layer_macs(teacher).values()), images_asked(teacher, recipe.signal)
     solved = [item for item in plan.layers.values() if item.weights is not None]
     walk = count * forward
     layers = sum(_solving(teacher, item, recipe.solve, count) for item in solved)

@@ -11,7 +11,7 @@ from datafree import graph as g
 from datafree.app.report.grids import input_grids
 from datafree.quantization import dequantize
 from datafree.records import Layer, LayerResult, QParams
-from datafree.run import Run, layer_bytes, layer_macs, layer_sqnr
+from datafree.run import Run, layer_bytes, layer_sqnr
 from datafree.signals import Signal
 from datafree.solve import NetworkProbe, Probe
 
@@ -52,7 +52,7 @@ def layer_rows(run: Run, signal: Signal) -> list[LayerRow]:
         run=run,
         results={result.name: result for result in run.layers},
         grids=input_grids(run.student),
-        macs=layer_macs(run.student),
+        macs=g.layer_macs(run.student),
         running=layer_sqnr(run.student, run.teacher, signal.inputs[0]) if one_input else {},
         probe=NetworkProbe(run.teacher, signal),
     )
