@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bench.networks import digits, efficientnet_lite0
 from bench.networks.other_images import OtherImages, labelled, procedural
+from datafree.app.allocator import keep_freed_memory
 from datafree.images import ImagesError
 
 LITE = efficientnet_lite0.NAME
@@ -75,6 +76,7 @@ def open_networks(options: argparse.Namespace) -> Networks:
     those of --data, or the zoo's, or procedural where there is no zoo.
     """
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as the command line does
     options.out.mkdir(parents=True, exist_ok=True)
     zoo = _open_zoo(options.zoo) if set(options.networks) - set(DIGITS) else None
     reasons = {name: _missing(name, zoo, options) for name in options.networks}

@@ -98,6 +98,25 @@ def part_size(job: SignalJob, schedule: AdamSchedule) -> int:
     return schedule.batch if whole else min(schedule.batch, images_at_once(job.teacher))
 
 
+@dataclass(frozen=True)
+class Movement:
+    """How one batch is moved.
+
+    at_once: images that the network sees at a time.
+    """
+
+    objective: Objective
+    schedule: AdamSchedule
+    steps: int
+    at_once: int
+
+    def rate(self, step: int) -> float:
+        """Adam's at one step."""
+        return self.schedule.lr * (
+            0.5 * (1 + math.cos(math.pi * (step / self.steps))) if self.schedule.annealed else 1.0
+        )
+
+
 def move_all(
     job: SignalJob,
     unit: Float[Tensor, "n c ..."],
@@ -112,12 +131,13 @@ def move_all(
         objective_of: one batch as it starts, on the device -> what it is moved by.
     """
     parts, work, made = unit.split(schedule.batch), job.work, []
+    at_once = part_size(job, schedule)
     for number, part in enumerate(parts):
         here = part.to(work.device)
         done, all_steps = number * steps, len(parts) * steps
         watch = lambda step, done=done: work.on_step(MAKING_IMAGES, done + step, all_steps)  # noqa: E731, B023
         kept = work.checkpoints.part(f"images.{number}")
-        made.append(move(here, objective_of(here), schedule, steps, job.rng, watch, kept, part_size(job, schedule)))
+        made.append(move(here, Movement(objective_of(here), schedule, steps, at_once), job.rng, watch, kept))
     weights = torch.tensor([len(part) for part in parts]) / len(unit)
     distance = tuple(float(sum(w * m.distance[i] for w, m in zip(weights, made, strict=True))) for i in (0, 1))
     asked = [m.asked for m in made if m.asked is not None]
@@ -126,20 +146,16 @@ def move_all(
 
 
 def move(
-    unit: Tensor,
-    objective: Objective,
-    schedule: AdamSchedule,
-    steps: int,
-    generator: torch.Generator,
-    watch: Callable[[int], None],
-    checkpoints: Checkpoints,
-    part_size: int,
+    unit: Tensor, how: Movement, generator: torch.Generator, watch: Callable[[int], None], checkpoints: Checkpoints
 ) -> Matched:
-    """One batch of images of unit variance, all steps, at most `part_size` at a time; the distance before and after."""
-    parts = [slice(int(i[0]), int(i[-1]) + 1) for i in torch.arange(len(unit)).chunk(math.ceil(len(unit) / part_size))]
+    """One batch of images of unit variance, all steps; the distance before and after."""
+    objective, schedule, steps = how.objective, how.schedule, how.steps
+    parts = [
+        slice(int(i[0]), int(i[-1]) + 1) for i in torch.arange(len(unit)).chunk(math.ceil(len(unit) / how.at_once))
+    ]
     images = [unit[part].clone().requires_grad_(True) for part in parts]
     optimizer = torch.optim.Adam(images, lr=schedule.lr, betas=schedule.betas)
-    start, before, losses = 0, math.nan, []
+    start, losses = 0, []
     kept = checkpoints.read("state")
     if kept is not None:
         start, before, losses = (checkpoints.record("state")[k] for k in ("start", "before", "losses"))
@@ -148,18 +164,17 @@ def move(
         restore_adam(optimizer, kept)
         objective.means.restore(kept, parts)
         generator.set_state(kept["generator"])
-    elif len(parts) > 1:
+    else:
         before = _distance(images, parts, objective)[0]
     for step in range(start, steps):
         for group in optimizer.param_groups:
-            group["lr"] = schedule.lr * (_cosine(step / steps) if schedule.annealed else 1.0)
+            group["lr"] = how.rate(step)
         last = math.nan
         for part, own in zip(parts, images, strict=True):
             with torch.enable_grad():
-                loss, distance, _ = objective(_view(own, schedule, step, generator), part)
+                loss = objective(_view(own, schedule, step, generator), part)[0]
                 optimizer.zero_grad()
                 loss.backward()
-            before = float(distance.detach()) if math.isnan(before) else before
             optimizer.step()
             with torch.no_grad():
                 own.clamp_(-schedule.pixel_limit, schedule.pixel_limit)
@@ -192,10 +207,6 @@ def _distance(images: list[Tensor], parts: list[slice], objective: Objective) ->
     found = [objective(own, part)[1:] for part, own in zip(parts, images, strict=True)]
     logits = [y for _, y in found if y is not None]
     return float(found[-1][0]), torch.cat(logits) if logits else None
-
-
-def _cosine(progress: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def check_loss(losses: list[float], step: int) -> None:
