@@ -155,7 +155,7 @@ def move(
     ]
     images = [unit[part].clone().requires_grad_(True) for part in parts]
     optimizer = torch.optim.Adam(images, lr=schedule.lr, betas=schedule.betas)
-    start, losses = 0, []
+    start, before, losses = 0, math.nan, []
     kept = checkpoints.read("state")
     if kept is not None:
         start, before, losses = (checkpoints.record("state")[k] for k in ("start", "before", "losses"))
@@ -164,7 +164,7 @@ def move(
         restore_adam(optimizer, kept)
         objective.means.restore(kept, parts)
         generator.set_state(kept["generator"])
-    else:
+    elif len(parts) > 1:
         before = _distance(images, parts, objective)[0]
     for step in range(start, steps):
         for group in optimizer.param_groups:
@@ -172,9 +172,10 @@ def move(
         last = math.nan
         for part, own in zip(parts, images, strict=True):
             with torch.enable_grad():
-                loss = objective(_view(own, schedule, step, generator), part)[0]
+                loss, distance, _ = objective(_view(own, schedule, step, generator), part)
                 optimizer.zero_grad()
                 loss.backward()
+            before = float(distance.detach()) if math.isnan(before) else before
             optimizer.step()
             with torch.no_grad():
                 own.clamp_(-schedule.pixel_limit, schedule.pixel_limit)
