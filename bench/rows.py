@@ -3,7 +3,8 @@
 A row is current where no result can differ between its commit and HEAD: nothing under `src/` does, or every commit
 since then that touched `src/` ends its message in the line "Results: unchanged", which tests/digests.py must have
 shown. The line "Results: images of A B" says that of networks A and B images are made in another way: rows that were
-made without such images, and those of other networks, stay current. A commit that ends in "+" had changes of its own
+made without such images, and those of other networks, stay current. "Results: presets A B" says that of rows with a
+preset those of A and B alone are old. A commit that ends in "+" had changes of its own
 under `src/`, which no one else has: its rows are old, and so are those without a commit.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable, Container, Hashable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from inspect import signature
@@ -23,6 +25,7 @@ RESULTS = ROOT / "bench" / "results"
 OLD = "†"
 UNCHANGED = "unchanged"  # in the trailer "Results: unchanged" of a commit
 IMAGES_OF = "images of "  # in the trailer "Results: images of A B"
+PRESETS = "presets "  # in the trailer "Results: presets A B"
 
 
 class HasCommit(Protocol):
@@ -56,33 +59,47 @@ def commit(root: Path = ROOT) -> str:
 
 def is_current(made_by: str, root: Path = ROOT) -> bool:
     """Whether the code of `src/` at HEAD gives the results of that commit."""
-    return images_changed_since(made_by, root) == frozenset()
+    return changed_since(made_by, root) == Changed()
 
 
 def is_row_current(row: HasCommit) -> bool:
     """Whether the code of `src/` at HEAD gives this row."""
     if is_current(row.commit):
         return True
+    changed = changed_since(row.commit)
     uses_images = getattr(row, "images_commit", None) != ""
-    changed = images_changed_since(row.commit)
-    return changed is not None and not (uses_images and getattr(row, "network", "") in changed)
+    return changed is not None and not (
+        (uses_images and getattr(row, "network", "") in changed.images_of)
+        or getattr(row, "preset", "") in changed.presets
+    )
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What HEAD does in another way than a commit, all else being equal."""
+
+    images_of: frozenset[str] = frozenset()  # networks of which other images are made
+    presets: frozenset[str] = frozenset()  # that give other results
 
 
 @cache
-def images_changed_since(made_by: str, root: Path = ROOT) -> frozenset[str] | None:
-    """Networks of which HEAD makes other images than that commit, all else being equal; None = all may differ."""
+def changed_since(made_by: str, root: Path = ROOT) -> Changed | None:
+    """What HEAD does in another way than that commit; None = all results may differ."""
     if not made_by or made_by.endswith("+"):
         return None
     if _git(root, "diff", "--quiet", made_by, "HEAD", "--", "src") is not None:
-        return frozenset()
+        return Changed()
     if _git(root, "merge-base", "--is-ancestor", made_by, "HEAD") is None:
         return None
     said = "--format=%h %(trailers:key=Results,valueonly,separator=%x20)"
     since = _git(root, "log", said, f"{made_by}..HEAD", "--", "src") or ""
     told = [line.partition(" ")[2] for line in since.splitlines()]
-    if not all(value == UNCHANGED or value.startswith(IMAGES_OF) for value in told):
+    named = {start: [v for v in told if v.startswith(start)] for start in (IMAGES_OF, PRESETS)}
+    if len(told) > told.count(UNCHANGED) + sum(map(len, named.values())):
         return None
-    return frozenset(name for value in told if value != UNCHANGED for name in value.removeprefix(IMAGES_OF).split())
+    return Changed(
+        *(frozenset(name for v in found for name in v[len(start) :].split()) for start, found in named.items())
+    )
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -34,6 +34,11 @@ class ChannelStats:
         gain = None if self.gain is None else self.gain * factor
         return ChannelStats(self.mean * factor, self.std * factor, gain)
 
+    def at(self, channels: Int[Tensor, " d"]) -> ChannelStats:
+        """Of these channels, in this order."""
+        gain = None if self.gain is None else self.gain[channels]
+        return ChannelStats(self.mean[channels], self.std[channels], gain)
+
     def to(self, device: str) -> ChannelStats:
         """The same statistics on another device."""
         gain = None if self.gain is None else self.gain.to(device)

@@ -81,7 +81,7 @@ def test_a_row_is_current_until_src_changes(repository):
     later = committed(repository)
     assert later != made_by and rows.is_current(made_by, repository) and rows.is_current(later, repository)
     (repository / "src" / "a.py").write_text("2\n")
-    rows.images_changed_since.cache_clear()
+    rows.changed_since.cache_clear()
     assert rows.is_current(committed(repository), repository) and not rows.is_current(made_by, repository)
 
 
@@ -117,12 +117,23 @@ def test_other_images_make_rows_old_that_were_made_with_them(repository, monkeyp
     committed(repository, "images in parts\n\nResults: images of a c")
     (repository / "src" / "a.py").write_text("3\n")
     committed(repository, "move a\n\nResults: unchanged")
-    changed = rows.images_changed_since(made_by, repository)
-    assert changed == {"a", "c"} and not rows.is_current(made_by, repository)
-    monkeypatch.setattr(rows, "images_changed_since", lambda *_: changed)
+    changed = rows.changed_since(made_by, repository)
+    assert changed.images_of == {"a", "c"} and not rows.is_current(made_by, repository)
+    monkeypatch.setattr(rows, "changed_since", lambda *_: changed)
     assert rows.is_row_current(row(commit=made_by, **fields)) == current
     unknown = SimpleNamespace(commit=made_by, network=fields["network"])  # a row that does not say what made its images
     assert rows.is_row_current(unknown) == (fields["network"] == "b")
+
+
+def test_another_way_of_a_preset_makes_its_rows_old(repository, monkeypatch):
+    made_by = rows.commit(repository)
+    (repository / "src" / "a.py").write_text("2\n")
+    committed(repository, "channels in another order\n\nResults: presets nm24")
+    changed = rows.changed_since(made_by, repository)
+    assert changed.presets == {"nm24"} and not changed.images_of
+    monkeypatch.setattr(rows, "changed_since", lambda *_: changed)
+    found = [rows.is_row_current(row(commit=made_by, preset=name)) for name in ("nm24", "prune50")]
+    assert found == [False, True]
 
 
 def test_a_row_of_another_branch_is_old(repository):

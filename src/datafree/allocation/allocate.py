@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from datafree.allocation.budget import Pareto, apply_budget
 from datafree.allocation.channels import choose_channels
+from datafree.allocation.neighbours import with_neighbours
 from datafree.allocation.sparsity import share_zeros
 from datafree.execution import CHOOSING, OnStep, ignore_steps
 from datafree.graph import Group
@@ -19,7 +20,7 @@ class Allocation:
     """What was decided for all layers together.
 
     recipe: with a rule for each layer in place of a budget.
-    problem: with the plan that came of it.
+    problem: with the plan that came of it; of n:m patterns, the network's channels in another order.
     channels: groups of channels to remove.
     pareto: the errors predicted for other budgets.
     """
@@ -31,7 +32,7 @@ class Allocation:
 
 
 def allocate(problem: Problem, recipe: Recipe, pool: Callable, on_step: OnStep = ignore_steps) -> Allocation:
-    """Turn a budget into bits and sparsity, move zeros between layers, and choose the channels that go.
+    """Turn a budget into bits and sparsity, choose neighbours, move zeros between layers, choose channels that go.
 
     Args:
         problem: its plan is that of the recipe as it was asked for; a budget makes another.
@@ -47,6 +48,7 @@ def allocate(problem: Problem, recipe: Recipe, pool: Callable, on_step: OnStep =
         problem = replace(problem, plan=plan_layers(problem.teacher, recipe))
     if recipe.prune is None:
         return Allocation(recipe, problem, (), pareto)
+    problem = with_neighbours(problem)
     problem = replace(problem, plan=share_zeros(problem, recipe.prune, pool))
     plan, channels = choose_channels(problem, recipe.prune)
     return Allocation(recipe, replace(problem, plan=plan), channels, pareto)

@@ -5,6 +5,7 @@ from datafree.graph.annotations import annotate, layer_name, note, operand, shap
 from datafree.graph.capture import CaptureError, Example, batch_norms, tensors_in, trace
 from datafree.graph.channel_groups import ChannelsError, Group, channel_groups, described, remove_, unremovable
 from datafree.graph.channel_ids import ChannelIds, LayerSide, channel_ids
+from datafree.graph.channel_order import Order, interchangeable, reorder_
 from datafree.graph.columns import chunks, positions, row_size, taps_inside, unfold
 from datafree.graph.ends import end_dtype, with_ends
 from datafree.graph.layer_types import (
@@ -62,6 +63,7 @@ __all__ = [
     "Example",
     "Group",
     "LayerSide",
+    "Order",
     "annotate",
     "argument",
     "as_called",
@@ -86,6 +88,7 @@ __all__ = [
     "grouped",
     "has_rows_in_dimension_1",
     "insert_affine",
+    "interchangeable",
     "layer_macs",
     "layer_name",
     "layers",
@@ -105,6 +108,7 @@ __all__ = [
     "pytree_of",
     "read_layer",
     "remove_",
+    "reorder_",
     "row_size",
     "run_layer",
     "scale_input",

@@ -43,7 +43,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class _Classes:
+class Classes:
     """The class of every channel of every tensor, classes numbered from 0."""
 
     groups: dict[Group, int]  # only what may be removed
@@ -58,12 +58,12 @@ def channel_groups(teacher: fx.GraphModule) -> tuple[Group, ...]:
     Args:
         teacher: a captured graph, BatchNorm folded, equalized or not.
     """
-    return tuple(_classes(teacher).groups)
+    return tuple(classes_of(teacher).groups)
 
 
 def unremovable(teacher: fx.GraphModule) -> tuple[Skipped, ...]:
     """Layers whose output channels, or some of them, are in no group, and why."""
-    return _classes(teacher).skipped
+    return classes_of(teacher).skipped
 
 
 def described(groups: Iterable[Group]) -> list[str]:
@@ -99,7 +99,7 @@ def remove_(teacher: fx.GraphModule, groups: Iterable[Group]) -> dict[str, Bool[
     Raises:
         ChannelsError: a layer would be left without channels, or the groups are of another graph.
     """
-    classes = _classes(teacher)
+    classes = classes_of(teacher)
     gone = torch.zeros(classes.count, dtype=torch.bool)
     for group in groups:
         if group not in classes.groups:
@@ -176,12 +176,12 @@ class _GroupTracer(ChannelTracer):
     def _couple_axes(self, ids: Tensor) -> None:
         """Channels seen as (2, C/2), as a shuffle does: both rows lose the same position."""
         for d in range(ids.dim()):
-            if d != _channel_axis(ids):
+            if d != channel_axis_of(ids):
                 self._unite(ids, ids.narrow(d, 0, 1))
 
     def _enter_vector(self, vector: fx.Node, ids: Tensor, *, is_slope: bool) -> None:
         """Give a constant operand the ids of the tensor it meets, right-aligned as broadcasting does."""
-        axis, sides = _channel_axis(ids), shape(vector)
+        axis, sides = channel_axis_of(ids), shape(vector)
         own = 0 if is_slope else axis - ids.dim() + len(sides)
         if own < 0 or not sides or sides[own] == 1:
             return
@@ -189,7 +189,7 @@ class _GroupTracer(ChannelTracer):
         self.vectors[vector] = self._unite(channels, self.vectors.get(vector, channels))
 
 
-def _channel_axis(ids: Tensor) -> int:
+def channel_axis_of(ids: Tensor) -> int:
     return max(range(ids.dim()), key=lambda d: ids.shape[d])
 
 
@@ -205,7 +205,7 @@ def _is_followed(node: fx.Node, ids: object) -> bool:
     return ids.dim() < 2 or ids.shape[0] == 1  # channels and images do not share a dimension
 
 
-def _classes(teacher: fx.GraphModule) -> _Classes:
+def classes_of(teacher: fx.GraphModule) -> Classes:
     tracer = _GroupTracer(teacher)
     found = tracer.result()
     for side in [*found.producers, *found.consumers]:
@@ -227,7 +227,7 @@ def _classes(teacher: fx.GraphModule) -> _Classes:
         if reasons:
             share = "" if len(reasons) == nodes[node].numel() else f"{len(reasons)} of {nodes[node].numel()} channels: "
             skipped.append(Skipped(layer_name(node), share + reasons[0]))
-    return _Classes(groups, nodes, tuple(skipped), len(roots))
+    return Classes(groups, nodes, tuple(skipped), len(roots))
 
 
 def _members(side: list[tuple[str, Tensor]]) -> dict[int, Members]:
