@@ -20,6 +20,7 @@ from datafree.graph.layer_types import (
     weight_node,
 )
 from datafree.graph.operators import BATCH_NORM, UNKNOWN, argument, aten, operator_by_name, operator_of, summands
+from datafree.graph.sizes import numbers_held
 from datafree.graph.view import (
     attribute,
     bias,
@@ -99,6 +100,7 @@ __all__ = [
     "note",
     "num_macs",
     "num_parameters",
+    "numbers_held",
     "operand",
     "operator_by_name",
     "operator_of",

@@ -63,22 +63,7 @@ def _solving(teacher: fx.GraphModule, item: LayerPlan, method: RoundingRecipe, c
 def _memory(teacher: fx.GraphModule, plan: Plan, count: int, *, moves: bool) -> int:
     """Bytes of weights, of the signal on its way or of a layer's H, or of what a backward pass remembers."""
     taps = max((g.weight(teacher, i.layer)[0].numel() for i in plan.layers.values()), default=0)
-    widest, everything = _numbers(teacher)
+    widest, computed = g.numbers_held(teacher)
     walk, solving = WALK * 4 * count * widest, 3 * 8 * min(taps, MAX_TAPS) ** 2
-    backward = BACKWARD * 4 * min(count, BATCH, images_at_once(teacher)) * everything if moves else 0
+    backward = BACKWARD * 4 * min(count, BATCH, images_at_once(teacher)) * computed if moves else 0
     return round(8 * g.num_parameters(teacher) + max(walk, solving, backward))
-
-
-def _numbers(teacher: fx.GraphModule) -> tuple[int, int]:
-    """Of all tensors for one image: the most that are there at a time, and all together."""
-    last = {read: node for node in teacher.graph.nodes for read in node.all_input_nodes}
-    there: dict[fx.Node, int] = {}
-    widest = everything = 0
-    for node in teacher.graph.nodes:
-        if node.op in ("placeholder", "call_function"):
-            there[node] = math.prod(g.shape(node)[1:]) if g.shape(node) else 0
-            everything += there[node]
-            widest = max(widest, sum(there.values()))
-        for read in {n for n in node.all_input_nodes if last[n] is node}:
-            there.pop(read, None)
-    return widest, everything

@@ -88,8 +88,7 @@ def on_device(teacher: fx.GraphModule, stats: Stats, device: str) -> tuple[fx.Gr
 
 def images_at_once(teacher: fx.GraphModule) -> int:
     """As many images as leave no more than AT_ONCE bytes for a backward pass to read; one where one is more."""
-    numbers = sum(math.prod(g.shape(n)[1:]) for n in teacher.graph.nodes if n.op == "call_function" and g.shape(n))
-    return max(1, AT_ONCE // max(1, 4 * numbers))
+    return max(1, AT_ONCE // max(1, 4 * g.numbers_held(teacher)[1]))
 
 
 def part_size(job: SignalJob, schedule: AdamSchedule) -> int:
