@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from datafree.app.cli import main
-from datafree.app.unfinished import Interrupted, kept_until_done, unfinished_work, work_folder
+from datafree.app.unfinished import Interrupted, Starved, kept_until_done, unfinished_work, work_folder
+from datafree.execution import UnwrittenError, WorkerError
 from datafree.run import RunError
 
 
@@ -43,16 +45,40 @@ def test_what_is_done_leaves_no_folder(folder):
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("error, kept", [(OSError, True), (MemoryError, True), (ValueError, False), (KeyError, False)])
+@pytest.mark.parametrize("error, kept", [(OSError, True), (ValueError, False), (KeyError, False)])
 def test_work_stays_where_trying_again_may_help(folder, error, kept):
     with pytest.raises(error), kept_until_done(folder):
         raise error
     assert folder.exists() == kept
 
 
+KEPT = r"small.onnx.part keeps the work so far: the same command goes on from there, with --restart it begins anew"
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (MemoryError(), "memory ran out"),
+        (MemoryError("conv1: memory ran out"), "conv1: memory ran out"),
+        (WorkerError("conv1: a process was killed"), "conv1: a process was killed"),
+        (UnwrittenError("run was not written: no room"), "run was not written: no room"),
+    ],
+)
+def test_want_of_memory_or_room_keeps_the_work_and_says_so(folder, error, said):
+    with pytest.raises(Starved, match=f"^{said}; .*{KEPT}"), kept_until_done(folder):
+        raise error
+    assert folder.exists()
+
+
+def test_memory_that_torch_asks_for_in_vain_keeps_the_work(folder):
+    said = r"^memory ran out: 4,503,599,627,370,496 bytes were asked for at once; "
+    with pytest.raises(Starved, match=said + f".*{KEPT}"), kept_until_done(folder):
+        torch.empty(2**50)
+    assert folder.exists()
+
+
 def test_an_interrupted_job_says_how_to_go_on(folder):
-    said = r"small.onnx.part keeps the work so far: the same command goes on from there, with --restart it begins anew"
-    with pytest.raises(Interrupted, match=said), kept_until_done(folder):
+    with pytest.raises(Interrupted, match=KEPT), kept_until_done(folder):
         raise KeyboardInterrupt
     assert folder.exists()
 

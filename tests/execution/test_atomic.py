@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import errno
+import os
 
-from datafree.execution.atomic import atomic_write
+import pytest
+import torch
+
+from datafree.execution.atomic import UnwritableError, UnwrittenError, atomic_write, check_writable, save_tensors
 
 
 def test_folders_on_the_way_are_made_and_nothing_else_is_left(tmp_path):
@@ -55,3 +59,41 @@ def test_an_error_leaves_companions_as_they_were(tmp_path):
         place.with_name("net.data").write_text("half")
         raise OSError("no space")
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"net": "old", "net.data": "old"}
+
+
+@pytest.mark.parametrize(
+    "number, advice",
+    [(errno.ENOSPC, "make room there"), (errno.EDQUOT, "make room there"), (errno.EROFS, "choose another place")],
+)
+def test_no_room_and_a_disk_that_fails_say_what_was_not_written(number, advice, tmp_path):
+    said = rf"^{tmp_path}/net was not written: {os.strerror(number)}; {advice}$"
+    with pytest.raises(UnwrittenError, match=said), atomic_write(tmp_path / "net") as place:
+        place.write_bytes(b"half")
+        raise OSError(number, os.strerror(number))
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_other_errors_stay_as_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "net"):
+        (tmp_path / "nothing").read_bytes()
+
+
+@pytest.mark.parametrize("place", ["file/net", "file/deep/net"])
+def test_a_place_for_nothing_is_named(place, tmp_path):
+    (tmp_path / "file").touch()
+    said = rf"^nothing can be written into {(tmp_path / place).parent}: .*; choose another place$"
+    with pytest.raises(UnwritableError, match=said), atomic_write(tmp_path / place):
+        raise AssertionError("there is no place")
+
+
+def test_a_folder_is_tried_and_left_as_it_was(tmp_path):
+    check_writable(tmp_path)
+    assert [*tmp_path.iterdir()] == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UnwritableError, match="choose another place"):
+        check_writable(tmp_path / "file")
+
+
+def test_tensors_that_cannot_be_written_are_an_error_of_the_system(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        save_tensors({"x": torch.zeros(2)}, tmp_path / "nowhere" / "x.safetensors")

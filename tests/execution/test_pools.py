@@ -1,10 +1,19 @@
 """Pools: order, streams that stay streams, and errors that reach the caller."""
 
 import multiprocessing
+import os
+import signal
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import pytest
+import torch
 
+from datafree import Recipe, compress
 from datafree.execution.pools import processes, serial
+from datafree.execution.workers import WorkerError
+from nets import NETS
 
 
 def reciprocal(x):
@@ -79,3 +88,103 @@ def test_no_items_are_no_results():
 def test_pool_without_workers_is_refused(num_workers):
     with pytest.raises(ValueError, match=rf"^{num_workers} workers cannot do anything; give 1 or more$"):
         processes(num_workers)
+
+
+@dataclass(frozen=True)
+class Item:
+    """Kills the process that is at it as often as there are files with names of this start, and one less each time."""
+
+    name: str
+    value: int
+    marker: Path
+
+
+def killed(item):
+    for file in sorted(item.marker.parent.glob(f"{item.marker.name}*")):
+        file.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return torch.randn(item.value, generator=torch.Generator().manual_seed(item.value))
+
+
+def starving(item):
+    for file in sorted(item.marker.parent.glob(f"{item.marker.name}*")):
+        file.unlink()
+        torch.empty(2**50)
+    return killed(item)
+
+
+def items_with_marks(folder, **times):
+    """Five of them; `times` says how often which kills."""
+    for name, count in times.items():
+        for number in range(count):
+            (folder / f"{name}{number}").touch()
+    return [Item(name, value, folder / name) for value, name in enumerate(["a", "b", "c", "d", "e"], 1)]
+
+
+@pytest.mark.slow
+def test_what_a_killed_process_was_at_is_done_again_by_fewer(tmp_path):
+    items, lost = items_with_marks(tmp_path, c=1), []
+    found = list(processes(2, on_lost=lost.append)(killed, iter(items)))
+    assert all(map(torch.equal, found, map(killed, items))) and len(found) == 5
+    [loss] = lost
+    assert loss.workers == 1 and "c" in loss.under_way
+    assert str(loss).startswith(
+        "a process was killed, for want of memory most likely; done again by one process, one by one: "
+    )
+
+
+@pytest.mark.slow
+def test_without_memory_a_process_tells_and_it_is_done_again(tmp_path):
+    items, lost = items_with_marks(tmp_path, b=1), []
+    found = list(processes(4, on_lost=lost.append)(starving, iter(items)))
+    assert all(map(torch.equal, found, map(killed, items))) and len(found) == 5
+    assert [loss.workers for loss in lost] == [2]
+    assert (
+        lost[0].why
+        == "a process had no memory left (memory ran out: 4,503,599,627,370,496 bytes were asked for at once)"
+    )
+
+
+def test_one_item_that_kills_every_process_is_named(tmp_path):
+    items = items_with_marks(tmp_path, b=9)
+    with pytest.warns(RuntimeWarning, match="done again by one process, one by one: b"):
+        results = processes(1)(killed, iter(items))
+        assert torch.equal(next(results), killed(items[0]))
+        with pytest.raises(
+            WorkerError, match=r"^b: a process was killed, .* likely, though nothing else was done; free "
+        ):
+            next(results)
+    assert not multiprocessing.active_children()
+
+
+def killed_once(solve, marker, job):
+    if marker.exists() and job.name == marker.read_text():
+        marker.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return solve(job)
+
+
+def test_a_compression_that_loses_a_process_ends_with_the_same_bits(tmp_path):
+    model, inputs = NETS["residual"]()
+    settings = ["signal.kind=propagated", "signal.images=8", "solve.sequential=false"]
+    recipe, marker, lost = Recipe.preset("w4a8").updated(settings), tmp_path / "kill", []
+    whole = compress(model, recipe, inputs)
+    names = [layer.name for layer in whole.layers]
+    marker.write_text(names[len(names) // 2])
+    pool = processes(2, on_lost=lost.append)
+    run = compress(model, recipe, inputs, pool=lambda f, jobs: pool(partial(killed_once, f, marker), jobs))
+    kept = run.student.state_dict()
+    assert all(torch.equal(value, kept[key]) for key, value in whole.student.state_dict().items())
+    assert len(lost) == 1 and names[len(names) // 2] in lost[0].under_way
+
+
+def failing_stream(items):
+    yield from items
+    raise MemoryError("in this process")
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_where_items_are_made_loses_none_silently(tmp_path):
+    items = items_with_marks(tmp_path)
+    with pytest.raises(MemoryError, match="in this process"):
+        list(processes(1)(killed, failing_stream(items)))

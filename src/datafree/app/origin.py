@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from datafree.execution import atomic_write
 from datafree.run import Evaluation, RunError
 
 COMMAND, EVALUATION = "command.txt", "evaluation.json"  # in a run directory
@@ -30,12 +31,14 @@ class Origin:
 
 def write_command(directory: Path, arguments: Sequence[str]) -> None:
     if arguments:
-        (directory / COMMAND).write_text(shlex.join(["datafree", *arguments]) + "\n")
+        with atomic_write(directory / COMMAND) as place:
+            place.write_text(shlex.join(["datafree", *arguments]) + "\n")
 
 
 def write_evaluation(directory: Path, found: Evaluation, facts: dict[str, str]) -> None:
     """Replace what was measured before."""
-    (directory / EVALUATION).write_text(json.dumps({"figures": asdict(found), "facts": facts}, indent=2))
+    with atomic_write(directory / EVALUATION) as place:
+        place.write_text(json.dumps({"figures": asdict(found), "facts": facts}, indent=2))
 
 
 def read_origin(directory: Path, label: str) -> Origin:

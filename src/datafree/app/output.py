@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from datafree import run
 from datafree.app.export_options import options_for
 from datafree.app.progress import TIMING, WRITING
 from datafree.app.verdict import time_beside_float, verdict
+from datafree.execution import UnwritableError, check_writable
 from datafree.export import exporter_for, exporters_by_suffix
 from datafree.models import files_of
 from datafree.progress import JobProgress
@@ -35,8 +35,12 @@ def check_out(out: Path, model: Path, *, force: bool, is_file: bool) -> None:
             exporter_for(out)  # says which there are; a folder of that name would surprise
         run.check_free(out, force=force)
     place = next(p for p in (*([] if is_file else [out.absolute()]), *out.absolute().parents) if p.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
+    if not place.is_dir():
         raise RunError(f"nothing can be written into {place}; choose another --out")
+    try:
+        check_writable(place)
+    except UnwritableError:
+        raise RunError(f"nothing can be written into {place}; choose another --out") from None
 
 
 def check_writes(out: Path, recipe: Recipe, model: str, teacher: fx.GraphModule) -> None:

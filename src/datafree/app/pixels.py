@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from datafree.execution import atomic_write
 from datafree.models import Normalization
 from datafree.run import RunError
 
@@ -14,7 +15,8 @@ PIXELS = "pixels.json"  # in a run directory: how the network's pixels are norma
 
 def write_pixels(directory: Path, published: Normalization | None) -> None:
     if published is not None:
-        (directory / PIXELS).write_text(json.dumps(asdict(published), indent=2))
+        with atomic_write(directory / PIXELS) as place:
+            place.write_text(json.dumps(asdict(published), indent=2))
 
 
 def read_pixels(directory: Path, num_channels: int) -> Normalization | None:

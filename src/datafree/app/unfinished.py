@@ -13,14 +13,18 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from datafree.app.console import note
-from datafree.execution import CheckpointError
+from datafree.execution import CheckpointError, UnwrittenError, WorkerError, out_of_memory
 from datafree.run import RunError
 
-TRANSIENT = (OSError, MemoryError, CheckpointError)  # the same command may succeed later, or the work is another's
+TRANSIENT = (OSError, CheckpointError)  # the same command may succeed later, or the work is another's
 
 
 class Interrupted(Exception):
     """Stopped by the user; says what is kept."""
+
+
+class Starved(Exception):
+    """Ended by want of memory or of room for files, as a process that was killed is; says what is kept."""
 
 
 def work_folder(out: Path, *, restart: bool) -> Path:
@@ -47,6 +51,7 @@ def unfinished_work(out: Path, *, restart: bool) -> Iterator[Path]:
 
     Raises:
         Interrupted: in place of KeyboardInterrupt.
+        Starved: memory or room for files ran out, or a process was killed.
         RunError: another command is writing the same file or directory; a folder of that name holds something else.
     """
     with _alone_with(out):
@@ -69,6 +74,9 @@ def _alone_with(out: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise RunError(f"another command is writing {out}; wait for its end, or choose another --out") from None
+    except OSError as error:
+        said = f"nothing can be written into {place.parent}: {error.strerror}; set TMPDIR to a folder with room"
+        raise UnwrittenError(said) from None
     try:
         yield
     finally:
@@ -82,15 +90,25 @@ def kept_until_done(folder: Path) -> Iterator[None]:
 
     Raises:
         Interrupted: in place of KeyboardInterrupt.
+        Starved: memory or room for files ran out, or a process was killed.
     """
     try:
         yield
     except KeyboardInterrupt:
-        kept = f"{folder} keeps the work so far: the same command goes on from there, with --restart it begins anew"
-        raise Interrupted(kept if folder.exists() else "nothing was written") from None
+        raise Interrupted(_what_is_kept(folder)) from None
+    except (UnwrittenError, WorkerError) as error:
+        raise Starved(f"{error}; {_what_is_kept(folder)}") from error
     except TRANSIENT:
         raise
-    except Exception:
+    except Exception as error:
+        if starved := out_of_memory(error):
+            raise Starved(f"{starved}; {_what_is_kept(folder)}") from error
         shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _what_is_kept(folder: Path) -> str:
+    if not folder.exists():
+        return "nothing was written"
+    return f"{folder} keeps the work so far: the same command goes on from there, with --restart it begins anew"

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from datafree import pipeline
+from datafree.app.console import note
 from datafree.app.progress import ESTIMATING
 from datafree.execution import processes, serial
 from datafree.progress import JobProgress
@@ -29,7 +30,7 @@ def compress_watched(
     Args:
         effort: of the estimate; None = none.
     """
-    pool = serial if workers == 1 else processes(workers)
+    pool = serial if workers == 1 else processes(workers, on_lost=lambda lost: note(str(lost)))
     watched = {"on_step": progress.on_step, "on_plan": progress.on_plan}
     done = pipeline.compress(model, recipe, example, pool=pool, **watched, **asked)
     if effort:

@@ -1,8 +1,8 @@
 """How work is run: in processes, resumed after a kill, written whole, counted in multiply-adds."""
 
-from datafree.execution.atomic import atomic_write
+from datafree.execution.atomic import UnwritableError, UnwrittenError, atomic_write, check_writable, save_tensors
 from datafree.execution.mac_counter import add_layer_macs, add_macs, count_macs, counting_pool, uncounted
-from datafree.execution.memory import peak_memory
+from datafree.execution.memory import out_of_memory, peak_memory
 from datafree.execution.phases import (
     CHOOSING,
     DISTILLING,
@@ -30,6 +30,7 @@ from datafree.execution.resume import (
     under,
 )
 from datafree.execution.silence import silent
+from datafree.execution.workers import Lost, WorkerError
 
 __all__ = [
     "CHOOSING",
@@ -43,12 +44,17 @@ __all__ = [
     "Checkpoints",
     "Execution",
     "ExpectedWork",
+    "Lost",
     "OnPlan",
     "OnStep",
+    "UnwritableError",
+    "UnwrittenError",
+    "WorkerError",
     "adam_state",
     "add_layer_macs",
     "add_macs",
     "atomic_write",
+    "check_writable",
     "count_macs",
     "counting_pool",
     "ignore_plan",
@@ -57,9 +63,11 @@ __all__ = [
     "layer_to_tensors",
     "one_thread",
     "open_checkpoints",
+    "out_of_memory",
     "peak_memory",
     "processes",
     "restore_adam",
+    "save_tensors",
     "serial",
     "silent",
     "uncounted",

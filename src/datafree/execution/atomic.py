@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_WRITABLE = (*NO_ROOM, errno.EROFS, errno.EIO)
+
+
+class UnwrittenError(OSError):
+    """A file or folder that could not be written; nothing of it is there, and what it was to replace still is."""
+
+
+class UnwritableError(OSError, ValueError):
+    """A place that nothing can be written into."""
 
 
 @contextmanager
@@ -18,20 +35,53 @@ def atomic_write(path: Path, *, companions: Sequence[str] = ()) -> Iterator[Path
     Args:
         companions: names of files that belong to `path` and lie beside it. Those that are written beside the place are
             replaced together with it, those that are not are gone: there is no `path` until all of them are there.
+
+    Raises:
+        UnwrittenError: there is no room, or the disk fails.
+        UnwritableError: nothing can be written there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-        place = Path(scratch) / path.name
-        yield place
-        for file in [*(place.with_name(name) for name in companions), place, *place.rglob("*")]:
-            if file.is_file():
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-        if path.exists() and (place.is_dir() or companions):
-            path.replace(Path(scratch) / f"{path.name}.old")
-        for name in companions:
-            _take_over(place.with_name(name), path.with_name(name))
-        place.replace(path)
+    try:
+        with _scratch_beside(path) as scratch:
+            place = scratch / path.name
+            yield place
+            for file in [*(place.with_name(name) for name in companions), place, *place.rglob("*")]:
+                if file.is_file():
+                    with file.open("rb") as written:
+                        os.fsync(written.fileno())
+            if path.exists() and (place.is_dir() or companions):
+                path.replace(scratch / f"{path.name}.old")
+            for name in companions:
+                _take_over(place.with_name(name), path.with_name(name))
+            place.replace(path)
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        advice = "make room there" if error.errno in NO_ROOM else "choose another place"
+        raise UnwrittenError(f"{path} was not written: {error.strerror}; {advice}") from error
+
+
+@contextmanager
+def _scratch_beside(path: Path) -> Iterator[Path]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-")
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
+        said = f"nothing can be written into {path.parent}: {error.strerror}; choose another place"
+        raise UnwritableError(said) from error
+    with scratch as name:
+        yield Path(name)
+
+
+def check_writable(folder: Path) -> None:
+    """Write into a folder that is there, and take it away again; permissions alone do not tell.
+
+    Raises:
+        UnwritableError: nothing can be written there.
+    """
+    with _scratch_beside(folder / "datafree"):
+        pass
 
 
 def _take_over(new: Path, old: Path) -> None:
@@ -39,3 +89,18 @@ def _take_over(new: Path, old: Path) -> None:
         new.replace(old)
     else:
         old.unlink(missing_ok=True)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: as every other file that cannot be written, where safetensors raises one of its own.
+    """
+    try:
+        save_file(dict(tensors), path, None if metadata is None else dict(metadata))
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error

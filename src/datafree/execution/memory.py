@@ -1,12 +1,29 @@
-"""What this process has taken."""
+"""What this process has taken, and whether there was no more."""
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
+
+import torch
 
 
 def peak_memory() -> int:
     """Largest resident size of this process so far, bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def out_of_memory(error: Exception) -> str:
+    """What to say of an error that tells of memory that ran out; "" = it tells of something else.
+
+    Torch raises a plain RuntimeError where the CPU's memory is at its end.
+    """
+    said = str(error)
+    if isinstance(error, MemoryError):
+        return said or "memory ran out"
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"memory of the device ran out: {said.splitlines()[0]}"
+    asked = re.search(r"can't allocate memory: you tried to allocate (\d+) bytes", said)
+    return f"memory ran out: {int(asked[1]):,} bytes were asked for at once" if asked else ""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import pickle
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+
+from datafree.execution.workers import Lost, warn_of, work_side_by_side
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -31,10 +29,16 @@ def serial(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
     return map(function, items)
 
 
-def processes(num_workers: int) -> Callable[[Callable[[Item], Result], Iterable[Item]], Iterator[Result]]:
+def processes(
+    num_workers: int, *, on_lost: Callable[[Lost], None] = warn_of
+) -> Callable[[Callable[[Item], Result], Iterable[Item]], Iterator[Result]]:
     """A pool of `num_workers` processes; results come in the order of the items.
 
     At most twice as many items are under way as there are workers, so that a stream of large items stays a stream.
+    Where one is killed, or has no memory left, half of them go on and do again what was under way.
+
+    Args:
+        on_lost: told of each process that is lost; by default Python warns.
 
     Raises:
         ValueError: fewer than one worker.
@@ -43,20 +47,6 @@ def processes(num_workers: int) -> Callable[[Callable[[Item], Result], Iterable[
         raise ValueError(f"{num_workers} workers cannot do anything; give 1 or more")
 
     def pool(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        waiting: deque[Future] = deque()
-        context = multiprocessing.get_context("spawn")  # fork and torch's threads do not mix
-        with ProcessPoolExecutor(num_workers, mp_context=context) as executor:
-            for item in items:
-                waiting.append(executor.submit(_apply, pickle.dumps((function, item))))
-                if len(waiting) >= 2 * num_workers:
-                    yield pickle.loads(waiting.popleft().result())
-            while waiting:
-                yield pickle.loads(waiting.popleft().result())
+        return work_side_by_side(function, iter(items), num_workers=num_workers, on_lost=on_lost)
 
     return pool
-
-
-def _apply(payload: bytes) -> bytes:
-    """Plain pickles, so that no tensor travels through shared memory."""
-    function, item = pickle.loads(payload)
-    return pickle.dumps(function(item))

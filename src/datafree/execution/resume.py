@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from datafree.execution.atomic import atomic_write
+from datafree.execution.atomic import atomic_write, save_tensors
 from datafree.execution.phases import OnStep, ignore_steps
 from datafree.records import LayerResult, QParams
 
@@ -40,14 +40,16 @@ class Checkpoints:
         return replace(self, prefix=f"{self.prefix}{name}.")
 
     def write(self, name: str, tensors: dict[str, Tensor], record: dict | None = None) -> None:
+        """Keep a set of tensors, whole or not at all; UnwrittenError where it cannot be."""
         if self.folder is None:
             return
         path = self._path(name)
         if not self.folder.exists():
-            self.folder.mkdir(parents=True)
-            (self.folder / JOB).write_text(json.dumps(dict(self.job), indent=2))
+            with atomic_write(self.folder) as place:
+                place.mkdir()
+                (place / JOB).write_text(json.dumps(dict(self.job), indent=2))
         with atomic_write(path) as place:
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, place, _metadata(record))
+            save_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, place, _metadata(record))
 
     def read(self, name: str) -> dict[str, Tensor] | None:
         """What `write` was given, None where it was not.

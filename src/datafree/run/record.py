@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.execution import atomic_write, layer_from_tensors, layer_to_tensors
+from datafree.execution import atomic_write, layer_from_tensors, layer_to_tensors, save_tensors
 from datafree.recipe import Recipe
 from datafree.records import ChannelStats, InputRange, LayerResult, Stats, Summary
 from datafree.run.contact_sheet import contact_sheet
@@ -71,6 +71,7 @@ class Run:
 
         Raises:
             RunError: `path` holds something already and `force` is not set.
+            UnwrittenError: there is no room; `path` is as it was.
         """
         path = Path(path)
         check_free(path, force=force)
@@ -119,16 +120,16 @@ class Run:
         for name in GRAPHS:
             graph = getattr(self, name)
             (path / f"{name}.json").write_text(json.dumps(graph_to_json(graph)))
-            save_file(tensors_of(graph), path / f"{name}.safetensors")
+            save_tensors(tensors_of(graph), path / f"{name}.safetensors")
         known = {"input_range": json.dumps(self.input_range and asdict(self.input_range))}
-        save_file(_signal_to_file(self.stats, self.images), path / "signal.safetensors", known)
+        save_tensors(_signal_to_file(self.stats, self.images), path / "signal.safetensors", known)
         if self.generator is not None:
             self.generator.save(path / GENERATOR)
         for shown in [x for x in self.images if x.dim() == 4][:1]:
             (path / "images.png").write_bytes(contact_sheet(shown))
         for number, result in enumerate(self.layers):
             tensors, record = layer_to_tensors(result)
-            save_file(tensors, path / "layers" / f"{number:04d}.safetensors", {"layer": json.dumps(record)})
+            save_tensors(tensors, path / "layers" / f"{number:04d}.safetensors", {"layer": json.dumps(record)})
 
     @classmethod
     def load(cls, path: str | Path) -> Run:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, fx, nn
 
 from datafree import graph as g
-from datafree.execution import EVERY, ON_CPU, Execution, adam_state, add_layer_macs, restore_adam, under
+from datafree.execution import EVERY, ON_CPU, Execution, adam_state, add_layer_macs, restore_adam, save_tensors, under
 from datafree.quantization import rounded_rows
 from datafree.recipe import Adversarial
 from datafree.records import ChannelStats, InputRange, Stats
@@ -69,7 +69,7 @@ class Generator(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write weights and image shape."""
         tensors = {k: v.contiguous() for k, v in self.state_dict().items()}
-        safetensors.torch.save_file(tensors, path, {"shape": json.dumps(self.image_shape)})
+        save_tensors(tensors, Path(path), {"shape": json.dumps(self.image_shape)})
 
     @classmethod
     def load(cls, path: str | Path) -> Generator:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.execution import one_thread
+from datafree.execution import one_thread, out_of_memory
 from datafree.graph import chunks, positions, row_size
 from datafree.quantization import dequantize, fake_quantize
 from datafree.records import Layer, LayerResult, Moments, MomentsError, QParams, decibel
@@ -225,6 +225,8 @@ def solver_context(job: LayerJob) -> Iterator[None]:
         with one_thread(), torch.no_grad():
             yield
     except (torch.linalg.LinAlgError, RuntimeError) as error:
+        if starved := out_of_memory(error):
+            raise MemoryError(f"{job.name}: {starved}") from error
         shapes = f"weight {tuple(job.weight.shape)} (groups, rows, taps), {job.moments.num_rows} input rows"
         advice = "try solve.method=nearest for this layer, or leave it out with layers: {NAME: keep}"
         raise LayerError(f"{job.name}: {job.method.method} failed on {shapes}: {error}; {advice}") from error
