@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from datafree import Recipe, compress
+from datafree.execution import NO_CHECKPOINTS, open_checkpoints
 from datafree.graph.capture import trace
 from datafree.recipe import Inverted
-from datafree.signals import images_at_once, moving
+from datafree.run.summary import about_signal
+from datafree.signals import Signal, images_at_once, moving
 from datafree.signals.batch_means import BatchMeans
 from datafree.signals.matching import match, mismatch, relative_distance, steps_of
 from datafree.signals.source import batch_statistics
@@ -118,3 +120,65 @@ def test_a_run_killed_between_parts_resumes_to_the_same_bits(tmp_path, monkeypat
         compress(model, recipe, inputs, on_step=stop, resume=tmp_path / "work")
     again = compress(model, recipe, inputs, resume=tmp_path / "work")
     assert again.images[0].equal(compress(model, recipe, inputs).images[0])
+
+
+class OfSmallMemory:
+    """An objective on a device that holds so many images."""
+
+    def __init__(self, count, room):
+        self.targets, self.means, self.room, self.seen = None, BatchMeans(count), room, []
+
+    def __call__(self, view, part):
+        self.seen.append(len(view))
+        if len(view) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        loss = self.means.mean(part, "square", view.square().mean())
+        return loss, loss, None
+
+
+def moved_with_room(room, checkpoints=NO_CHECKPOINTS, steps=3):
+    graph, stats = folded()
+    job = signal_job(graph, stats, Inverted())
+    job = replace(job, work=replace(job.work, checkpoints=checkpoints))
+    unit = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    objectives = []
+
+    def objective_of(batch):
+        objectives.append(OfSmallMemory(len(batch), room))
+        return objectives[-1]
+
+    return moving.move_all(job, unit, moving.SHORT, steps, objective_of), objectives
+
+
+def test_a_device_without_room_is_shown_fewer_images_at_a_time():
+    found, objectives = moved_with_room(2)
+    assert found.at_once == 2 and len(found.images) == 6
+    assert [max(o.seen) for o in objectives] == [6, 3, 2]
+    assert found.distance[1] < found.distance[0]
+    enough, _ = moved_with_room(6)
+    assert enough.at_once is None
+
+
+def test_a_device_without_room_for_one_image_is_no_use():
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        moved_with_room(0)
+
+
+def test_states_of_other_parts_are_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(moving, "EVERY", 1)
+    kept = open_checkpoints(tmp_path / "work", {})
+    moved_with_room(6, kept)
+    fewer, _ = moved_with_room(2, kept)
+    again, objectives = moved_with_room(2, kept)
+    assert again.images.equal(fewer.images)
+    assert [len(o.seen) for o in objectives][-1] == 3, "three parts, for the distance after"
+
+
+def test_the_summary_says_that_memory_ran_out():
+    model, _ = small_network()
+    signal = Signal("inverted", (torch.zeros(6, 3, 16, 16),), folded()[1], at_once=2)
+    assert [said for said in about_signal(model.eval(), signal) if "memory" in said] == [
+        "the device's memory ran out while images were made: the network saw 2 of them at a time from then on, which "
+        "takes longer"
+    ]
+    assert not [said for said in about_signal(model.eval(), replace(signal, at_once=None)) if "memory" in said]

@@ -66,7 +66,7 @@ def summarize(steps: Steps, model: nn.Module, *, fingerprint: str, seconds: floa
         equalization=steps.equalization,
         activations=ActivationBits(bits, bits and max(widths, default=8)),
         skipped=plan.skipped + steps.kept,
-        warnings=(*_about_signal(model, signal), *lost_inputs(coarse)),
+        warnings=(*about_signal(model, signal), *lost_inputs(coarse)),
         fingerprint=fingerprint,
         removed=tuple(described(steps.allocation.channels)),
         pareto=steps.allocation.pareto,
@@ -117,8 +117,13 @@ def lost_inputs(found: Iterable[CoarseInput]) -> Iterator[str]:
             )
 
 
-def _about_signal(model: nn.Module, signal: Signal) -> Iterator[str]:
+def about_signal(model: nn.Module, signal: Signal) -> Iterator[str]:
     yield from warnings_of(model, signal.stats, signal.input_range, towards=signal.towards)
+    if signal.at_once:
+        yield (
+            f"the device's memory ran out while images were made: the network saw {signal.at_once} of them at a time "
+            "from then on, which takes longer"
+        )
     if (fit := signal.fit) and fit.nearer:
         yield (
             f"the images given would be much nearer to what BatchNorm remembers {fit.nearer}: a distance of "

@@ -37,7 +37,8 @@ def matched_images(job: SignalJob) -> Signal:
         return replace(plain, unmoved=job.hindrance)
     (unit,), moves_short = job.unit, schedule_of(job.recipe) is SHORT
     found = match(job, unit if moves_short else torch.randn(unit.shape, generator=job.rng))
-    return replace(plain, inputs=(in_range(found.images, job.ranges[0]),), distance=found.distance, asked=found.asked)
+    told = {"distance": found.distance, "asked": found.asked, "at_once": found.at_once}
+    return replace(plain, inputs=(in_range(found.images, job.ranges[0]),), **told)
 
 
 def schedule_of(method: MatchedImages) -> AdamSchedule:

@@ -41,11 +41,13 @@ class Matched:
     """Images at unit variance, and how near they came to what they were moved to: the distance before and after.
 
     asked: percent of the images that get the class they were asked to show; None = no class was asked for.
+    at_once: images that the network saw at a time once the device's memory had run out; None = it did not.
     """
 
     images: Float[Tensor, "n c ..."]
     distance: tuple[float, float]
     asked: float | None = None
+    at_once: int | None = None
 
 
 def among_others(job: SignalJob, moved: Matched, every: int) -> tuple[Float[Tensor, "n c ..."]]:
@@ -128,20 +130,37 @@ def move_all(
     Args:
         unit: starting images, zero mean and unit variance.
         objective_of: one batch as it starts, on the device -> what it is moved by.
+
+    Raises:
+        torch.OutOfMemoryError: the device has too little memory for one image.
     """
     parts, work, made = unit.split(schedule.batch), job.work, []
-    at_once = part_size(job, schedule)
+    planned = at_once = min(part_size(job, schedule), len(unit))
     for number, part in enumerate(parts):
         here = part.to(work.device)
         done, all_steps = number * steps, len(parts) * steps
         watch = lambda step, done=done: work.on_step(MAKING_IMAGES, done + step, all_steps)  # noqa: E731, B023
-        kept = work.checkpoints.part(f"images.{number}")
-        made.append(move(here, Movement(objective_of(here), schedule, steps, at_once), job.rng, watch, kept))
+        while True:
+            kept, before = work.checkpoints.part(_folder(number, at_once, planned)), job.rng.get_state()
+            try:
+                made.append(move(here, Movement(objective_of(here), schedule, steps, at_once), job.rng, watch, kept))
+                break
+            except torch.OutOfMemoryError:
+                if at_once == 1:
+                    raise
+                at_once = math.ceil(at_once / 2)
+                job.rng.set_state(before)
     weights = torch.tensor([len(part) for part in parts]) / len(unit)
     distance = tuple(float(sum(w * m.distance[i] for w, m in zip(weights, made, strict=True))) for i in (0, 1))
     asked = [m.asked for m in made if m.asked is not None]
     mean = float(sum(w * a for w, a in zip(weights, asked, strict=True))) if asked else None
-    return Matched(torch.cat([m.images for m in made]).cpu(), (distance[0], distance[1]), mean)
+    images = torch.cat([m.images for m in made]).cpu()
+    return Matched(images, (distance[0], distance[1]), mean, at_once if at_once < planned else None)
+
+
+def _folder(number: int, at_once: int, planned: int) -> str:
+    """Where the state of a batch is kept: one of other parts is no use."""
+    return f"images.{number}" if at_once == planned else f"images.{number}.{at_once}"
 
 
 def move(

@@ -36,6 +36,7 @@ class Signal:
         BatchNorm, the cross entropy of what they were moved towards.
     towards: what images were moved towards where there is no BatchNorm; "" = they were not.
     asked: percent of the images that show the class they were asked for; None = none was.
+    at_once: images that the network saw at a time once the device's memory had run out; None = it did not.
     unmoved: why images of a kind that is moved are as they were.
     fit: of given images with the statistics.
     """
@@ -50,6 +51,7 @@ class Signal:
     input_range: InputRange = GIVEN
     distance: tuple[float, float] | None = None
     asked: float | None = None
+    at_once: int | None = None
     unmoved: str = ""
     fit: Fit | None = None
     towards: str = ""
