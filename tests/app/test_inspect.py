@@ -10,11 +10,13 @@ from torch import nn
 
 from datafree.app.forecast import rounded
 from datafree.app.inspection import inspect
-from datafree.graph.capture import CaptureError
+from datafree.graph.capture import CaptureError, trace
 from datafree.models.load import ModelError
 from datafree.pipeline import compress
-from datafree.recipe import Nearest, Recipe, RecipeError
+from datafree.recipe import Inverted, Nearest, Propagated, Recipe, RecipeError
+from datafree.signals import moving_seconds
 from datafree.solve import compress_layer
+from datafree.teacher.batchnorm import fold_batchnorm_
 from jobs import SPECS, make_job
 from nets import FEW, NETS
 
@@ -165,6 +167,16 @@ def test_more_images_take_more_memory():
     )
     assert min(few.seconds, many.seconds) > 0
     assert 0 < few.memory < many.memory
+
+
+def test_only_images_that_are_moved_take_time_to_move():
+    model, inputs = NETS["residual"]()
+    graph = trace(model, inputs)
+    stats, _ = fold_batchnorm_(graph)
+    short, long = (moving_seconds(graph, stats, Inverted(steps=n), 64) for n in (1, 10**9))
+    assert 0 < short < long
+    assert moving_seconds(graph, stats, Propagated(), 64) is None
+    assert moving_seconds(graph, {}, Inverted(), 64) is None
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

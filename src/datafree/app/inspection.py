@@ -14,7 +14,7 @@ from datafree import graph as g
 from datafree.app.forecast import Forecast, forecast
 from datafree.app.uncollected import uncollected
 from datafree.arguments import read_arguments
-from datafree.execution import ExpectedWork, count_macs, peak_memory
+from datafree.execution import MAKING_IMAGES, ExpectedWork, count_macs, peak_memory
 from datafree.export import EXPORTERS
 from datafree.graph import batch_norms, trace
 from datafree.models import input_range
@@ -22,7 +22,7 @@ from datafree.progress import OVERHEAD
 from datafree.recipe import Recipe
 from datafree.records import Equalization, Skipped, Slimmed, Stats
 from datafree.run import EFFORTS, expected_work, warnings_of
-from datafree.signals import input_range_of
+from datafree.signals import images_asked, input_range_of, moving_seconds
 from datafree.solve import LayerPlan, plan_layers
 from datafree.teacher import equalize_, fold_batchnorm_, is_left_out, slim
 
@@ -105,6 +105,8 @@ def inspect(
     with count_macs() as spent:
         start = time.perf_counter()
         found = forecast(equalized, moved, recipe, input_range(model))
+        seconds = time.perf_counter() - start
+    moving = moving_seconds(equalized, moved, recipe.signal, images_asked(teacher, recipe.signal))
     return Inspection(
         model=type(model).__name__,
         input_shapes=tuple(g.shape(node)[1:] for node in g.placeholders(teacher)),
@@ -121,16 +123,17 @@ def inspect(
         skipped=plan.skipped,
         warnings=(*warnings_of(model, stats, chosen), *_refusals(teacher, recipe, model)),
         forecast=found,
-        seconds=reading + _seconds(work, spent.macs, time.perf_counter() - start),
+        seconds=reading + _seconds(work, spent.macs, seconds, moving),
         memory=there + work.memory,
     )
 
 
-def _seconds(work: ExpectedWork, spent: int, seconds: float) -> float:
-    """What is ahead, at the rate of what was spent just now on the same layers."""
+def _seconds(work: ExpectedWork, spent: int, seconds: float, moving: float | None) -> float:
+    """What is ahead, at the rate of what was spent just now on the same layers; of moving images, as it was timed."""
     layers = OVERHEAD * work.num_layers
-    ahead = sum(work.phases.values()) + EFFORTS["brief"].passes * work.forward
-    return seconds * (ahead + layers) / max(spent + layers, 1)
+    solving = sum(macs for phase, macs in work.phases.items() if moving is None or phase != MAKING_IMAGES)
+    ahead = solving + EFFORTS["brief"].passes * work.forward
+    return (moving or 0.0) + seconds * (ahead + layers) / max(spent + layers, 1)
 
 
 def _refusals(teacher: fx.GraphModule, recipe: Recipe, model: nn.Module) -> Iterator[str]:

@@ -5,6 +5,7 @@ from datafree.signals.draws import LayerDraws, layer_draws
 from datafree.signals.gaussian import closed_form
 from datafree.signals.job import Competitor, SignalJob
 from datafree.signals.make import images_asked, input_range_of, made, make_signal, num_images, signal_job
+from datafree.signals.matching import moving_seconds
 from datafree.signals.measured import measured_stats
 from datafree.signals.moving import images_at_once
 from datafree.signals.probes import dead_leaves
@@ -33,6 +34,7 @@ __all__ = [
     "made",
     "make_signal",
     "measured_stats",
+    "moving_seconds",
     "new_adversary",
     "num_images",
     "propagated",

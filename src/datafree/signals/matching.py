@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,18 +13,28 @@ from jaxtyping import Float, Int
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.recipe import Inverted, MatchedImages
+from datafree.recipe import Inverted, MatchedImages, SignalRecipe
 from datafree.records import ChannelStats, InputRange, Stats
 from datafree.signals.answers import answered
 from datafree.signals.batch_means import BatchMeans
 from datafree.signals.inversion import PUBLISHED, AdamSchedule, competition, size, statistics_distance, total_variation
 from datafree.signals.job import Competitor, SignalJob
-from datafree.signals.moving import SHORT, Matched, MatchingError, move_all, on_device, part_size, roughness
+from datafree.signals.moving import (
+    SHORT,
+    Matched,
+    MatchingError,
+    images_at_once,
+    move_all,
+    on_device,
+    part_size,
+    roughness,
+)
 from datafree.signals.propagated import propagated
 from datafree.signals.scale import in_range
 from datafree.signals.source import Signal, batch_statistics
 
 STEPS = {"fast": 100, "normal": 200, "best": 400}  # ours
+TIMED = 4  # images by which a step is timed
 NOTHING = 1e-12  # variance of a BatchNorm whose gamma is 0 everywhere, which tells nothing of images
 
 
@@ -93,6 +104,28 @@ def match(job: SignalJob, unit: Float[Tensor, "n c ..."]) -> Matched:
         return move_all(job, unit, schedule, steps_of(method), lambda part: objective(len(part)))
     except MatchingError as error:
         raise MatchingError(f"{_first_not_finite(job, unit)}{error}") from None
+
+
+def moving_seconds(teacher: fx.GraphModule, stats: Stats, method: SignalRecipe, count: int) -> float | None:
+    """How long so many images of this kind would be moved here, from a few of them at one step; None = they are not.
+
+    Right where memory and multiply-adds set the pace alike: both passes are run.
+    """
+    shape = g.shape(g.placeholders(teacher)[0])[1:]
+    if not isinstance(method, MatchedImages) or not stats or len(g.placeholders(teacher)) > 1 or len(shape) < 2:
+        return None
+    few = min(TIMED, count, images_at_once(teacher))
+    images = torch.randn((few, *shape), generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    if images_at_once(teacher) < min(count, SHORT.batch):
+        teacher = g.duplicate(teacher).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    measure = partial(BatchMeans(count + 1).statistics, slice(0, few))
+    seconds = []
+    for _ in range(2):  # the first time is longer
+        start = time.perf_counter()
+        with torch.enable_grad():
+            mismatch(teacher, stats, images, relative_distance, measure=measure)[0].backward()
+        seconds.append(time.perf_counter() - start)
+    return steps_of(method) * min(seconds) * count / few
 
 
 def _first_not_finite(job: SignalJob, unit: Float[Tensor, "n c ..."]) -> str:
