@@ -1,6 +1,7 @@
 """What all tests share: one number of threads, and nets that are exported once.
 
 TEST_THREADS=4 make test                                    on four threads
+TEST_ONEDNN=off make test                                   without oneDNN, which torch calls mkldnn
 python -m pytest -n 2 --random-order-bucket=global          in another order each time
 """
 
@@ -104,12 +105,15 @@ SAMPLED = {  # of these many cases `make test` runs every so-manieth, `make test
     "export/test_conv_pads.py::test_zeros_before_convolutions_go_into_them": 2,
     "export/test_packed.py::test_every_network_comes_back_bit_for_bit": 2,
     "bench/test_scripts.py::test_help_shows_the_command": 4,
+    "test_memory.py::test_students_agree": 4,
 }
 NUM_THREADS = int(os.environ.get("TEST_THREADS", "1"))
 
 
 def pytest_sessionstart():
     torch.set_num_threads(NUM_THREADS)
+    if os.environ.get("TEST_ONEDNN") == "off":
+        torch.backends.mkldnn.set_flags(False)
 
 
 @pytest.hookimpl(tryfirst=True)

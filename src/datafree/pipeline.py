@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from datafree.models import input_range
 from datafree.progress import OnDone, ignore, watched
 from datafree.recipe import Recipe
 from datafree.records import InputRange, LayerResult, Summary
-from datafree.run import Run, Steps, expected_work, images_of, summarize, with_estimate
+from datafree.run import Run, Steps, expected_work, images_of, room_within, summarize, with_estimate
 from datafree.sharing import ALONE, Sharing
 from datafree.signals import measured_stats, signal_kind
 from datafree.solve import Pool, Problem, plan_layers, solve_layers
@@ -49,6 +50,7 @@ def compress(
     seed: int = 0,
     pool: Pool = serial,
     device: str = "cpu",
+    memory: int | None = None,
     on_done: OnDone = ignore,
     on_range: InputRange | None = None,
     images: Any = None,
@@ -73,6 +75,8 @@ def compress(
         seed: of everything random; the same seed gives the same bits on every pool.
         pool: where layers are solved: `serial` or `processes(n)`.
         device: where images are moved and a generator is trained, "cpu" or "cuda"; all else runs on the CPU.
+        memory: bytes that this process may take, about; None = as many as it needs. With less, images are moved in
+            smaller parts, and what is on its way through the network waits in files: longer, and other bits.
         on_done: called with each `LayerResult` as it comes.
         on_range: mean and std of the network's input; None = the model's configuration, else the first BatchNorm's.
         images: inputs to use instead of making them: real ones as the network sees them (a tensor, a DataLoader, a
@@ -97,13 +101,15 @@ def compress(
         given = images_of(asked.images, fingerprint) if isinstance(asked.images, Run) else asked.images
         known = on_range or input_range(model)
         marks = _marks(fingerprint, recipe, seed, asked.example, known, given) if resume else {}
+        marks |= {"memory": str(memory or "")} if resume else {}
         work = Execution(device, on_step, open_checkpoints(resume, marks))
         stats, kept = fold_batchnorm_(teacher)
         teacher, stats, slimmed = slim(teacher, stats, mode=recipe.slim)
         plan = plan_layers(teacher, recipe)  # refuses a wrong recipe before anything takes long
         check_distillation(teacher, recipe.distill, recipe.signal)
         check(teacher)
-        on_plan(expected_work(teacher, plan, recipe, remembers=bool(stats)))
+        work = replace(work, room=room_within(teacher, plan, memory, Path(resume).parent if resume else None))
+        on_plan(expected_work(teacher, plan, recipe, remembers=bool(stats), room=work.room))
         make = partial(shared.make_signal, signal=recipe.signal, seed=seed, input_range=known, images=given, work=work)
         early = None if stats else make(teacher, stats)  # no BatchNorm: images tell what equalizing goes by
         remembered = measured_stats(teacher, early) if early else stats

@@ -48,7 +48,7 @@ def sharing() -> Sharing:
         make = partial(make_signal, teacher, stats, signal=signal, seed=seed, input_range=input_range, work=work)
         if images is not None:
             return make(images=images)
-        key = (signal, seed, input_range, work.device, g.fingerprint(teacher))
+        key = (signal, seed, input_range, work.device, work.room.size, g.fingerprint(teacher))
         if key not in signals:
             signals[key] = make()
         return signals[key]

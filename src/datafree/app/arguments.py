@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -79,6 +80,14 @@ Workers = Annotated[
         help="Processes that solve layers, at most the number of CPUs; any number gives the same bits.",
     ),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Stay within about so much memory, as in 2GB: images go in smaller parts, and what is under way waits in "
+        "files beside --out. Takes longer. Each of --workers takes its own beside it.",
+    ),
+]
 Seed = Annotated[int, typer.Option(metavar="N", help="Of everything random.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also list every layer.")]
 Quiet = Annotated[
@@ -107,6 +116,19 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
     if not all(side.isdecimal() and int(side) for side in sides):
         raise ValueError(f"{text!r} is not a shape; write 1,3,224,224")
     return tuple(map(int, sides))
+
+
+UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_bytes(text: str | None) -> int | None:
+    """Of "2GB" or "800 MiB"."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([MG]i?B)\s*", text, re.IGNORECASE)
+    if found is None or not float(found[1]):
+        raise ValueError(f"{text!r} is no amount of memory; write 800MB or 2GB")
+    return int(float(found[1]) * UNITS[found[2].upper()])
 
 
 def parse_numbers(text: str | None) -> tuple[float, ...] | None:

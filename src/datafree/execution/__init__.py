@@ -29,10 +29,12 @@ from datafree.execution.resume import (
     restore_adam,
     under,
 )
+from datafree.execution.room import ALL_IN_MEMORY, Parts, Room
 from datafree.execution.silence import silent
 from datafree.execution.workers import Lost, WorkerError
 
 __all__ = [
+    "ALL_IN_MEMORY",
     "CHOOSING",
     "DISTILLING",
     "EVERY",
@@ -47,6 +49,8 @@ __all__ = [
     "Lost",
     "OnPlan",
     "OnStep",
+    "Parts",
+    "Room",
     "UnwritableError",
     "UnwrittenError",
     "WorkerError",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from datafree.execution.atomic import atomic_write, save_tensors
 from datafree.execution.phases import OnStep, ignore_steps
+from datafree.execution.room import ALL_IN_MEMORY, Room
 from datafree.records import LayerResult, QParams
 
 JOB = "job.json"
@@ -89,11 +90,12 @@ NO_CHECKPOINTS = Checkpoints()
 
 @dataclass(frozen=True)
 class Execution:
-    """How something long is done: where ("cpu" or "cuda"), who is told of its steps, and what is kept of it."""
+    """How something long is done: where ("cpu" or "cuda"), who is told of its steps, what is kept, in what room."""
 
     device: str = "cpu"
     on_step: OnStep = ignore_steps
     checkpoints: Checkpoints = NO_CHECKPOINTS
+    room: Room = ALL_IN_MEMORY
 
     def part(self, name: str) -> Execution:
         """One of several pieces of it."""
@@ -119,7 +121,7 @@ def open_checkpoints(folder: str | Path | None, job: dict[str, str]) -> Checkpoi
     known = folder / JOB
     if known.exists():
         found = _job_of(known)
-        differs = [k for k in job if found.get(k) != job[k]]
+        differs = [k for k in job if found.get(k, "") != job[k]]
         if differs:
             raise CheckpointError(
                 f"{folder} holds work on another {' and '.join(differs)}; go on with the same model, recipe, "

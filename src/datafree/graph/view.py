@@ -14,7 +14,7 @@ from torch.fx.node import map_arg
 from datafree.execution import add_layer_macs
 from datafree.graph.annotations import annotate, layer_name, note, operand, shape
 from datafree.graph.layer_types import LAYER_TYPES, as_called, read_layer
-from datafree.graph.operators import aten
+from datafree.graph.operators import aten, operator_of
 from datafree.records import Layer
 
 
@@ -250,6 +250,14 @@ def execute(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         x, weight = args[:2]
         add_layer_macs(kind.macs(weight.shape, x.shape, value.shape), x, weight, value)
     return value
+
+
+def is_by_image(node: fx.Node) -> bool:
+    """Whether a call that reads tensors (N, ...) gives, for some of their rows, these rows of its result."""
+    row = operator_of(node)
+    return (
+        node.target in LAYER_TYPES or node.target is aten.layer_norm.default or row.elementwise or row.over == "space"
+    )
 
 
 def run_layer(node: fx.Node, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

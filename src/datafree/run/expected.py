@@ -3,22 +3,56 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from torch import fx
 
 from datafree import graph as g
-from datafree.execution import CHOOSING, DISTILLING, MAKING_IMAGES, SOLVING, ExpectedWork
+from datafree.execution import ALL_IN_MEMORY, CHOOSING, DISTILLING, MAKING_IMAGES, SOLVING, ExpectedWork, Room
 from datafree.recipe import Recipe, RoundingRecipe
-from datafree.signals import images_asked, images_at_once, signal_kind
+from datafree.signals import BACKWARD, images_asked, images_at_once, signal_kind
 from datafree.solve import MAX_TAPS, NUM_ROWS, LayerPlan, Plan, rounding_method
 
-WALK, BACKWARD = 2.2, 1.6  # copies of the tensors on the way, and of those that a backward pass reads
+WALK = 2.2  # copies of the tensors on the way
 BATCH = 64  # images moved together
+BASE = 420 * 2**20  # bytes of Python and torch before there is a network
+ONE = 4  # copies of the tensors of one image on its way
 SOLVES, ZEROS = 6, 300  # products of a layer's weights with H: the grids tried and polishing; zeros chosen in rounds
 PROBES = 2  # walks through the network for each layer whose errors are looked at there
 
 
-def expected_work(teacher: fx.GraphModule, plan: Plan, recipe: Recipe, *, remembers: bool) -> ExpectedWork:
+class MemoryLimitError(ValueError):
+    """A limit that is less than what one image at a time takes."""
+
+
+def room_within(teacher: fx.GraphModule, plan: Plan, memory: int | None, place: Path | None) -> Room:
+    """What a limit of so many bytes, for the whole process, leaves for tensors on their way through the network.
+
+    A figure of the network and the limit alone, so that every machine makes the same parts.
+
+    Args:
+        place: where tensors wait that do not fit.
+
+    Raises:
+        MemoryLimitError: it leaves no room for one image; says what would.
+    """
+    if memory is None:
+        return ALL_IN_MEMORY
+    size, least = (
+        memory - BASE - _at_rest(teacher) - _solving_memory(teacher, plan),
+        ONE * 4 * g.numbers_held(teacher)[0],
+    )
+    if size < least:
+        raise MemoryLimitError(
+            f"memory={memory:,} bytes are too few: Python, torch, weights and one layer's moments take about "
+            f"{memory - size:,}, and an image on its way {least:,}; give {memory - size + least:,} or more"
+        )
+    return Room(size, place)
+
+
+def expected_work(
+    teacher: fx.GraphModule, plan: Plan, recipe: Recipe, *, remembers: bool, room: Room = ALL_IN_MEMORY
+) -> ExpectedWork:
     """Multiply-adds of every phase that comes, and memory, from what the recipe asks for.
 
     Right within a factor of two, memory within a third, on the networks it was tried on.
@@ -39,7 +73,8 @@ def expected_work(teacher: fx.GraphModule, plan: Plan, recipe: Recipe, *, rememb
         DISTILLING: 4 * recipe.distill.steps * recipe.distill.batch * forward if recipe.distill else 0,
     }
     phases = {phase: macs for phase, macs in found.items() if macs}
-    return ExpectedWork(forward, len(solved), phases, _memory(teacher, plan, count, moves=MAKING_IMAGES in phases))
+    memory = _memory(teacher, plan, count, room, moves=MAKING_IMAGES in phases)
+    return ExpectedWork(forward, len(solved), phases, memory)
 
 
 def _product(teacher: fx.GraphModule, item: LayerPlan) -> int:
@@ -60,10 +95,22 @@ def _solving(teacher: fx.GraphModule, item: LayerPlan, method: RoundingRecipe, c
     return trained + moments + SOLVES * _product(teacher, item)
 
 
-def _memory(teacher: fx.GraphModule, plan: Plan, count: int, *, moves: bool) -> int:
+def _memory(teacher: fx.GraphModule, plan: Plan, count: int, room: Room, *, moves: bool) -> int:
     """Bytes of weights, of the signal on its way or of a layer's H, or of what a backward pass remembers."""
-    taps = max((g.weight(teacher, i.layer)[0].numel() for i in plan.layers.values()), default=0)
     widest, computed = g.numbers_held(teacher)
-    walk, solving = WALK * 4 * count * widest, 3 * 8 * min(taps, MAX_TAPS) ** 2
-    backward = BACKWARD * 4 * min(count, BATCH, images_at_once(teacher)) * computed if moves else 0
-    return round(8 * g.num_parameters(teacher) + max(walk, solving, backward))
+    walk, solving = WALK * 4 * count * widest, _solving_memory(teacher, plan)
+    backward = BACKWARD * 4 * min(count, BATCH, images_at_once(teacher, room)) * computed if moves else 0
+    if room.size is not None:
+        return round(_at_rest(teacher) + max(min(walk, room.size) + solving, backward))
+    return round(_at_rest(teacher) + max(walk, solving, backward))
+
+
+def _at_rest(teacher: fx.GraphModule) -> int:
+    """Bytes of the weights, those of the model that was given too."""
+    return 8 * g.num_parameters(teacher)
+
+
+def _solving_memory(teacher: fx.GraphModule, plan: Plan) -> int:
+    """Bytes of the largest H, in double precision, and what is made of it."""
+    taps = max((g.weight(teacher, i.layer)[0].numel() for i in plan.layers.values()), default=0)
+    return 3 * 8 * min(taps, MAX_TAPS) ** 2

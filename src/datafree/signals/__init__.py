@@ -7,7 +7,7 @@ from datafree.signals.job import Competitor, SignalJob
 from datafree.signals.make import images_asked, input_range_of, made, make_signal, num_images, signal_job
 from datafree.signals.matching import moving_seconds
 from datafree.signals.measured import measured_stats
-from datafree.signals.moving import images_at_once
+from datafree.signals.moving import BACKWARD, images_at_once
 from datafree.signals.probes import dead_leaves
 from datafree.signals.propagated import propagated
 from datafree.signals.scale import in_range
@@ -15,6 +15,7 @@ from datafree.signals.source import GIVEN, Signal, walk_both, walk_teacher
 from datafree.signals.table import SIGNALS, SignalKind, signal_kind
 
 __all__ = [
+    "BACKWARD",
     "GIVEN",
     "SIGNALS",
     "Adversary",

@@ -51,7 +51,7 @@ def make_signal(
 def made(job: SignalJob) -> Signal:
     """The signal of a job, with images as a run directory has them where they are kept."""
     kind = signal_kind(job.recipe)
-    signal = kind.make(job)
+    signal = replace(kind.make(job), room=job.work.room)
     return replace(signal, inputs=tuple(x.half().float() for x in signal.inputs)) if kind.keeps_images else signal
 
 

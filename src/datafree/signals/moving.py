@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.execution import EVERY, MAKING_IMAGES, Checkpoints, adam_state, restore_adam
+from datafree.execution import ALL_IN_MEMORY, EVERY, MAKING_IMAGES, Checkpoints, Room, adam_state, restore_adam
 from datafree.records import DivergedError, Stats
 from datafree.signals.batch_means import BatchMeans
 from datafree.signals.inversion import AdamSchedule
@@ -25,6 +25,7 @@ SHORT = AdamSchedule(
     lr=0.1, betas=(0.9, 0.99), annealed=True, batch=64, jitter=None, flips=True, pixel_limit=2.2, whole=False
 )
 AT_ONCE = 2**29  # bytes; larger parts are no faster
+BACKWARD = 1.6  # of these bytes that are taken while a backward pass reads them
 PATIENCE = 50  # steps after which the loss has to be below its start
 
 
@@ -88,15 +89,16 @@ def on_device(teacher: fx.GraphModule, stats: Stats, device: str) -> tuple[fx.Gr
         ) from None
 
 
-def images_at_once(teacher: fx.GraphModule) -> int:
-    """As many images as leave no more than AT_ONCE bytes for a backward pass to read; one where one is more."""
-    return max(1, AT_ONCE // max(1, 4 * g.numbers_held(teacher)[1]))
+def images_at_once(teacher: fx.GraphModule, room: Room = ALL_IN_MEMORY) -> int:
+    """As many images as leave no more than AT_ONCE bytes, or the room, for a backward pass to read; at least one."""
+    most = AT_ONCE if room.size is None else min(AT_ONCE, int(room.size / BACKWARD))
+    return max(1, most // max(1, 4 * g.numbers_held(teacher)[1]))
 
 
 def part_size(job: SignalJob, schedule: AdamSchedule) -> int:
     """Images of a batch that the network sees at a time: all of them, but on a CPU no more than fit."""
     whole = schedule.whole or job.work.device != "cpu"
-    return schedule.batch if whole else min(schedule.batch, images_at_once(job.teacher))
+    return schedule.batch if whole else min(schedule.batch, images_at_once(job.teacher, job.work.room))
 
 
 @dataclass(frozen=True)

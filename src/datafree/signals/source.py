@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, fx
 
 from datafree import graph as g
+from datafree.execution import ALL_IN_MEMORY, Parts, Room
 from datafree.records import ChannelStats, Fit, InputRange, Stats
 from datafree.signals.gaussian import draw, is_passed_over, passed_over
 
@@ -39,6 +40,7 @@ class Signal:
     at_once: images that the network saw at a time once the device's memory had run out; None = it did not.
     unmoved: why images of a kind that is moved are as they were.
     fit: of given images with the statistics.
+    room: for what is on its way in a walk.
     """
 
     kind: str
@@ -57,6 +59,7 @@ class Signal:
     towards: str = ""
     generator: Any = None  # the network that made them
     input_stats: Stats = field(default_factory=dict)
+    room: Room = ALL_IN_MEMORY
 
     @property
     def draws(self) -> bool:
@@ -76,6 +79,7 @@ def walk_teacher(teacher: fx.GraphModule, source: Signal) -> Iterator[tuple[fx.N
     """Yield every node with its value, inputs first, in execution order; a value is freed after its last use."""
     generator = torch.Generator().manual_seed(source.seed)
     known = source.drawn if source.at_batchnorm != "keep" else {}
+    parts = Parts(source.room, source.num_images)
     for node, values in g.walk(teacher, source.inputs):
         stats = known.get(node.name)
         if stats is not None and source.draws:
@@ -83,10 +87,11 @@ def walk_teacher(teacher: fx.GraphModule, source: Signal) -> Iterator[tuple[fx.N
         elif source.pooling == "ignored" and is_passed_over(node):
             values[node] = passed_over(node, values[g.operand(node)], generator)
         elif node not in values:
-            values[node] = g.execute(node, values)
+            values[node] = execute_in_parts(node, values, parts)
             if stats is not None:
-                values[node] = restandardise(values[node], stats)
+                values[node] = _changed(values[node], restandardising(values[node], stats), parts)
         yield node, values[node]
+        parts.put_away()
 
 
 def walk_both(teacher: fx.GraphModule, source: Signal) -> Iterator[tuple[fx.Node, Any, Any, dict[fx.Node, Any]]]:
@@ -98,21 +103,44 @@ def walk_both(teacher: fx.GraphModule, source: Signal) -> Iterator[tuple[fx.Node
     """
     last_use = {used: node for node in teacher.graph.nodes for used in node.all_input_nodes}
     own: dict[fx.Node, Any] = {}
+    parts = Parts(source.room, source.num_images)
     for node, values in g.walk(teacher, source.inputs):
         if node.op == "placeholder":
             own[node] = values[node]
         else:
             own.update({n: values[n] for n in node.all_input_nodes if n.op == "get_attr"})
-            own[node] = None if g.note(node).layer else g.execute(node, own)
-            values[node] = g.execute(node, values)
+            own[node] = None if g.note(node).layer else execute_in_parts(node, own, parts)
+            values[node] = execute_in_parts(node, values, parts)
         stats = source.stats.get(node.name) if source.at_batchnorm != "keep" else None
         change = restandardising(values[node], stats) if stats is not None else None
         if change is not None:
-            values[node] = values[node] * change[0] + change[1]
+            values[node] = _changed(values[node], change, parts)
         yield node, values[node], change, own
+        parts.put_away()
         for used in node.all_input_nodes:
             if last_use[used] is node:
                 own.pop(used, None)
+
+
+def execute_in_parts(node: fx.Node, values: Mapping[fx.Node, Any], parts: Parts) -> Any:
+    """Run one call, on a few images at a time where there is no room for all; sums may round differently then."""
+    if not parts.is_limited:
+        return g.execute(node, values)
+    batches = [n for n in node.all_input_nodes if n.op != "get_attr"]
+    alike = len({values[n].dim() for n in batches if parts.is_batch(values[n])}) == 1
+    if not alike or not g.is_by_image(node) or not all(parts.is_batch(values[n]) for n in batches):
+        found = g.execute(node, values)
+        return parts.keep(found) if isinstance(found, Tensor) else found
+    constants = {n: values[n] for n in node.all_input_nodes if n.op == "get_attr"}
+    return parts.apply(
+        lambda *some: g.execute(node, {**constants, **dict(zip(batches, some, strict=True))}),
+        *(values[n] for n in batches),
+    )
+
+
+def _changed(x: Tensor, change: tuple[Tensor, Tensor], parts: Parts) -> Tensor:
+    """Times a gain and plus a shift."""
+    return parts.apply(lambda some: some * change[0] + change[1], x)
 
 
 def restandardising(x: Float[Tensor, "n c ..."], stats: ChannelStats) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import ChainMap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from datafree.records import QParams
 from datafree.signals import Signal
 
 LEAST, NUMBERS = 8, 2**19  # images sent through the network for each probe, at least; numbers in them, at most
+FEWEST = 2  # the same where memory is limited: one has no variance
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class NetworkProbe:
 
     def __init__(self, teacher: fx.GraphModule, source: Signal) -> None:
         count = max(LEAST, NUMBERS // max(x[0].numel() for x in source.inputs))
+        if source.room.size is not None:
+            each = sum(math.prod(g.shape(n)[1:]) for n in teacher.graph.nodes if g.shape(n))
+            count = min(count, max(FEWEST, source.room.size // max(1, 4 * each)))
         feed = iter(x[:count] for x in source.inputs)
         self.layers = {g.layer_name(node): node for node in teacher.graph.nodes if g.note(node).layer}
         self.nodes = [node for node in teacher.graph.nodes if node.op == "call_function"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import chain
 
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.execution import ON_CPU, SOLVING, Execution
+from datafree.execution import ON_CPU, SOLVING, Execution, Parts
 from datafree.quantization import dequantize, fake_quantize
 from datafree.records import LayerResult
 from datafree.signals import walk_both
@@ -62,13 +63,15 @@ def in_sequence(problem: Problem, grids: Grids, known: Mapping[str, LayerResult]
     kept_inputs = {g.operand(node) for node, item in items.items() if item.input_bits is None}
     floats: dict[fx.Node, Tensor] = {}  # inputs of layers that read no integers
     solved: dict[fx.Node, LayerResult] = {}
+    parts = Parts(source.room, source.num_images)
     for node, value, change, own in walk_both(teacher, source):
         if node in items:
             read = g.operand(node)
             x = floats[read] if items[node].input_bits is None and read in floats else own[read]
-            own[node] = _output(teacher, items[node], node, x, solved.get(node), grids, grid_names[read])
+            output = partial(_output, teacher, items[node], node, solved.get(node), grids, grid_names[read])
+            own[node] = parts.apply(output, x) if parts.is_batch(x) else parts.keep(output(x))
         if change is not None:
-            own[node] = own[node] * change[0] + change[1]
+            own[node] = parts.apply(lambda x, change=change: x * change[0] + change[1], own[node])
         widths = plan.activation_bits.get(node.name, ())
         for bits in widths:
             at_width = tuple(items[r].layer for r in readers.get(node, ()) if items[r].input_bits == bits)
@@ -78,7 +81,7 @@ def in_sequence(problem: Problem, grids: Grids, known: Mapping[str, LayerResult]
         if node in kept_inputs:
             floats[node] = own[node]
         if widths and widths[0] >= WIDE:  # what everything but a narrower layer input and a kept layer reads
-            own[node] = fake_quantize(own[node], grids[node.name, widths[0]])
+            own[node] = parts.apply(partial(fake_quantize, qparams=grids[node.name, widths[0]]), own[node])
         for reader in readers.get(node, ()):
             item = items[reader]
             if item.weights is not None:
@@ -94,10 +97,10 @@ def _output(
     teacher: fx.GraphModule,
     item: LayerPlan,
     node: fx.Node,
-    x: Tensor,
     result: LayerResult | None,
     grids: Grids,
     source: str,
+    x: Tensor,
 ) -> Tensor:
     """What the student's layer puts out: quantized input, solved weights (or its float ones, where it is kept)."""
     weight, bias = g.weight(teacher, item.layer), g.bias(teacher, item.layer)

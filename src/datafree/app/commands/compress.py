@@ -16,6 +16,7 @@ from datafree.app.arguments import (
     InputShape,
     Json,
     Mean,
+    Memory,
     Model,
     Pretrained,
     Quiet,
@@ -27,6 +28,7 @@ from datafree.app.arguments import (
     Verbose,
     Weights,
     Workers,
+    parse_bytes,
     read_recipe,
     set_threads,
 )
@@ -56,6 +58,7 @@ def compress(
     std: Std = None,
     workers: Workers = 1,
     threads: Threads = None,
+    memory: Memory = None,
     seed: Seed = 0,
     images: Annotated[
         list[Path] | None,
@@ -102,6 +105,7 @@ def compress(
     set_threads(threads)
     settings = [*(settings or []), *([f"target={target}"] if target else [])]
     chosen = read_recipe(recipe, settings)
+    most = parse_bytes(memory)
     is_file = out.suffix in exporters_by_suffix()
     check_out(out, Path(model), force=force, is_file=is_file)
     found: dict[str, str] = {}
@@ -117,7 +121,8 @@ def compress(
             chosen = chosen.updated(["signal.kind=loader"])
         done = compress_watched(
             progress, opened.network, chosen, opened.example, seed=seed, workers=workers, images=kept, device=device,
-            effort=effort, resume=folder, on_range=opened.known, check=partial(check_writes, out, chosen, model),
+            effort=effort, memory=most, resume=folder, on_range=opened.known,
+            check=partial(check_writes, out, chosen, model),
         )  # fmt: skip
         warnings = (*tables.about_weights(opened.origin), *done.summary.warnings, *losses(done.summary))
         if is_file:
