@@ -6,7 +6,7 @@ DEMO_STAMP := .venv/.installed-demo
 
 DOCS := .venv/.docs
 
-.PHONY: demo test test-all check format docs dist bench bench-all bench-networks bench-paper bench-rapidocr peers file-peers clean
+.PHONY: demo test test-all test-matrix check format docs dist bench bench-all bench-networks bench-paper bench-rapidocr peers file-peers clean
 
 # EfficientNet-Lite0 without data, and what it then sees on photographs
 demo: $(DEMO_STAMP)
@@ -18,6 +18,11 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow"
+
+# Before a release: other kernels, threads, Pythons and dependencies, into docs/matrix.md; hours.
+# SETTINGS="avx2 oldest" and TESTS="tests/graph tests/solve" for some of them
+test-matrix: $(STAMP)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python tests/matrix.py $(SETTINGS) $(if $(TESTS),-- $(TESTS))
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -111,4 +116,4 @@ $(DOCS): $(STAMP)
 	touch $(DOCS)
 
 clean:
-	rm -rf .venv .venv-peers .venv-file-peers .venv-rapidocr .pytest_cache .ruff_cache .hypothesis .cache build dist site
+	rm -rf .venv .venv-peers .venv-file-peers .venv-rapidocr .venv-matrix .pytest_cache .ruff_cache .hypothesis .cache build dist site
