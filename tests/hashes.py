@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PINS, HASHED = ROOT / "constraints.txt", ROOT / "constraints-hashed.txt"
 UNHASHED = ("torch", "torchvision")
-HEAD = """# Written by `make hashes` from constraints.txt. `make install-hashed` installs torch and torchvision first, then
+HEAD = """# Written by `make hashes` from constraints.txt. `make install-hashed` takes torch and torchvision first, then
 # pip install --require-hashes --no-deps --requirement constraints-hashed.txt
 """
 
