@@ -165,7 +165,9 @@ def run(name: str, setting: Setting, tests: list[str]) -> str:
     failed = counts.get("failed", 0) + counts.get("error", 0) + counts.get("errors", 0)
     if not counts:
         failed = f"exit code {done.returncode}"
-    return _row(name, setting, counts.get("passed", 0), failed, counts.get("skipped", 0), tests, _versions(python))
+    return _row(
+        name, setting, counts.get("passed", 0), failed, counts.get("skipped", 0), tests, _versions(python, variables)
+    )
 
 
 def _row(
@@ -177,10 +179,11 @@ def _row(
     return f"| {' | '.join(map(str, cells))} | {' '.join(tests) or 'the fast suite'} |"
 
 
-def _versions(python: Path) -> str:
+def _versions(python: Path, variables: dict[str, str]) -> str:
+    """Of Python, torch and numpy, and what torch's kernels use under the setting."""
     code = "import platform, torch, numpy; print(f'Python {platform.python_version()}, torch {torch.__version__}, '"
     code += "f'numpy {numpy.__version__}, {torch.backends.cpu.get_cpu_capability()}')"
-    return subprocess.run([str(python), "-c", code], capture_output=True, text=True).stdout.strip()
+    return subprocess.run([str(python), "-c", code], env=variables, capture_output=True, text=True).stdout.strip()
 
 
 def write(rows: dict[str, str], file: Path) -> None:
