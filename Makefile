@@ -6,7 +6,7 @@ DEMO_STAMP := .venv/.installed-demo
 
 DOCS := .venv/.docs
 
-.PHONY: demo test test-all check format docs dist bench bench-all bench-networks bench-paper bench-rapidocr peers file-peers clean
+.PHONY: demo test test-all test-matrix hashes install-hashed audit check format docs dist bench bench-all bench-networks bench-paper bench-rapidocr peers file-peers clean
 
 # EfficientNet-Lite0 without data, and what it then sees on photographs
 demo: $(DEMO_STAMP)
@@ -18,6 +18,11 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow"
+
+# Before a release: other kernels, threads, Pythons and dependencies, into docs/matrix.md; hours.
+# SETTINGS="avx2 oldest" and TESTS="tests/graph tests/solve" for some of them
+test-matrix: $(STAMP)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python tests/matrix.py $(SETTINGS) $(if $(TESTS),-- $(TESTS))
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -33,12 +38,30 @@ format: $(STAMP)
 docs: $(DOCS)
 	$(BIN)/python -m website.build
 
-# The source and the wheel, into dist/, and what must be in them
+# The source and the wheel, into dist/, the same bytes each time, and what must be in them; BARE=1: used with nothing around
 dist: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt build
 	rm -rf dist build/lib build/bdist*
-	$(BIN)/python -m build --outdir dist
-	$(BIN)/python tests/dist.py dist
+	$(BIN)/python tests/build_dist.py dist
+	$(BIN)/python tests/dist.py dist $(if $(BARE),--bare)
+
+# The pins of constraints.txt with the hashes of their files, but for torch, whose wheels differ from place to place
+hashes: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	$(BIN)/python tests/hashes.py $(BIN)/uv
+
+# .venv with every file checked against constraints-hashed.txt, torch and torchvision against their versions
+install-hashed:
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement constraints-hashed.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $(STAMP) $(DEMO_STAMP)
+
+# What is known against the packages that constraints-hashed.txt names; needs a network, and says so
+audit:
+	test -x .venv-audit/bin/pip-audit || ($(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit)
+	.venv-audit/bin/python tests/audit.py .venv-audit/bin/pip-audit
 
 # Two networks with the rows that matter most; rows on file that the code of today made are not made again.
 # DATA=DIR: labelled pictures for EfficientNet-Lite0; ../shared/zoo, where it is there, holds other networks and images
@@ -111,4 +134,4 @@ $(DOCS): $(STAMP)
 	touch $(DOCS)
 
 clean:
-	rm -rf .venv .venv-peers .venv-file-peers .venv-rapidocr .pytest_cache .ruff_cache .hypothesis .cache build dist site
+	rm -rf .venv .venv-peers .venv-file-peers .venv-rapidocr .venv-matrix .venv-audit .pytest_cache .ruff_cache .hypothesis .cache build dist site

@@ -1,6 +1,7 @@
-"""Look into the wheel and the source that `make dist` built, and install the wheel beside what is installed.
+"""Look into the wheel and the source that `make dist` built; install the wheel, and use it outside of the repository.
 
-.venv/bin/python tests/dist.py DIST
+.venv/bin/python tests/dist.py DIST          beside what is installed
+.venv/bin/python tests/dist.py DIST --bare   with nothing around it: what it needs is installed, at constraints.txt
 """
 # ruff: noqa: T201  this file is a script
 
@@ -32,8 +33,42 @@ def missing(wheel: Path, source: Path) -> list[str]:
     ]
 
 
-def installed_version(wheel: Path) -> str:
-    """What `datafree --version` says in an environment of its own, with this one's packages behind it."""
+def untidy(wheel: Path, source: Path) -> list[str]:
+    """Files whose times, owners or rights are of the machine that built them."""
+    with tarfile.open(source) as archive:
+        members = archive.getmembers()
+    dates = {entry.date_time for entry in zipfile.ZipFile(wheel).infolist()}
+    times = {member.mtime for member in members}
+    return [f"{source.name} has files of {len(times)} times"] * (len(times) > 1) + [
+        *([f"{wheel.name} has files of {len(dates)} times"] * (len(dates) > 1)),
+        *(f"{source.name}: {m.name} is {m.uname}'s" for m in members if m.uid or m.gid or m.uname),
+    ]
+
+
+NET = """
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)).eval()
+"""
+USE = """
+import torch
+from datafree import Run, load, save
+run = Run.load("run")
+save(run, "net.safetensors")
+x = torch.ones(1, 3, 8, 8)
+with torch.no_grad():
+    assert torch.equal(load("net.safetensors")(x), run.student(x))
+print("the same")
+"""
+
+
+def installed_version(wheel: Path, *, bare: bool) -> str:
+    """What `datafree --version` says in an environment of its own, after a compression there.
+
+    Args:
+        bare: whether what it needs is installed there, too; else this environment's packages lie behind it.
+    """
     alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with tempfile.TemporaryDirectory() as place:
 
@@ -42,17 +77,26 @@ def installed_version(wheel: Path) -> str:
             return subprocess.run(command, env=alone, cwd=place, check=True, stdout=subprocess.PIPE, text=True).stdout
 
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
-        said("python", "-m", "pip", "install", "--quiet", "--no-deps", wheel.absolute())
+        needs = ["--constraint", ROOT / "constraints.txt"] if bare else ["--no-deps"]
+        said("python", "-m", "pip", "install", "--quiet", *needs, wheel.absolute())
         site = next(Path(place).glob("lib/python*/site-packages"))
-        (site / "behind.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+        if not bare:
+            (site / "behind.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
         where = said("python", "-c", "import datafree; print(datafree.__file__)").strip()
-        return said("datafree", "--version").strip() if Path(where).is_relative_to(site) else f"{where}, another one"
+        if not Path(where).is_relative_to(site):
+            return f"{where}, another one"
+        (Path(place) / "small_net.py").write_text(NET)
+        asked = ["small_net:net", "--input", "1,3,8,8", "--recipe", "w8a8", "--set", "signal.images=4", "--quiet"]
+        said("datafree", "compress", *asked, "--out", "run")
+        assert said("python", "-c", USE).strip() == "the same", "a file is the student"
+        return said("datafree", "--version").strip()
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, *, bare: bool) -> int:
     (wheel,), (source,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     found = missing(wheel, source)
-    said = installed_version(wheel)
+    found += untidy(wheel, source)
+    said = installed_version(wheel, bare=bare)
     if not said.endswith(wheel.name.split("-")[1]):
         found.append(f"{wheel.name} says {said!r}")
     print(*found, f"{wheel.name}: {said}; {len(found)} problems", sep="\n")
@@ -60,4 +104,4 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), bare="--bare" in sys.argv[2:]))

@@ -1,0 +1,47 @@
+"""The matrix of settings: what it knows, how it reads pyproject.toml, and its table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import matrix
+
+
+def test_oldest_is_what_is_named_and_torch_stays():
+    asked = ["torch>=2.9", "numpy>=1.26", "pillow>=9", "pillow>=10", "pyright[nodejs]>=1.1.390", "a==1.0"]
+    assert matrix.oldest(asked) == ["numpy==1.26", "pillow==10", "pyright[nodejs]==1.1.390", "a==1.0"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11")
+def test_every_requirement_of_the_project_has_an_oldest():
+    found = matrix.oldest(matrix._requirements())
+    assert {"pydantic==2.7", "pytest==8", "onnx==1.17"} <= set(found)
+    assert not any(line.startswith(("torch", "datafree")) for line in found)
+
+
+def test_this_python_needs_no_environment():
+    assert matrix.python_for(matrix.settings()["avx2"], "avx2") == Path(sys.executable)
+
+
+def test_a_python_that_is_not_there_is_a_row_with_the_reason():
+    row = matrix.run("python-3.1", matrix.Setting("Python 3.1", python="3.1"), ["tests/none"])
+    assert "| skipped | there is no Python 3.1 here" in row
+
+
+def test_rows_of_other_settings_stay(tmp_path):
+    file = tmp_path / "matrix.md"
+    for name in ("threads-2", "avx2", "threads-2"):
+        matrix.write({name: matrix._row(name, matrix.settings()[name], 3, 0, 1, [])}, file)
+    rows = [line for line in file.read_text().splitlines() if line.startswith("| ")][1:]
+    assert [row.split(":")[0] for row in rows] == ["| threads-2", "| avx2"]
+    assert all("| 3 | 0 | 1 |" in row for row in rows)
+
+
+def test_a_setting_that_is_unknown_is_told(capsys):
+    with pytest.raises(SystemExit):
+        matrix.main(["avx3"])
+    assert "no setting is called 'avx3'; there are threads-1, threads-2, " in capsys.readouterr().err
+    assert matrix.main(["--list"]) == 0 and "no-onednn" in capsys.readouterr().out
