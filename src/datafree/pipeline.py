@@ -71,7 +71,7 @@ def compress(
         example: an input (N, C, H, W) or its shape, a tuple of several, or a dictionary by the names of `forward`; only
             shape and dtype are used.
         seed: of everything random; the same seed gives the same bits on every pool.
-        pool: where layers are solved: `serial` or `processes(n)`.
+        pool: where layers are solved: `serial`, `processes(n)` or `on_ray(address)`.
         device: where images are moved and a generator is trained, "cpu" or "cuda"; all else runs on the CPU.
         on_done: called with each `LayerResult` as it comes.
         on_range: mean and std of the network's input; None = the model's configuration, else the first BatchNorm's.

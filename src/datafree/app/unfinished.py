@@ -13,10 +13,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from datafree.app.console import note
-from datafree.execution import CheckpointError
+from datafree.execution import CheckpointError, LostWorkError, RayPoolError
 from datafree.run import RunError
 
-TRANSIENT = (OSError, MemoryError, CheckpointError)  # the same command may succeed later, or the work is another's
+# the same command may succeed later, or the work is another's
+TRANSIENT = (OSError, MemoryError, CheckpointError, LostWorkError, RayPoolError)
 
 
 class Interrupted(Exception):

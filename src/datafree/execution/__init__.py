@@ -15,6 +15,7 @@ from datafree.execution.phases import (
     ignore_steps,
 )
 from datafree.execution.pools import one_thread, processes, serial
+from datafree.execution.ray_pool import LostWorkError, RayPoolError, on_ray
 from datafree.execution.resume import (
     EVERY,
     NO_CHECKPOINTS,
@@ -43,8 +44,10 @@ __all__ = [
     "Checkpoints",
     "Execution",
     "ExpectedWork",
+    "LostWorkError",
     "OnPlan",
     "OnStep",
+    "RayPoolError",
     "adam_state",
     "add_layer_macs",
     "add_macs",
@@ -55,6 +58,7 @@ __all__ = [
     "ignore_steps",
     "layer_from_tensors",
     "layer_to_tensors",
+    "on_ray",
     "one_thread",
     "open_checkpoints",
     "peak_memory",

@@ -11,12 +11,15 @@ import typer
 
 from datafree.app.arguments import (
     EXPORTED,
+    Address,
     Debug,
     For,
     InputShape,
     Json,
     Mean,
     Model,
+    PoolKind,
+    PoolName,
     Pretrained,
     Quiet,
     RecipeName,
@@ -54,7 +57,9 @@ def compress(
     input_shape: InputShape = None,
     mean: Mean = None,
     std: Std = None,
-    workers: Workers = 1,
+    workers: Workers = None,
+    pool: PoolName = PoolKind.processes,
+    address: Address = None,
     threads: Threads = None,
     seed: Seed = 0,
     images: Annotated[
@@ -95,11 +100,12 @@ def compress(
     from datafree.app.progress import ESTIMATING, FILE_PASSES, job_progress
     from datafree.app.sentences import losses
     from datafree.app.unfinished import unfinished_work
-    from datafree.app.watched import compress_watched
+    from datafree.app.watched import compress_watched, pool_of
     from datafree.export import exporters_by_suffix
     from datafree.run import EFFORTS
 
     set_threads(threads)
+    chosen_pool = pool_of(pool, workers, address)
     settings = [*(settings or []), *([f"target={target}"] if target else [])]
     chosen = read_recipe(recipe, settings)
     is_file = out.suffix in exporters_by_suffix()
@@ -116,8 +122,9 @@ def compress(
         if isinstance(kept, tuple):
             chosen = chosen.updated(["signal.kind=loader"])
         done = compress_watched(
-            progress, opened.network, chosen, opened.example, seed=seed, workers=workers, images=kept, device=device,
-            effort=effort, resume=folder, on_range=opened.known, check=partial(check_writes, out, chosen, model),
+            progress, opened.network, chosen, opened.example, seed=seed, pool=chosen_pool, images=kept,
+            device=device, effort=effort, resume=folder, on_range=opened.known,
+            check=partial(check_writes, out, chosen, model),
         )  # fmt: skip
         warnings = (*tables.about_weights(opened.origin), *done.summary.warnings, *losses(done.summary))
         if is_file:
