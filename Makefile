@@ -5,8 +5,9 @@ STAMP := .venv/.installed
 DEMO_STAMP := .venv/.installed-demo
 
 DOCS := .venv/.docs
+RAY := .venv/.ray
 
-.PHONY: demo test test-all test-matrix hashes install-hashed audit check format docs dist bench bench-all bench-networks bench-paper bench-rapidocr peers file-peers clean
+.PHONY: demo test test-all test-ray test-matrix hashes install-hashed audit check format docs dist bench bench-all bench-networks bench-paper bench-rapidocr peers file-peers clean
 
 # EfficientNet-Lite0 without data, and what it then sees on photographs
 demo: $(DEMO_STAMP)
@@ -23,6 +24,10 @@ test-all: $(STAMP)
 # SETTINGS="avx2 oldest" and TESTS="tests/graph tests/solve" for some of them
 test-matrix: $(STAMP)
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python tests/matrix.py $(SETTINGS) $(if $(TESTS),-- $(TESTS))
+
+# What runs on a Ray cluster, two nodes of which are started here; the other targets leave it out until Ray is there
+test-ray: $(RAY)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "slow or not slow" tests/execution/test_ray_pool.py
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -128,6 +133,10 @@ $(DEMO_STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]"
 	touch $(DEMO_STAMP)
+
+$(RAY): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,ray]"
+	touch $(RAY)
 
 $(DOCS): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"

@@ -35,6 +35,7 @@ from bench.tables import (
     prune,
     rapidocr,
     row_times,
+    scale,
     targets,
     zoo,
 )
@@ -73,6 +74,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Path], str]]] = {  # marker -> bench, tex
     "digits table": ("digits", digits.block),
     "row times": ("zoo", row_times.block),
     "estimate table": ("estimate", export_pages.estimate_block),
+    "scale tables": ("scale", scale.block),
     "choosing table": ("zoo", choosing.block),
     "first paragraph": ("zoo", lambda folder: first_paragraph(written(folder, "zoo"))),
     "lite0 table": ("zoo", lambda folder: leading_table(written(folder, "zoo") + written(folder, "prune"))),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datafree.app import inspect, write_report
-    from datafree.execution import processes, serial
+    from datafree.execution import on_ray, processes, serial
     from datafree.export import export_onnx, load, save
     from datafree.models import load_model
     from datafree.pipeline import compress
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from datafree.run import Run, estimate, evaluate
 
 __all__ = [
-    "Recipe", "Run", "compress", "estimate", "evaluate", "export_onnx", "inspect", "load", "load_model", "processes",
-    "save", "serial", "write_report",
+    "Recipe", "Run", "compress", "estimate", "evaluate", "export_onnx", "inspect", "load", "load_model", "on_ray",
+    "processes", "save", "serial", "write_report",
 ]  # fmt: skip
 
 ROOMS = {
     "Recipe": "recipe", "Run": "run", "compress": "pipeline", "estimate": "run", "evaluate": "run",
-    "export_onnx": "export", "inspect": "app", "load": "export", "load_model": "models", "processes": "execution",
-    "save": "export", "serial": "execution", "write_report": "app",
+    "export_onnx": "export", "inspect": "app", "load": "export", "load_model": "models", "on_ray": "execution",
+    "processes": "execution", "save": "export", "serial": "execution", "write_report": "app",
 }  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def compress(
         example: an input (N, C, H, W) or its shape, a tuple of several, or a dictionary by the names of `forward`; only
             shape and dtype are used.
         seed: of everything random; the same seed gives the same bits on every pool.
-        pool: where layers are solved: `serial` or `processes(n)`.
+        pool: where layers are solved: `serial`, `processes(n)` or `on_ray(address)`.
         device: where images are moved and a generator is trained, "cpu" or "cuda"; all else runs on the CPU.
         memory: bytes that this process may take, about; None = as many as it needs. With less, images are moved in
             smaller parts, and what is on its way through the network waits in files: longer, and other bits.

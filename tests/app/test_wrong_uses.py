@@ -166,6 +166,8 @@ WRONG = [
     (f"{COMPRESS} --threads -1", 2, r"'--threads'"),
     (f"{COMPRESS} --threads 100000", 2, r"is more than the \d+ CPUs"),
     (f"{COMPRESS} --workers 0", 2, r"'--workers'"),
+    (f"{COMPRESS} --pool spark", 2, r"'--pool'.* 'processes', 'ray'"),
+    (f"{COMPRESS} --address here:6379", 2, r"--address here:6379 is of a Ray cluster; add --pool ray"),
     (f"{COMPRESS} --device tpu {FEW} --recipe w4a8", 2, r"device 'tpu' cannot be used"),
     (f"{COMPRESS} --input 1,1,h", 2, r"'1,1,h' is not a shape; write 1,3,224,224"),
     (f"{COMPRESS} --input 1,-1,8,8", 2, r"is not a shape; write 1,3,224,224"),

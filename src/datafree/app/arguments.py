@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,12 +73,29 @@ Threads = Annotated[
     typer.Option(min=1, metavar="N", callback=within_cpus, help="Threads of torch, at most the number of CPUs."),
 ]
 Workers = Annotated[
-    int,
+    int | None,
     typer.Option(
         min=1,
         metavar="N",
         callback=within_cpus,
-        help="Processes that solve layers, at most the number of CPUs; any number gives the same bits.",
+        help="Processes that solve layers, at most the number of CPUs; any number gives the same bits. Left out: this "
+        "one alone, or all CPUs of --pool ray.",
+    ),
+]
+
+
+class PoolKind(str, Enum):
+    """What processes are started by."""
+
+    processes, ray = "processes", "ray"
+
+
+PoolName = Annotated[PoolKind, typer.Option("--pool", help="Workers on this machine, or of a Ray cluster.")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Of the Ray cluster. Left out: that of RAY_ADDRESS; without it, one is started here for this command.",
     ),
 ]
 Memory = Annotated[

@@ -81,14 +81,14 @@ def _explain(error: Exception) -> tuple[int, str]:
         command = usage.ctx.command_path if usage.ctx else "datafree"
         return 2, f"{usage.format_message().rstrip('.')}; see {command} --help"
     from datafree.app.unfinished import Interrupted, Starved  # which load torch: not for a typing error
-    from datafree.execution import UnwrittenError
+    from datafree.execution import UnwrittenError, WorkerError
     from datafree.records import DivergedError
     from datafree.solve import LayerError
 
     if isinstance(error, Interrupted):
         code, word = how_stopped()
         return code, f"{word}; {error}"
-    if isinstance(error, LayerError | DivergedError | Starved | UnwrittenError):
+    if isinstance(error, LayerError | DivergedError | Starved | UnwrittenError | WorkerError):
         return 1, str(error)
     if isinstance(error, ValueError):
         return 2, str(error)

@@ -22,6 +22,7 @@ from datafree.recipe import Recipe
 from datafree.records import InputRange
 from datafree.run import EFFORTS, Run, RunError
 from datafree.sharing import Sharing, sharing
+from datafree.solve import Pool
 
 MARKS = "sweep.json"  # in the folder of a sweep: what it is of
 FLOAT = "float"
@@ -38,7 +39,7 @@ class Network:
     arguments: tuple[str, ...]
     given: InputRange | None
     seed: int
-    workers: int
+    pool: Pool
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _compress(network: Network, asked: Asked, place: Path, done: Mapping[str, Ru
         job_progress(f"{place.name}: ", after={ESTIMATING: EFFORTS[EFFORT].passes}) as progress,
     ):
         run = compress_watched(
-            progress, network.model, asked.recipe, network.example, seed=network.seed, workers=network.workers,
+            progress, network.model, asked.recipe, network.example, seed=network.seed, pool=network.pool,
             images=done[donor] if donor else None, effort=EFFORT, resume=folder, on_range=network.given,
             shared=shared,
         )  # fmt: skip

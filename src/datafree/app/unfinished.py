@@ -13,10 +13,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from datafree.app.console import note
-from datafree.execution import CheckpointError, UnwrittenError, WorkerError, out_of_memory
+from datafree.execution import CheckpointError, RayPoolError, UnwrittenError, WorkerError, out_of_memory
 from datafree.run import RunError
 
-TRANSIENT = (OSError, CheckpointError)  # the same command may succeed later, or the work is another's
+TRANSIENT = (OSError, CheckpointError, RayPoolError)  # the same command may succeed later, or the work is another's
 
 
 class Interrupted(Exception):

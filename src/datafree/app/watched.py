@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from typing import Any
 
 from torch import Tensor, nn
 
 from datafree import pipeline
+from datafree.app.arguments import PoolKind
 from datafree.app.console import note
 from datafree.app.progress import ESTIMATING
-from datafree.execution import processes, serial
+from datafree.execution import on_ray, processes, serial
 from datafree.progress import JobProgress
 from datafree.recipe import Recipe
 from datafree.run import Run, with_estimate
+from datafree.solve import Pool
+
+
+def pool_of(kind: PoolKind, workers: int | None, address: str | None) -> Pool:
+    """Where layers are solved, as the command line says it.
+
+    Raises:
+        ValueError: an address without Ray, or what `on_ray` refuses.
+    """
+    if kind is PoolKind.ray:
+        return on_ray(address, num_workers=workers)
+    if address is not None:
+        raise ValueError(f"--address {address} is of a Ray cluster; add --pool ray")
+    return serial if workers in (None, 1) else processes(workers, on_lost=lambda lost: note(str(lost)))
 
 
 def compress_watched(
@@ -21,7 +38,7 @@ def compress_watched(
     recipe: Recipe,
     example: Tensor | tuple[Tensor, ...],
     *,
-    workers: int = 1,
+    pool: Pool = serial,
     effort: str | None = None,
     **asked: Any,
 ) -> Run:
@@ -30,9 +47,9 @@ def compress_watched(
     Args:
         effort: of the estimate; None = none.
     """
-    pool = serial if workers == 1 else processes(workers, on_lost=lambda lost: note(str(lost)))
     watched = {"on_step": progress.on_step, "on_plan": progress.on_plan}
-    done = pipeline.compress(model, recipe, example, pool=pool, **watched, **asked)
+    with redirect_stdout(sys.stderr):  # where Ray tells of lost workers
+        done = pipeline.compress(model, recipe, example, pool=pool, **watched, **asked)
     if effort:
         progress.on_step(ESTIMATING, 0, 0)
         done = with_estimate(done, effort=effort)

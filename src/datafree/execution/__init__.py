@@ -15,6 +15,7 @@ from datafree.execution.phases import (
     ignore_steps,
 )
 from datafree.execution.pools import one_thread, processes, serial
+from datafree.execution.ray_pool import RayPoolError, on_ray
 from datafree.execution.resume import (
     EVERY,
     NO_CHECKPOINTS,
@@ -50,6 +51,7 @@ __all__ = [
     "OnPlan",
     "OnStep",
     "Parts",
+    "RayPoolError",
     "Room",
     "UnwritableError",
     "UnwrittenError",
@@ -65,6 +67,7 @@ __all__ = [
     "ignore_steps",
     "layer_from_tensors",
     "layer_to_tensors",
+    "on_ray",
     "one_thread",
     "open_checkpoints",
     "out_of_memory",

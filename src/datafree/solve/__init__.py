@@ -2,7 +2,7 @@
 
 from datafree.solve.activation_grids import tensor_grid
 from datafree.solve.coarse_inputs import coarse_inputs
-from datafree.solve.jobs import LayerJob
+from datafree.solve.jobs import LayerError, LayerJob
 from datafree.solve.mending import floor_db
 from datafree.solve.moments import MAX_TAPS, shrunk
 from datafree.solve.network_probe import NetworkProbe, Probe
@@ -12,7 +12,7 @@ from datafree.solve.pruning import count_schedule, inverse, thinned
 from datafree.solve.rounding import ROUNDING, RoundingMethod, rounding_method
 from datafree.solve.rounding.gptq import damped
 from datafree.solve.schedule import Pool, solve_layers
-from datafree.solve.solve_layer import NUM_ROWS, LayerError, compress_layer, layer_jobs, solver_context
+from datafree.solve.solve_layer import NUM_ROWS, compress_layer, layer_jobs, solver_context
 from datafree.solve.weight_grids import output_power, solve_on_best_grid
 
 __all__ = [

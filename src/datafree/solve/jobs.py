@@ -14,6 +14,10 @@ from datafree.recipe import RoundingRecipe
 from datafree.records import Moments, WeightSpec
 
 
+class LayerError(ValueError):
+    """A layer that cannot be solved; names the layer, the method and the shapes."""
+
+
 @dataclass(frozen=True)
 class LayerJob:
     """All that is needed to solve one layer, anywhere: picklable, pure, with its own seed."""

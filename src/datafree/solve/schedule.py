@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
+from typing import Any
 
 from torch import Tensor, fx
 
@@ -15,11 +16,12 @@ from datafree.records import LayerResult
 from datafree.signals import walk_both
 from datafree.solve.activation_grids import tensor_grid
 from datafree.solve.jobs import LayerJob
+from datafree.solve.pending import PendingJob
 from datafree.solve.plan import WIDE, LayerPlan, quantized_at
 from datafree.solve.problem import Grids, Problem, Solution
-from datafree.solve.solve_layer import compress_layer, layer_jobs, make_job
+from datafree.solve.solve_layer import compress_layer, pending_job, pending_jobs, solve_packed
 
-Pool = Callable[[Callable[[LayerJob], LayerResult], Iterable[LayerJob]], Iterator[LayerResult]]
+Pool = Callable[[Callable[[Any], LayerResult], Iterable[PendingJob | LayerJob]], Iterator[LayerResult]]
 
 
 def solve_layers(
@@ -36,8 +38,8 @@ def solve_layers(
     if problem.method.sequential:
         solved = in_sequence(problem, grids, known)
     else:
-        jobs = (job for job in layer_jobs(problem, grids) if job.name not in known)
-        solved = chain(pool(compress_layer, jobs), known.values())
+        jobs = (job.packed() for job in pending_jobs(problem, grids) if job.name not in known)
+        solved = chain(pool(solve_packed, jobs), known.values())
     for result in solved:
         results[result.name] = result
         if result.name not in known:
@@ -87,8 +89,8 @@ def in_sequence(problem: Problem, grids: Grids, known: Mapping[str, LayerResult]
             if item.weights is not None:
                 result = known.get(item.layer.name)
                 if result is None:
-                    job = make_job(problem, item, node, value, grids, student_x=own[node])
-                    result = compress_layer(job)
+                    pending = pending_job(problem, item, node, value, grids, student_x=own[node])
+                    result = compress_layer(pending.job())
                 solved[reader] = result
                 yield result
 

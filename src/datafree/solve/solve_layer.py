@@ -17,13 +17,13 @@ from datafree import graph as g
 from datafree.execution import one_thread, out_of_memory
 from datafree.graph import chunks, positions, row_size
 from datafree.quantization import dequantize, fake_quantize
-from datafree.records import Layer, LayerResult, Moments, MomentsError, QParams, decibel
+from datafree.records import Layer, LayerResult, Moments, QParams, decibel
 from datafree.signals import LayerDraws, Signal, closed_form, layer_draws, walk_teacher
 from datafree.solve.activation_grids import tensor_grid
 from datafree.solve.compensation import compensated
-from datafree.solve.jobs import LayerJob
+from datafree.solve.jobs import LayerError, LayerJob
 from datafree.solve.mending import channel_db, floor_db, remedies
-from datafree.solve.moments import gather_moments, merged, shrunk
+from datafree.solve.pending import Gathering, PendingJob
 from datafree.solve.plan import LayerPlan, quantized_at
 from datafree.solve.problem import Grids, Problem
 from datafree.solve.pruning import pruned
@@ -35,15 +35,16 @@ LOOKED_AT = 1024  # output positions, for what rounding a layer's input loses
 ROWS_BYTES = 2**28  # of inputs drawn ahead for one layer
 
 
-class LayerError(ValueError):
-    """A layer that cannot be solved; names the layer, the method and the shapes."""
-
-
 def layer_jobs(problem: Problem, grids: Grids, *, split_halves: bool = False) -> Iterator[LayerJob]:
     """One job for each layer whose weights are solved, as its input comes by; fills `grids` on the way.
 
     With `split_halves`, moments of both halves of the images come with it.
     """
+    return (pending.job() for pending in pending_jobs(problem, grids, split_halves=split_halves))
+
+
+def pending_jobs(problem: Problem, grids: Grids, *, split_halves: bool = False) -> Iterator[PendingJob]:
+    """The same, moments still to be gathered: to be made jobs of before the next is asked for, or anywhere."""
     teacher, plan, signal = problem.teacher, problem.plan, problem.signal
     by_name = g.nodes_by_name(teacher)
     readers: dict[fx.Node, list[LayerPlan]] = {}
@@ -58,28 +59,24 @@ def layer_jobs(problem: Problem, grids: Grids, *, split_halves: bool = False) ->
         for item in readers.get(node, ()):
             if item.weights is not None:
                 student_x = value if split_halves else None
-                yield make_job(problem, item, node, value, grids, student_x=student_x)
+                yield pending_job(problem, item, node, value, grids, student_x=student_x)
 
 
-def make_job(
+def pending_job(
     problem: Problem, item: LayerPlan, node: fx.Node, x: Tensor, grids: Grids, *, student_x: Tensor | None = None
-) -> LayerJob:
+) -> PendingJob:
     """One layer's problem, from the value `x` of its input node, and the student's where that is another."""
     assert item.weights is not None, "there is something to solve"
     layer, row, signal = item.layer, rounding_method(problem.method), problem.signal
     qparams = grids[quantized_at(node).name, item.input_bits] if item.input_bits else None
     seen = _LayerInput(node, x, student_x, qparams, signal, signal.seed ^ zlib.crc32(layer.name.encode()))
     draws = seen.draws(layer)
-    try:
-        moments, halves = _moments(layer, seen, draws, row.moments)
-    except MomentsError as error:
-        raise LayerError(f"{layer.name}: {error}") from None
     wanted = row.num_rows(problem.method) if row.num_rows else 0
-    return LayerJob(
+    job = partial(
+        LayerJob,
         name=layer.name,
         weight=g.grouped(g.weight(problem.teacher, layer), layer.groups),
         bias=g.bias(problem.teacher, layer),
-        moments=moments,
         spec=item.weights,
         method=problem.method,
         seed=seen.seed,
@@ -88,8 +85,8 @@ def make_job(
         input_scale=float(qparams.scale) if qparams else None,
         input_db=_input_db(problem, layer, seen),
         kernel_size=layer.kernel_size,
-        moment_halves=halves,
     )
+    return PendingJob(layer.name, job, _gathering(layer, seen, draws, row.moments))
 
 
 @dataclass(frozen=True)
@@ -110,24 +107,18 @@ class _LayerInput:
         return layer_draws(layer, self.node, self.signal.drawn, self.qparams)
 
 
-def _moments(
-    layer: Layer, seen: _LayerInput, draws: LayerDraws | None, need: str
-) -> tuple[Moments, tuple[Moments, Moments] | None]:
-    """Moments of the layer's input; and, where the student's inputs are its own, of both halves of the images."""
-    x, moments = seen.x, None
+def _gathering(layer: Layer, seen: _LayerInput, draws: LayerDraws | None, need: str) -> Gathering | Moments:
+    """How to gather the moments of the layer's input; the moments, where a formula gives them."""
+    x = seen.x
     if seen.signal.draws and seen.student_x is None:
         moments = closed_form(layer, seen.node, seen.signal.drawn, x.shape[2:])
-    if moments is not None:
-        return _with_rounding(moments, seen.qparams), None
+        if moments is not None:
+            return _with_rounding(moments, seen.qparams)
     if draws is not None:
         x, layer = draws.patches(NUM_ROWS[need], torch.Generator().manual_seed(seen.seed)), draws.on_patches
     at = positions(x.shape, layer, NUM_ROWS[need], seen.seed)
     full = need == "covariance" or seen.student_x is not None
-    gather = partial(gather_moments, x, layer, qparams=seen.qparams, full=full, student_x=seen.student_x)
-    if seen.student_x is None or len(at) < 2:
-        return shrunk(gather(at)), None
-    first, second = (gather(half) for half in at[torch.argsort(at[:, 0], stable=True)].tensor_split(2))
-    return shrunk(merged(first, second)), (first, second)
+    return Gathering(x, layer, at, seen.qparams, full, seen.student_x)
 
 
 def _with_rounding(moments: Moments, qparams: QParams | None) -> Moments:
@@ -156,6 +147,12 @@ def _drawn_rows(layer: Layer, seen: _LayerInput, wanted: int) -> Tensor:
     at = at[torch.randperm(len(at), generator=torch.Generator().manual_seed(seen.seed))]
     rows = torch.cat(list(chunks(x, layer, at)))
     return rows if seen.qparams is None else fake_quantize(rows, seen.qparams)
+
+
+def solve_packed(packed: PendingJob | LayerJob) -> LayerResult:
+    """Gather what is not gathered, and solve, on one thread so that every pool gives the same bits."""
+    with one_thread():
+        return compress_layer(packed.job() if isinstance(packed, PendingJob) else packed)
 
 
 def compress_layer(job: LayerJob) -> LayerResult:

@@ -11,6 +11,7 @@ import typer
 
 from datafree.app.arguments import (
     EXPORTED,
+    Address,
     Debug,
     For,
     InputShape,
@@ -18,6 +19,8 @@ from datafree.app.arguments import (
     Mean,
     Memory,
     Model,
+    PoolKind,
+    PoolName,
     Pretrained,
     Quiet,
     RecipeName,
@@ -56,7 +59,9 @@ def compress(
     input_shape: InputShape = None,
     mean: Mean = None,
     std: Std = None,
-    workers: Workers = 1,
+    workers: Workers = None,
+    pool: PoolName = PoolKind.processes,
+    address: Address = None,
     threads: Threads = None,
     memory: Memory = None,
     seed: Seed = 0,
@@ -98,11 +103,12 @@ def compress(
     from datafree.app.progress import ESTIMATING, FILE_PASSES, job_progress
     from datafree.app.sentences import losses
     from datafree.app.unfinished import unfinished_work
-    from datafree.app.watched import compress_watched
+    from datafree.app.watched import compress_watched, pool_of
     from datafree.export import exporters_by_suffix
     from datafree.run import EFFORTS
 
     set_threads(threads)
+    chosen_pool = pool_of(pool, workers, address)
     settings = [*(settings or []), *([f"target={target}"] if target else [])]
     chosen = read_recipe(recipe, settings)
     most = parse_bytes(memory)
@@ -120,7 +126,7 @@ def compress(
         if isinstance(kept, tuple):
             chosen = chosen.updated(["signal.kind=loader"])
         done = compress_watched(
-            progress, opened.network, chosen, opened.example, seed=seed, workers=workers, images=kept, device=device,
+            progress, opened.network, chosen, opened.example, seed=seed, pool=chosen_pool, images=kept, device=device,
             effort=effort, memory=most, resume=folder, on_range=opened.known,
             check=partial(check_writes, out, chosen, model),
         )  # fmt: skip

@@ -10,11 +10,14 @@ import typer
 from rich.text import Text
 
 from datafree.app.arguments import (
+    Address,
     Debug,
     InputShape,
     Json,
     Mean,
     Model,
+    PoolKind,
+    PoolName,
     Pretrained,
     Quiet,
     Seed,
@@ -46,7 +49,9 @@ def sweep(
     input_shape: InputShape = None,
     mean: Mean = None,
     std: Std = None,
-    workers: Workers = 1,
+    workers: Workers = None,
+    pool: PoolName = PoolKind.processes,
+    address: Address = None,
     threads: Threads = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -64,8 +69,10 @@ def sweep(
     from datafree.app.opened import open_network
     from datafree.app.progress import job_progress
     from datafree.app.sweep import Network, compress_all, open_folder, read_recipes, timed
+    from datafree.app.watched import pool_of
 
     set_threads(threads)
+    chosen_pool = pool_of(pool, workers, address)
     chosen = read_recipes(recipes, settings or [])
     torch.manual_seed(seed)  # a model of random weights is the same one next time
     with job_progress():
@@ -76,7 +83,7 @@ def sweep(
     named = {"--weights": weights, "--input": input_shape, "--mean": mean, "--std": std, "--seed": seed}
     flags = [part for flag, value in named.items() if value is not None for part in (flag, str(value))]
     flags += [*(["--pretrained"] if pretrained else []), *(part for s in settings or [] for part in ("--set", s))]
-    job = Network(opened.network, opened.example, (model, *flags), opened.known, seed, workers)
+    job = Network(opened.network, opened.example, (model, *flags), opened.known, seed, chosen_pool)
     runs = compress_all(job, chosen, out)
     origins, notes = timed(runs, out, torch.get_num_threads())
     if as_json:
