@@ -186,11 +186,33 @@ def _adaptive_pool(kind: str) -> Callable[..., str]:
         if set(wanted) == {1}:
             return call.emit(f"Global{kind}", x)
         if any(have % want for have, want in zip(given, wanted, strict=True)):
-            call.refuse(f"windows of unequal size, {list(given)} to {wanted}")
+            if kind == "MaxPool":
+                call.refuse(f"windows of unequal size, {list(given)} to {wanted}")
+            return _average_of_unequal(call, x, given, wanted)
         window = [have // want for have, want in zip(given, wanted, strict=True)]
         return call.emit(kind, x, kernel_shape=window, strides=window)
 
     return write
+
+
+def _average_of_unequal(call: Call, x: str, given: tuple[int, ...], wanted: Pair) -> str:
+    """Dimension by dimension from the left by the matrix of its windows (out, in), as a second-last one."""
+    rank = len(given) + 2
+    swap = [*range(rank - 2), rank - 1, rank - 2]
+    for dim, (have, want) in enumerate(zip(given, wanted, strict=True)):
+        windows, last = call.floats(_windows(have, want)), dim == len(given) - 1
+        rows = call.emit("Transpose", x, perm=swap, step=f"columns_{dim}") if last else x
+        x = call.emit("MatMul", windows, rows, step=f"averages_{dim}")
+    return call.emit("Transpose", x, perm=swap)
+
+
+def _windows(have: int, want: int) -> np.ndarray:
+    """Row i averages places floor(i have / want) to ceil((i + 1) have / want), as PyTorch does."""
+    rows = np.zeros((want, have))
+    for i, row in enumerate(rows):
+        window = row[i * have // want : -(-(i + 1) * have // want)]
+        window[:] = 1 / len(window)
+    return rows
 
 
 def _layer_norm(
