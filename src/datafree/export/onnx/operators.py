@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import fx
 
+from datafree import graph as g
 from datafree.export.onnx.writer import Call
 from datafree.graph import aten
 
@@ -142,11 +144,71 @@ def _amax(call: Call, x: str, dims: list[int], keepdim: bool) -> str:
     return _reduce(call, "ReduceMax", x, _axes(call, dims), keepdim)
 
 
-def _reduce(call: Call, kind: str, x: str, axes: list[int], keepdim: bool) -> str:
+def _reduce(call: Call, kind: str, x: str, axes: list[int], keepdim: bool, step: str = "") -> str:
     """Axes are an input since opset 18, an attribute before."""
     if call.writer.opset >= 18:
-        return call.emit(kind, x, call.ints(axes), keepdims=int(keepdim))
-    return call.emit(kind, x, axes=axes, keepdims=int(keepdim))
+        return call.emit(kind, x, call.ints(axes), step=step, keepdims=int(keepdim))
+    return call.emit(kind, x, step=step, axes=axes, keepdims=int(keepdim))
+
+
+def _variance(call: Call, x: str, dims: list[int] | None, correction: Number | None, keepdim: bool) -> str:
+    """Of n values their mean square around the mean, times n / (n - correction); left out, the correction is 1."""
+    axes, less = _axes(call, dims), 1 if correction is None else correction
+    if 0 in axes:
+        call.refuse("it reaches over the batch")
+    count = math.prod(call.input_shape[axis] for axis in axes)
+    off = call.emit("Sub", x, _reduce(call, "ReduceMean", x, axes, True, "mean"), step="off")
+    square = call.emit("Mul", off, off, step="square")
+    if not less:
+        return _reduce(call, "ReduceMean", square, axes, keepdim)
+    mean = _reduce(call, "ReduceMean", square, axes, keepdim, "biased")
+    return call.emit("Mul", mean, call.floats(count / (count - less) if count > less else math.nan))
+
+
+def _vector_norm(call: Call, x: str, order: Number, dims: list[int] | None, keepdim: bool, dtype: object = None) -> str:
+    if order not in (1, 2):
+        call.refuse(f"a norm of order {order}")
+    return _reduce(call, f"ReduceL{order:g}", x, _axes(call, dims), keepdim)
+
+
+def _rms_norm(call: Call, x: str, shape: list[int], weight: str | None, eps: Number | None) -> str:
+    rank, given = len(call.shape), eps if eps is not None else torch.finfo(torch.float32).eps
+    square = call.emit("Mul", x, x, step="square")
+    mean = _reduce(call, "ReduceMean", square, list(range(rank - len(shape), rank)), True, "mean")
+    root = call.emit("Sqrt", call.emit("Add", mean, call.floats(given), step="shifted"), step="root")
+    return call.emit("Div", x, root) if weight is None else call.emit(
+        "Mul", call.emit("Div", x, root, step="normalised"), weight
+    )  # fmt: skip
+
+
+def _addcmul(call: Call, x: str, first: str, second: str, value: Number) -> str:
+    product = call.emit("Mul", first, second, step="product")
+    if value != 1:
+        product = call.emit("Mul", product, call.floats(value), step="scaled")
+    return call.emit("Add", x, product)
+
+
+def _dtype_kept(node: fx.Node) -> torch.dtype | None:
+    """Of a tensor of the network; None = it is computed."""
+    kept = node.op == "get_attr" and node.graph.owning_module
+    return g.get_tensor(kept, node.target).dtype if kept else None
+
+
+def _attention(
+    call: Call, query: str, key: str, value: str, mask: str | None, dropout: Number, causal: bool, *settings: Any
+) -> str:
+    """softmax(q k' scale + mask) v."""
+    scale, shares_heads = settings
+    if causal or shares_heads:
+        call.refuse("is_causal or enable_gqa")
+    if mask is not None and _dtype_kept(g.argument(call.node, "attn_mask")) not in (None, torch.float32):
+        call.refuse("a mask that is not of float32")
+    rank, size = len(call.shape), call.input_shape[-1]
+    turned = call.emit("Transpose", key, perm=[*range(rank - 2), rank - 1, rank - 2], step="turned")
+    product = call.emit("MatMul", query, turned, step="product")
+    found = call.emit("Mul", product, call.floats(size**-0.5 if scale is None else scale), step="scaled")
+    found = found if mask is None else call.emit("Add", found, mask, step="masked")
+    return call.emit("MatMul", call.emit("Softmax", found, step="weights", axis=-1), value)
 
 
 def _sum(call: Call, x: str, dims: list[int] | None, keepdim: bool, dtype: object) -> str:
@@ -297,7 +359,12 @@ OPERATORS: dict[object, Callable[..., str | list[str]]] = {
     aten.div.Scalar: _binary("Div"),
     aten.maximum.default: _binary("Max"),
     aten.minimum.default: _binary("Min"),
+    aten.max.other: _binary("Max"),
+    aten.min.other: _binary("Min"),
     aten.pow.Tensor_Scalar: _binary("Pow"),
+    aten.addcmul.default: _addcmul,
+    aten.einsum.default: lambda call, equation, parts, path: call.emit("Einsum", *parts, equation=equation),
+    aten.scaled_dot_product_attention.default: _attention,
     aten.matmul.default: _binary("MatMul"),
     aten.bmm.default: _binary("MatMul"),
     aten.hardtanh.default: _clip,
@@ -327,6 +394,11 @@ OPERATORS: dict[object, Callable[..., str | list[str]]] = {
     aten.mean.dim: _mean,
     aten.sum.dim_IntList: _sum,
     aten.amax.default: _amax,
+    aten.var.correction: _variance,
+    aten.var.dim: lambda call, x, dims, unbiased, keepdim: _variance(call, x, dims, int(unbiased), keepdim),
+    aten.linalg_vector_norm.default: _vector_norm,
+    aten.norm.ScalarOpt_dim: lambda call, x, order, dims, keepdim: _vector_norm(call, x, order or 2, dims, keepdim),
+    aten.rms_norm.default: _rms_norm,
     aten.max_pool1d.default: _max_pool,
     aten.max_pool2d.default: _max_pool,
     aten.avg_pool1d.default: _avg_pool,
