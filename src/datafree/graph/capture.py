@@ -81,6 +81,7 @@ def trace(model: nn.Module, example: Example) -> fx.GraphModule:
         node.meta.clear()
         annotate(node, **known)
     _drop_assertions(graph)
+    _drop_writes_to_buffers(graph)
     _make_functional(graph)
     _drop_identities(graph)
     _fold_constants(graph)
@@ -271,11 +272,41 @@ def _name_constant_padding(graph: fx.GraphModule) -> None:
 # ---- in-place operators
 
 
+def _drop_writes_to_buffers(graph: fx.GraphModule) -> None:
+    """Leave out what forward writes into buffers that its answer does not read, as counters and running means."""
+    read, todo = set(), [graph.graph.output_node()]
+    while todo:
+        read.update(new := {n for n in todo.pop().all_input_nodes if n not in read})
+        todo.extend(new)
+    for node in reversed(list(graph.graph.nodes)):
+        owner = _owner(node) if _writes(node) else node
+        if owner is node or owner.op != "get_attr":
+            continue
+        if owner in read:
+            raise CaptureError(
+                f"forward writes into the buffer {owner.target!r} ({node.target}) and reads it, so that an answer "
+                "would depend on those before; leave it as it is in eval mode: if self.training"
+            )
+        node.replace_all_uses_with(operand(node))
+        graph.graph.erase_node(node)
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _owner(node: fx.Node) -> fx.Node:
+    """Whose memory a call writes into: through views, and what was written before."""
+    while _writes(node) or _is_view(node):
+        node = operand(node)
+    return node
+
+
 def _make_functional(graph: fx.GraphModule) -> None:
     """Replace `relu_(x)` by `relu(x)` and let everything that reads x later read the result."""
     order = {node: i for i, node in enumerate(graph.graph.nodes)}
     for node in list(graph.graph.nodes):
-        if not (isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable):
+        if not _writes(node):
             continue
         changed = operand(node)
         aliases = _aliases(changed)

@@ -191,7 +191,7 @@ def _addcmul(call: Call, x: str, first: str, second: str, value: Number) -> str:
 def _dtype_kept(node: fx.Node) -> torch.dtype | None:
     """Of a tensor of the network; None = it is computed."""
     kept = node.op == "get_attr" and node.graph.owning_module
-    return g.get_tensor(kept, node.target).dtype if kept else None
+    return g.get_tensor(kept, str(node.target)).dtype if kept else None
 
 
 def _attention(
