@@ -47,7 +47,6 @@ densenet121 efficientnet_b0 regnet_y_400mf convnext_tiny resnet18
 fcn_resnet50 deeplabv3_mobilenet_v3_large lraspp_mobilenet_v3_large
 ssdlite320_mobilenet_v3_large#backbone ssd300_vgg16#backbone fasterrcnn_mobilenet_v3_large_320_fpn#backbone
 fcos_resnet50_fpn#backbone retinanet_resnet50_fpn#backbone maskrcnn_resnet50_fpn#backbone
-fasterrcnn_mobilenet_v3_large_320_fpn
 """
 NETWORKS = [
     *(f"timm:{name}" for name in (CONVOLUTIONAL + WITH_ATTENTION).split()),

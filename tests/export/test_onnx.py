@@ -488,6 +488,12 @@ def calling(function):
     return Net().eval()
 
 
+def each_its_own(x):
+    """A convolution of every image with itself, as conditional convolutions are computed."""
+    rows = x.flatten(0, 1)
+    return nn.functional.conv2d(rows[None], rows[:, None, :3, :3], groups=4 * x.shape[0])
+
+
 def test_an_operator_the_opset_lacks_names_the_opset_that_has_it():
     with pytest.raises(
         ExportError, match=r"needs ONNX LayerNormalization, which opset 13 lacks; it came with opset 17: export with"
@@ -508,12 +514,13 @@ def test_an_operator_the_opset_lacks_names_the_opset_that_has_it():
         (lambda x: nn.functional.adaptive_max_pool2d(x, 3), r"windows of unequal size, \[8, 8\] to \[3, 3\]"),
         (lambda x: x[:1].expand(x.shape[0], 4, 8, 8), "it repeats a tensor along the batch"),
         (lambda x: torch.linalg.vector_norm(x, 3, (2, 3)), "a norm of order 3"),
+        (each_its_own, "what it does depends on the size of the batch"),
         (lambda x: x.var((0, 2)), "it reaches over the batch"),
         (lambda x: nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True), "is_causal or enable_gqa"),
         (lambda x: nn.functional.scaled_dot_product_attention(x, x, x, MASK > 0), "a mask that is not of float32"),
     ],
     ids=["cumsum", "double", "roll", "batch norm", "instance norm", "elu", "divisor", "unequal windows", "expand",
-         "norm", "variance", "causal", "mask"],
+         "norm", "conditional", "variance", "causal", "mask"],
 )  # fmt: skip
 def test_an_operator_that_cannot_be_written_is_named(function, why):
     with pytest.raises(ExportError, match=rf"cannot be written to ONNX opset 21: {why}.*replace it in the model's"):

@@ -29,8 +29,8 @@ Example = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 """One input of a network, several, or several by their names in `forward`."""
 
 _MAKERS = {
-    aten.ones.default, aten.zeros.default, aten.full.default, aten.eye.default, aten.arange.default, aten.arange.start,
-    aten.arange.start_step, aten.linspace.default,
+    aten.ones.default, aten.zeros.default, aten.full.default, aten.eye.default, aten.eye.m, aten.linspace.default,
+    aten.arange.default, aten.arange.start, aten.arange.start_step,
 }  # fmt: skip
 """Operators that make a tensor of nothing but numbers; where a size is that of the batch, it is made anew each time."""
 _ASSERTIONS = ("_assert", "sym_constrain_range", "_guards_fn")
