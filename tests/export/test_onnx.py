@@ -552,6 +552,7 @@ def test_an_operator_that_cannot_be_written_is_named(function, why):
         lambda x: x.var(2, unbiased=False),
         nn.functional.normalize, lambda x: x.norm(p=1, dim=(2, 3)), lambda x: torch.linalg.vector_norm(x, dim=(2, 3)),
         nn.RMSNorm(8), lambda x: nn.functional.rms_norm(x, (8, 8)), lambda x: torch.max(x, -x) - torch.min(x, x * 2),
+        lambda x: nn.functional.conv3d(x[:, None], torch.ones(2, 1, 1, 3, 3), padding=(0, 1, 1)),
         lambda x: torch.addcmul(x, x, x) + torch.addcmul(x, x, x, value=2),
         lambda x: torch.einsum("nchw,nchv->ncwv", x, x), lambda x: nn.functional.scaled_dot_product_attention(x, x, -x),
         lambda x: nn.functional.scaled_dot_product_attention(x, x, x, MASK, scale=0.3),

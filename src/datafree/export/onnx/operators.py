@@ -388,6 +388,7 @@ OPERATORS: dict[object, Callable[..., str | list[str]]] = {
     aten.softmax.int: lambda call, x, dim, dtype: call.emit("Softmax", x, axis=dim),
     aten.conv1d.default: _conv,
     aten.conv2d.default: _conv,
+    aten.conv3d.default: _conv,  # in float
     aten.conv_transpose1d.default: _conv_transpose,
     aten.conv_transpose2d.input: _conv_transpose,
     aten.linear.default: _linear,
