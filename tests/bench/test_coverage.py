@@ -15,7 +15,13 @@ from torch import nn
 from bench.tables.coverage import EXACT, FAILED, REFUSED, CoverageRow, examined, page
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-FASTEST = ["timm:test_resnet"]
+FASTEST = (
+    "timm:test_resnet", "timm:test_efficientnet", "timm:test_byobnet", "timm:test_efficientnet_gn",
+    "timm:test_mambaout", "timm:test_convnext", "timm:test_nfnet", "timm:starnet_s050", "timm:lcnet_035",
+    "timm:test_efficientnet_evos", "timm:mobilenetv3_small_050", "timm:test_coatnet",
+    "timm:ese_vovnet19b_slim", "timm:dla46_c", "torchvision:shufflenet_v2_x0_5", "timm:cpubone_nano",
+    "timm:mnasnet_small", "timm:hgnetv2_b0", "timm:convnext_zepto_rms", "timm:convnextv2_atto",
+)  # fmt: skip
 IMAGE = torch.zeros(1, 3, 16, 16)
 
 
