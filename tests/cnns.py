@@ -2,7 +2,7 @@
 
 Weights are random: apply `nets.randomise_batchnorm_`, then `nets.calibrate_batchnorm_`, to compare outputs.
 Building and capturing takes 6 s for FAST and 90 s for SLOW on an idle core. Left out: GoogLeNet and Inception
-of torchvision (auxiliary outputs), efficientvit_b0 (attention under autocast, a graph inside the graph).
+of torchvision (auxiliary outputs).
 """
 
 SIDE = 64  # of the input image, where SIDES has no other

@@ -20,6 +20,7 @@ from bench.tables import (
     budget,
     choosing,
     claim,
+    coverage,
     digits,
     export_pages,
     file_peers,
@@ -54,6 +55,7 @@ RESULT_PAGES: dict[str, Callable[[Path], str]] = {
     "folding": folding.page,
     "rapidocr": rapidocr.page,
     "onnx_files": onnx_files.page,
+    "coverage": coverage.page,
     "targets": targets.page,
     "paper": lambda folder: paper_pages.page(paper.written(folder / "paper.jsonl"), folder),
 }

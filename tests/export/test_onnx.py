@@ -473,7 +473,7 @@ def written(module, x, opset=21):
     return translate(trace(module, x), opset=opset)
 
 
-IMAGE, ZEROS = torch.zeros(2, 4, 8, 8), torch.zeros(4)
+IMAGE, ZEROS, MASK = torch.zeros(2, 4, 8, 8), torch.zeros(4), torch.ones(8, 8).tril()
 
 
 def calling(function):
@@ -486,6 +486,12 @@ def calling(function):
             return self.function(self.conv(x))
 
     return Net().eval()
+
+
+def each_its_own(x):
+    """A convolution of every image with itself, as conditional convolutions are computed."""
+    rows = x.flatten(0, 1)
+    return nn.functional.conv2d(rows[None], rows[:, None, :3, :3], groups=4 * x.shape[0])
 
 
 def test_an_operator_the_opset_lacks_names_the_opset_that_has_it():
@@ -505,11 +511,17 @@ def test_an_operator_the_opset_lacks_names_the_opset_that_has_it():
         (lambda x: nn.functional.instance_norm(x, ZEROS, ZEROS + 1, use_input_stats=False), "it uses running stat"),
         (lambda x: torch.ops.aten.elu(x, 1.0, 2.0), "scale 2.0 and input_scale 1"),
         (lambda x: nn.functional.avg_pool2d(x, 2, divisor_override=3), "divisor_override"),
-        (lambda x: nn.functional.adaptive_avg_pool2d(x, 3), r"windows of unequal size, \[8, 8\] to \[3, 3\]"),
+        (lambda x: nn.functional.adaptive_max_pool2d(x, 3), r"windows of unequal size, \[8, 8\] to \[3, 3\]"),
         (lambda x: x[:1].expand(x.shape[0], 4, 8, 8), "it repeats a tensor along the batch"),
+        (lambda x: torch.linalg.vector_norm(x, 3, (2, 3)), "a norm of order 3"),
+        (each_its_own, "what it does depends on the size of the batch"),
+        (lambda x: x.var((0, 2)), "it reaches over the batch"),
+        (lambda x: nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True), "is_causal or enable_gqa"),
+        (lambda x: nn.functional.scaled_dot_product_attention(x, x, x, MASK > 0), "a mask that is not of float32"),
     ],
-    ids=["cumsum", "double", "roll", "batch norm", "instance norm", "elu", "divisor", "unequal windows", "expand"],
-)
+    ids=["cumsum", "double", "roll", "batch norm", "instance norm", "elu", "divisor", "unequal windows", "expand",
+         "norm", "conditional", "variance", "causal", "mask"],
+)  # fmt: skip
 def test_an_operator_that_cannot_be_written_is_named(function, why):
     with pytest.raises(ExportError, match=rf"cannot be written to ONNX opset 21: {why}.*replace it in the model's"):
         written(calling(function), IMAGE)
@@ -522,7 +534,9 @@ def test_an_operator_that_cannot_be_written_is_named(function, why):
         nn.Upsample(scale_factor=2), nn.Upsample(size=(12, 15), mode="bilinear"),
         nn.Upsample(scale_factor=1.3, mode="bilinear"), nn.PixelShuffle(2),
         nn.Upsample(size=(15, 15), mode="bilinear", align_corners=True), nn.ChannelShuffle(2), nn.Softmax(1),
-        nn.AdaptiveMaxPool2d(2), nn.AdaptiveAvgPool2d(4), nn.ReflectionPad2d((1, 2, 0, 1)), nn.CircularPad2d(1),
+        nn.AdaptiveMaxPool2d(2), nn.AdaptiveAvgPool2d(4), nn.AdaptiveAvgPool2d((3, 11)),
+        lambda x: nn.functional.adaptive_avg_pool1d(x.flatten(2), 7),
+        nn.ReflectionPad2d((1, 2, 0, 1)), nn.CircularPad2d(1),
         lambda x: torch.stack(x.split(2, 1), 1).sum(1), lambda x: x.flip(3), lambda x: x[:, 1:3, ::2] * x[:, :1, ::2],
         lambda x: x.mean((2, 3)), lambda x: x.mean(1, keepdim=True),
         lambda x: x.mean(1).unsqueeze(1) + x.clamp_min(0.1),
@@ -534,6 +548,14 @@ def test_an_operator_that_cannot_be_written_is_named(function, why):
         lambda x: x.roll((1, -3), (2, 3)), lambda x: x.narrow(1, 1, 2), lambda x: x.unbind(1)[2],
         nn.InstanceNorm2d(4, affine=True), lambda x: x[:, :1].squeeze(),
         lambda x: (x, x), lambda x: torch.rsqrt(x.square() + 1) ** 2,
+        lambda x: x.var((2, 3), unbiased=False, keepdim=True) + x.var(1, keepdim=True),
+        lambda x: x.var(2, unbiased=False),
+        nn.functional.normalize, lambda x: x.norm(p=1, dim=(2, 3)), lambda x: torch.linalg.vector_norm(x, dim=(2, 3)),
+        nn.RMSNorm(8), lambda x: nn.functional.rms_norm(x, (8, 8)), lambda x: torch.max(x, -x) - torch.min(x, x * 2),
+        lambda x: nn.functional.conv3d(x[:, None], torch.ones(2, 1, 1, 3, 3), padding=(0, 1, 1)),
+        lambda x: torch.addcmul(x, x, x) + torch.addcmul(x, x, x, value=2),
+        lambda x: torch.einsum("nchw,nchv->ncwv", x, x), lambda x: nn.functional.scaled_dot_product_attention(x, x, -x),
+        lambda x: nn.functional.scaled_dot_product_attention(x, x, x, MASK, scale=0.3),
     ],
 )  # fmt: skip
 def test_operators_mean_in_onnx_what_they_mean_in_torch(function, tmp_path):

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree import Recipe, compress
+from datafree import graph as g
 from datafree.graph.capture import CaptureError, trace
 
 
@@ -68,3 +69,51 @@ def test_the_part_of_a_detector_that_works_is_named_and_no_graph_is_printed(caps
         trace(Detector(), torch.zeros(1, 3, 8, 8))
     assert capsys.readouterr().err == ""
     assert trace(Detector().backbone, torch.zeros(1, 3, 8, 8))
+
+
+class Blocks(nn.Module):
+    """Autocast that is off, and no_grad, in one another; `amp`: one that is on."""
+
+    def __init__(self, amp: bool = False) -> None:
+        super().__init__()
+        self.first, self.second, self.amp = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3), amp
+        self.register_buffer("shift", torch.ones(4, 1, 1))
+
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=self.amp):
+            y = self.first(x.float())
+            with torch.no_grad():
+                z = y * 2 + self.shift
+        with torch.autocast("cuda", enabled=False):
+            return self.second(y.relu() + z), z
+
+
+def test_blocks_that_do_nothing_are_opened():
+    model, x = Blocks().eval(), torch.randn(3, 3, 8, 8)
+    graph = trace(model, x)
+    assert list(g.layers(graph)) == ["first", "second"]
+    assert all(torch.equal(a, b) for a, b in zip(graph(x), model(x), strict=True))
+
+
+def test_a_block_that_computes_in_another_type_is_refused():
+    with pytest.raises(CaptureError, match="wrap_with_autocast wraps a part of the network that cannot be looked into"):
+        trace(Blocks(amp=True), torch.randn(3, 3, 8, 8))
+
+
+class Masked(nn.Module):
+    """Multiplies by a mask, adds places, and a batch of ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        y = self.conv(x) * torch.ones(6, 6).tril() + torch.arange(6)
+        return y + torch.ones(x.shape[0], 1, 1, 1)
+
+
+def test_tensors_made_of_numbers_are_constants():
+    model, x = Masked().eval(), torch.randn(3, 3, 8, 8)
+    graph = trace(model, x)
+    made = [node.target for node in graph.graph.nodes if node.op == "call_function" and not node.all_input_nodes]
+    assert not made and torch.equal(graph(x), model(x))

@@ -28,6 +28,11 @@ from datafree.records import ORIGIN
 Example = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 """One input of a network, several, or several by their names in `forward`."""
 
+_MAKERS = {
+    aten.ones.default, aten.zeros.default, aten.full.default, aten.eye.default, aten.eye.m, aten.linspace.default,
+    aten.arange.default, aten.arange.start, aten.arange.start_step,
+}  # fmt: skip
+"""Operators that make a tensor of nothing but numbers; where a size is that of the batch, it is made anew each time."""
 _ASSERTIONS = ("_assert", "sym_constrain_range", "_guards_fn")
 
 
@@ -69,12 +74,14 @@ def trace(model: nn.Module, example: Example) -> fx.GraphModule:
     if isinstance(example, dict):
         _by_position(graph, list(example))
     del model, exported  # their weights; large networks are not to be there three times
+    _open_blocks(graph)
     graph.meta.clear()
     for node in graph.graph.nodes:
         known = _annotation(node)
         node.meta.clear()
         annotate(node, **known)
     _drop_assertions(graph)
+    _drop_writes_to_buffers(graph)
     _make_functional(graph)
     _drop_identities(graph)
     _fold_constants(graph)
@@ -197,6 +204,44 @@ def _module_path(node: fx.Node) -> str:
     return stack[-1][0]
 
 
+def _open_blocks(graph: fx.GraphModule) -> None:
+    """Put what is in blocks that do nothing in eval mode on the CPU in their place: no_grad, autocast that is off."""
+    for node in list(graph.graph.nodes):
+        if not (count := _num_settings(node)):
+            continue
+        body, given = operand(node, count), list(node.args[count + 1 :])
+        block = cast(fx.GraphModule, graph.get_submodule(str(body.target)))
+        _open_blocks(block)
+        with graph.graph.inserting_before(node):
+            results = _copied(block, str(body.target), given, graph.graph)
+        for user in list(node.users):  # one of a tuple
+            user.replace_all_uses_with(results[user.args[1]])
+            graph.graph.erase_node(user)
+        graph.graph.erase_node(node)
+        if not body.users:
+            graph.graph.erase_node(body)
+
+
+def _copied(block: fx.GraphModule, path: str, given: list[Any], graph: fx.Graph) -> Any:
+    """What a block's graph returns, once its nodes are in another one; what it reads lies at `path`."""
+    operands, values = iter(given), {}
+    for node in block.graph.nodes:
+        if node.op == "output":
+            return map_args(node.args[0], values)
+        values[node] = next(operands) if node.op == "placeholder" else graph.node_copy(node, values.__getitem__)
+        if node.op == "get_attr":
+            values[node].target = f"{path}.{node.target}"
+    raise AssertionError("a graph ends in what it returns")
+
+
+def _num_settings(node: fx.Node) -> int:
+    """How many arguments of a block say what it is; 0 where it is none that does nothing."""
+    if node.target is torch.ops.higher_order.wrap_with_set_grad_enabled:
+        return 1
+    is_autocast = node.target is torch.ops.higher_order.wrap_with_autocast
+    return 4 if is_autocast and (node.args[0] != "cpu" or not node.args[2]) else 0
+
+
 def _drop_assertions(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         if any(word in str(node.target) for word in _ASSERTIONS):
@@ -227,11 +272,41 @@ def _name_constant_padding(graph: fx.GraphModule) -> None:
 # ---- in-place operators
 
 
+def _drop_writes_to_buffers(graph: fx.GraphModule) -> None:
+    """Leave out what forward writes into buffers that its answer does not read, as counters and running means."""
+    read, todo = set(), [graph.graph.output_node()]
+    while todo:
+        read.update(new := {n for n in todo.pop().all_input_nodes if n not in read})
+        todo.extend(new)
+    for node in reversed(list(graph.graph.nodes)):
+        owner = _owner(node) if _writes(node) else node
+        if owner is node or owner.op != "get_attr":
+            continue
+        if owner in read:
+            raise CaptureError(
+                f"forward writes into the buffer {owner.target!r} ({node.target}) and reads it, so that an answer "
+                "would depend on those before; leave it as it is in eval mode: if self.training"
+            )
+        node.replace_all_uses_with(operand(node))
+        graph.graph.erase_node(node)
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _owner(node: fx.Node) -> fx.Node:
+    """Whose memory a call writes into: through views, and what was written before."""
+    while _writes(node) or _is_view(node):
+        node = operand(node)
+    return node
+
+
 def _make_functional(graph: fx.GraphModule) -> None:
     """Replace `relu_(x)` by `relu(x)` and let everything that reads x later read the result."""
     order = {node: i for i, node in enumerate(graph.graph.nodes)}
     for node in list(graph.graph.nodes):
-        if not (isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable):
+        if not _writes(node):
             continue
         changed = operand(node)
         aliases = _aliases(changed)
@@ -274,12 +349,14 @@ def _is_view(node: fx.Node) -> bool:
 
 
 def _fold_constants(graph: fx.GraphModule) -> None:
-    """Compute once what depends on parameters alone (standardised weights, lifted tensors)."""
+    """Compute once what depends on parameters and numbers alone (standardised weights, lifted tensors, masks)."""
     values: dict[fx.Node, Tensor] = {}
     for node in list(graph.graph.nodes):
         if node.op == "get_attr":
             values[node] = get_tensor(graph, node.target)
-        elif node.op == "call_function" and node.all_input_nodes and all(n in values for n in node.all_input_nodes):
+        elif node.op == "call_function" and all(n in values for n in node.all_input_nodes):
+            if not (node.all_input_nodes or node.target in _MAKERS):
+                continue
             value = call(node, *map_args(node.args, values), **map_args(node.kwargs, values))
             if isinstance(value, Tensor):
                 with graph.graph.inserting_before(node):
@@ -293,6 +370,8 @@ def _fold_constants(graph: fx.GraphModule) -> None:
 
 def _origin(node: fx.Node) -> str:
     """The module whose weight is only moved about here: of fc.weight[:, :, None, None], fc; "" where there is none."""
+    if not node.all_input_nodes:
+        return ""
     source = node.all_input_nodes[0]
     moved = operator_of(node).channels == "moves" and source.op == "get_attr"
     return note(source).path or str(source.target).removesuffix(".weight") if moved else ""

@@ -255,6 +255,18 @@ OPERATORS: dict[object, Operator] = {
     aten.bmm.default: UNKNOWN,
     aten.softmax.int: replace(UNKNOWN, within=(0.0, 1.0)),
     aten.layer_norm.default: UNKNOWN,
+    aten.rms_norm.default: UNKNOWN,
+    aten.conv3d.default: UNKNOWN,
+    aten.einsum.default: UNKNOWN,
+    aten.scaled_dot_product_attention.default: UNKNOWN,
+    # not looked into: taken to mix them
+    aten.max.other: UNKNOWN,
+    aten.min.other: UNKNOWN,
+    aten.addcmul.default: UNKNOWN,
+    aten.var.correction: UNKNOWN,
+    aten.var.dim: UNKNOWN,
+    aten.linalg_vector_norm.default: UNKNOWN,
+    aten.norm.ScalarOpt_dim: UNKNOWN,
     # nothing at all, in eval mode
     aten.dropout.default: IDENTITY,
     aten.feature_dropout.default: IDENTITY,

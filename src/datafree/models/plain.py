@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
 
 from datafree.models.state_dict import ModelError
 
@@ -18,10 +20,11 @@ def plain(model: Any) -> nn.Module:
     """The network that is compressed: the caller's own where nothing is to be changed, else a copy.
 
     `torch.compile`, DataParallel and DistributedDataParallel are taken off, inside of the network too; weights become
-    float32 and go to the CPU.
+    float32 and go to the CPU; results that modules hold are let go of their gradients.
 
     Raises:
-        ModelError: no nn.Module, TorchScript, or a network whose weights are not there; says what to give instead.
+        ModelError: no nn.Module, TorchScript, or a network whose weights are not there, as of lazy modules; says what
+            to give instead.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(
@@ -32,9 +35,10 @@ def plain(model: Any) -> nn.Module:
     for name, module in model.named_modules():
         _refuse(name, module)
     wrapped = any(unwrapped(module) is not module for module in model.modules())
-    if not wrapped and all(_is_plain(tensor) for tensor in _tensors(model)):
+    results = _results_kept(model)
+    if not wrapped and not results and all(_is_plain(tensor) for tensor in _tensors(model)):
         return model
-    own = copy.deepcopy(model)
+    own = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in results})
     for module in list(own.modules()):
         for name, child in module.named_children():
             setattr(module, name, unwrapped(child))
@@ -57,6 +61,12 @@ def dtype_of(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
+def _results_kept(model: nn.Module) -> list[torch.Tensor]:
+    """Computed tensors that modules hold, which `deepcopy` refuses: of `nn.utils.weight_norm`, or the last output."""
+    held = pytree.tree_leaves([vars(module) for module in model.modules()])
+    return [value for value in held if isinstance(value, torch.Tensor) and value.grad_fn is not None]
+
+
 def _tensors(model: nn.Module) -> list[torch.Tensor]:
     return [*model.parameters(), *model.buffers()]
 
@@ -71,6 +81,11 @@ def _refuse(name: str, module: nn.Module) -> None:
         raise ModelError(
             f"{place} is TorchScript, whose code cannot be captured; give the nn.Module it was made from, with its "
             "weights: net.load_state_dict(scripted.state_dict())"
+        )
+    if any(is_lazy(p) for p in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
+        raise ModelError(
+            f"{place} ({type(module).__name__}) is lazy and has no weights yet; call model(example) once, and load its "
+            "weights"
         )
     if any(p.is_meta for p in module.parameters(recurse=False)):
         raise ModelError(f'{place} is on the device "meta", without weights; load them first')

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import fx
 
+from datafree import graph as g
 from datafree.export.onnx.writer import Call
 from datafree.graph import aten
 
@@ -142,11 +144,71 @@ def _amax(call: Call, x: str, dims: list[int], keepdim: bool) -> str:
     return _reduce(call, "ReduceMax", x, _axes(call, dims), keepdim)
 
 
-def _reduce(call: Call, kind: str, x: str, axes: list[int], keepdim: bool) -> str:
+def _reduce(call: Call, kind: str, x: str, axes: list[int], keepdim: bool, step: str = "") -> str:
     """Axes are an input since opset 18, an attribute before."""
     if call.writer.opset >= 18:
-        return call.emit(kind, x, call.ints(axes), keepdims=int(keepdim))
-    return call.emit(kind, x, axes=axes, keepdims=int(keepdim))
+        return call.emit(kind, x, call.ints(axes), step=step, keepdims=int(keepdim))
+    return call.emit(kind, x, step=step, axes=axes, keepdims=int(keepdim))
+
+
+def _variance(call: Call, x: str, dims: list[int] | None, correction: Number | None, keepdim: bool) -> str:
+    """Of n values their mean square around the mean, times n / (n - correction); left out, the correction is 1."""
+    axes, less = _axes(call, dims), 1 if correction is None else correction
+    if 0 in axes:
+        call.refuse("it reaches over the batch")
+    count = math.prod(call.input_shape[axis] for axis in axes)
+    off = call.emit("Sub", x, _reduce(call, "ReduceMean", x, axes, True, "mean"), step="off")
+    square = call.emit("Mul", off, off, step="square")
+    if not less:
+        return _reduce(call, "ReduceMean", square, axes, keepdim)
+    mean = _reduce(call, "ReduceMean", square, axes, keepdim, "biased")
+    return call.emit("Mul", mean, call.floats(count / (count - less) if count > less else math.nan))
+
+
+def _vector_norm(call: Call, x: str, order: Number, dims: list[int] | None, keepdim: bool, dtype: object = None) -> str:
+    if order not in (1, 2):
+        call.refuse(f"a norm of order {order}")
+    return _reduce(call, f"ReduceL{order:g}", x, _axes(call, dims), keepdim)
+
+
+def _rms_norm(call: Call, x: str, shape: list[int], weight: str | None, eps: Number | None) -> str:
+    rank, given = len(call.shape), eps if eps is not None else torch.finfo(torch.float32).eps
+    square = call.emit("Mul", x, x, step="square")
+    mean = _reduce(call, "ReduceMean", square, list(range(rank - len(shape), rank)), True, "mean")
+    root = call.emit("Sqrt", call.emit("Add", mean, call.floats(given), step="shifted"), step="root")
+    return call.emit("Div", x, root) if weight is None else call.emit(
+        "Mul", call.emit("Div", x, root, step="normalised"), weight
+    )  # fmt: skip
+
+
+def _addcmul(call: Call, x: str, first: str, second: str, value: Number) -> str:
+    product = call.emit("Mul", first, second, step="product")
+    if value != 1:
+        product = call.emit("Mul", product, call.floats(value), step="scaled")
+    return call.emit("Add", x, product)
+
+
+def _dtype_kept(node: fx.Node) -> torch.dtype | None:
+    """Of a tensor of the network; None = it is computed."""
+    kept = node.op == "get_attr" and node.graph.owning_module
+    return g.get_tensor(kept, str(node.target)).dtype if kept else None
+
+
+def _attention(
+    call: Call, query: str, key: str, value: str, mask: str | None, dropout: Number, causal: bool, *settings: Any
+) -> str:
+    """softmax(q k' scale + mask) v."""
+    scale, shares_heads = settings
+    if causal or shares_heads:
+        call.refuse("is_causal or enable_gqa")
+    if mask is not None and _dtype_kept(g.argument(call.node, "attn_mask")) not in (None, torch.float32):
+        call.refuse("a mask that is not of float32")
+    rank, size = len(call.shape), call.input_shape[-1]
+    turned = call.emit("Transpose", key, perm=[*range(rank - 2), rank - 1, rank - 2], step="turned")
+    product = call.emit("MatMul", query, turned, step="product")
+    found = call.emit("Mul", product, call.floats(size**-0.5 if scale is None else scale), step="scaled")
+    found = found if mask is None else call.emit("Add", found, mask, step="masked")
+    return call.emit("MatMul", call.emit("Softmax", found, step="weights", axis=-1), value)
 
 
 def _sum(call: Call, x: str, dims: list[int] | None, keepdim: bool, dtype: object) -> str:
@@ -186,11 +248,33 @@ def _adaptive_pool(kind: str) -> Callable[..., str]:
         if set(wanted) == {1}:
             return call.emit(f"Global{kind}", x)
         if any(have % want for have, want in zip(given, wanted, strict=True)):
-            call.refuse(f"windows of unequal size, {list(given)} to {wanted}")
+            if kind == "MaxPool":
+                call.refuse(f"windows of unequal size, {list(given)} to {wanted}")
+            return _average_of_unequal(call, x, given, wanted)
         window = [have // want for have, want in zip(given, wanted, strict=True)]
         return call.emit(kind, x, kernel_shape=window, strides=window)
 
     return write
+
+
+def _average_of_unequal(call: Call, x: str, given: tuple[int, ...], wanted: Pair) -> str:
+    """Dimension by dimension from the left by the matrix of its windows (out, in), as a second-last one."""
+    rank = len(given) + 2
+    swap = [*range(rank - 2), rank - 1, rank - 2]
+    for dim, (have, want) in enumerate(zip(given, wanted, strict=True)):
+        windows, last = call.floats(_windows(have, want)), dim == len(given) - 1
+        rows = call.emit("Transpose", x, perm=swap, step=f"columns_{dim}") if last else x
+        x = call.emit("MatMul", windows, rows, step=f"averages_{dim}")
+    return call.emit("Transpose", x, perm=swap)
+
+
+def _windows(have: int, want: int) -> np.ndarray:
+    """Row i averages places floor(i have / want) to ceil((i + 1) have / want), as PyTorch does."""
+    rows = np.zeros((want, have))
+    for i, row in enumerate(rows):
+        window = row[i * have // want : -(-(i + 1) * have // want)]
+        window[:] = 1 / len(window)
+    return rows
 
 
 def _layer_norm(
@@ -275,7 +359,12 @@ OPERATORS: dict[object, Callable[..., str | list[str]]] = {
     aten.div.Scalar: _binary("Div"),
     aten.maximum.default: _binary("Max"),
     aten.minimum.default: _binary("Min"),
+    aten.max.other: _binary("Max"),
+    aten.min.other: _binary("Min"),
     aten.pow.Tensor_Scalar: _binary("Pow"),
+    aten.addcmul.default: _addcmul,
+    aten.einsum.default: lambda call, equation, parts, path: call.emit("Einsum", *parts, equation=equation),
+    aten.scaled_dot_product_attention.default: _attention,
     aten.matmul.default: _binary("MatMul"),
     aten.bmm.default: _binary("MatMul"),
     aten.hardtanh.default: _clip,
@@ -299,12 +388,18 @@ OPERATORS: dict[object, Callable[..., str | list[str]]] = {
     aten.softmax.int: lambda call, x, dim, dtype: call.emit("Softmax", x, axis=dim),
     aten.conv1d.default: _conv,
     aten.conv2d.default: _conv,
+    aten.conv3d.default: _conv,  # in float
     aten.conv_transpose1d.default: _conv_transpose,
     aten.conv_transpose2d.input: _conv_transpose,
     aten.linear.default: _linear,
     aten.mean.dim: _mean,
     aten.sum.dim_IntList: _sum,
     aten.amax.default: _amax,
+    aten.var.correction: _variance,
+    aten.var.dim: lambda call, x, dims, unbiased, keepdim: _variance(call, x, dims, int(unbiased), keepdim),
+    aten.linalg_vector_norm.default: _vector_norm,
+    aten.norm.ScalarOpt_dim: lambda call, x, order, dims, keepdim: _vector_norm(call, x, order or 2, dims, keepdim),
+    aten.rms_norm.default: _rms_norm,
     aten.max_pool1d.default: _max_pool,
     aten.max_pool2d.default: _max_pool,
     aten.avg_pool1d.default: _avg_pool,

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from enum import Enum
 
-from datafree.export.onnx.writer import Call
+from datafree.export.onnx.writer import Call, Size
 from datafree.graph import aten
 
 END = 2**63 - 1  # "to the end" of a slice
-
-
-class Size(Enum):
-    """A size that is known only when the network runs: the batch."""
-
-    OPEN = "open"
 
 
 def _same(call: Call, x: str, *rest: object) -> str:

@@ -17,8 +17,8 @@ from datafree.export.onnx import qdq
 from datafree.export.onnx.float_nodes import FLOAT_NODES
 from datafree.export.onnx.fusion import DEQUANTIZE, DEQUANTIZE_ROWS, QUANTIZE, fuse
 from datafree.export.onnx.operators import OPERATORS
-from datafree.export.onnx.shape_operators import MOVES, Size
-from datafree.export.onnx.writer import IR_VERSIONS, Call, Writer
+from datafree.export.onnx.shape_operators import MOVES
+from datafree.export.onnx.writer import IR_VERSIONS, Call, Size, Writer
 from datafree.graph import aten
 from datafree.recipe import TARGETS, USUAL, Target
 from datafree.solve import quantized_at

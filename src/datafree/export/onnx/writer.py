@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 
 IR_VERSIONS = {13: 7, 21: 10}  # opset -> version of the file format that came with it
 Attribute = int | float | str | list[int]
+
+
+class Size(Enum):
+    """A size that is known only when the network runs: the batch."""
+
+    OPEN = "open"
 
 
 class ExportError(ValueError):
@@ -123,12 +130,19 @@ class Call:
     node: fx.Node
     name: str
 
-    def emit(self, kind: str, *inputs: str | None, step: str = "", **attributes: Attribute) -> str:
-        """Append a node and return its output; None = an input left out. `step` sets inner nodes apart."""
+    def emit(self, kind: str, *inputs: str | None, step: str = "", **attributes: Attribute | Size) -> str:
+        """Append a node and return its output; None = an input left out. `step` sets inner nodes apart.
+
+        Raises:
+            ExportError: an attribute is a size of the batch, which only inputs may be.
+        """
+        known = {name: value for name, value in attributes.items() if not isinstance(value, Size)}
+        if len(known) < len(attributes):
+            self.refuse("what it does depends on the size of the batch")
         given = ["" if x is None else x for x in inputs]
         while given and not given[-1]:
             given.pop()
-        return self.writer.emit(kind, given, f"{self.name}.{step}" if step else self.name, attributes)[0]
+        return self.writer.emit(kind, given, f"{self.name}.{step}" if step else self.name, known)[0]
 
     def floats(self, value: int | float | np.ndarray) -> str:
         return self.writer.constant(np.asarray(value, np.float32))

@@ -1,0 +1,56 @@
+"""Networks of the coverage table: the smallest of every convolutional family of timm, and twenty of torchvision."""
+
+from __future__ import annotations
+
+CONVOLUTIONAL = """
+test_resnet resnet10t resnet14t resnet18 resnet18d resnet26 resnet26t resnet34 resnet50 resnet50_gn resnet50c resnet50d
+resnet50s resnet50t resnetaa34d resnetaa50 resnetblur18 resnetblur50 resnetrs50 resnext50_32x4d resnext50d_32x4d
+seresnet18 seresnet50 seresnetaa50d seresnext26d_32x4d seresnext26t_32x4d ecaresnet26t ecaresnet50d_pruned
+ecaresnetlight ecaresnext26t_32x4d wide_resnet50_2
+legacy_seresnet18 legacy_seresnext26_32x4d legacy_xception xception41 xception41p
+res2net50_14w_8s res2net50d res2next50 resnest14d resnest26d resnest50d_1s4x24d
+resnetv2_18 resnetv2_18d resnetv2_50 resnetv2_50d_evos resnetv2_50d_frn resnetv2_50d_gn resnetv2_50t resnetv2_50x1_bit
+rexnet_100 rexnetr_100 selecsls42 selecsls42b selecsls60 skresnet18 skresnet50 skresnext50_32x4d starnet_s050 starnet_s1
+tresnet_m vgg11 vgg11_bn densenet121 densenetblur121d dla34 dla46_c dla46x_c dla60_res2net dla60_res2next
+test_nfnet nfnet_l0 eca_nfnet_l0 nf_ecaresnet26 nf_regnet_b0 nf_resnet26 nf_seresnet26
+dpn48b dpn68 dpn68b ese_vovnet19b_dw ese_vovnet19b_slim ese_vovnet39b_evos eca_vovnet39b vovnet39a
+cs3darknet_focus_s cs3darknet_s cs3sedarknet_xdw cspdarknet53 cspresnet50 cspresnet50d cspresnext50 darknet17 darknet53
+darknetaa53 sedarknet21 cspnext_tiny convmixer_768_32 convmixer_1024_20_ks9_p14
+test_convnext test_convnext2 test_convnext3 convnext_atto convnext_atto_ols convnext_atto_rms convnext_zepto_rms
+convnext_zepto_rms_ols convnext_tiny_hnf convnextv2_atto
+test_byobnet bat_resnext26ts eca_resnet33ts eca_resnext26ts gcresnet33ts gcresnext26ts gcresnet50t gernet_s mobileone_s0
+regnetz_b16 regnetz_b16_evos regnetz_c16 regnetz_d8 repvgg_a0 repvgg_b1g4 resnet32ts resnet33ts resnet50_clip_gap
+resnet50_mlp resnet51q resnext26ts seresnet33ts seresnext26ts
+test_efficientnet test_efficientnet_evos test_efficientnet_gn test_efficientnet_ln efficientnet_b0 efficientnet_b0_gn
+efficientnet_b0_g8_gn efficientnet_b0_g16_evos efficientnet_b1_pruned efficientnet_blur_b0 efficientnet_cc_b0_4e
+efficientnet_es efficientnet_es_pruned efficientnet_lite0 efficientnet_x_b3 efficientnetv2_rw_t efficientnetv2_s
+gc_efficientnetv2_rw_t fbnetc_100 mixnet_s mnasnet_small mnasnet_050 mobilenet_edgetpu_100 mobilenet_edgetpu_v2_xs
+mobilenetv1_100 mobilenetv1_100h mobilenetv2_035 mobilenetv2_110d semnasnet_050 spnasnet_100 tf_efficientnet_b0
+tf_efficientnet_cc_b0_4e tf_efficientnet_es tf_efficientnet_lite0 tf_efficientnetv2_b0 tf_mixnet_s tinynet_e
+fbnetv3_b lcnet_035 mobilenetv3_small_050 mobilenetv3_large_075 mobilenetv3_rw mobilenetv4_conv_small_035
+mobilenetv4_conv_aa_medium mobilenetv4_conv_blur_medium tf_mobilenetv3_small_075 tf_mobilenetv3_small_minimal_100
+fasternet_t0 fastvit_t8 focalnet_tiny_srf ghostnet_050 ghostnetv2_100 ghostnetv3_050 hardcorenas_a hgnet_tiny
+hgnetv2_b0 hrnet_w18_small inception_next_atto inception_resnet_v2 inception_v3 inception_v4 lcnetv2_small
+test_mambaout mambaout_femto nasnetalarge pnasnet5large poolformer_s12 poolformerv2_s12 convformer_s18 rdnet_tiny
+regnetx_002 regnetx_004_tv regnety_002 regnety_008_tv regnety_040_sgn regnetv_040 regnetz_005 repghostnet_050
+repvit_m0_9 cpubone_nano
+"""
+WITH_ATTENTION = """
+test_coatnet test_maxvit mobilevit_xxs mobilevitv2_050 edgenext_xx_small efficientformer_l1 efficientformerv2_s0
+efficientvim_m1 efficientvit_b0 efficientvit_m0 fastvit_sa12 iformer_t levit_conv_128s lowformer_b0 nextvit_small
+shvit_s1 swiftformer_xs halonet26t lambda_resnet26t botnet26t_256 mobilenetv4_hybrid_medium_075 visformer_tiny
+coatnext_nano_rw_224 csatv2 resnet50_clip
+"""
+TORCHVISION = """
+alexnet squeezenet1_1 googlenet inception_v3 mobilenet_v2 mobilenet_v3_small mnasnet0_5 shufflenet_v2_x0_5
+densenet121 efficientnet_b0 regnet_y_400mf convnext_tiny resnet18
+fcn_resnet50 deeplabv3_mobilenet_v3_large lraspp_mobilenet_v3_large
+ssdlite320_mobilenet_v3_large#backbone ssd300_vgg16#backbone fasterrcnn_mobilenet_v3_large_320_fpn#backbone
+fcos_resnet50_fpn#backbone retinanet_resnet50_fpn#backbone maskrcnn_resnet50_fpn#backbone
+"""
+NETWORKS = [
+    *(f"timm:{name}" for name in (CONVOLUTIONAL + WITH_ATTENTION).split()),
+    *(f"torchvision:{name}" for name in TORCHVISION.split()),
+]
+SLOW = {"timm:nasnetalarge", "timm:pnasnet5large", "timm:inception_resnet_v2", "timm:inception_v4", "timm:vgg11",
+        "timm:vgg11_bn", "torchvision:ssd300_vgg16#backbone"}  # fmt: skip
