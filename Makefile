@@ -6,7 +6,7 @@ DEMO_STAMP := .venv/.installed-demo
 
 DOCS := .venv/.docs
 
-.PHONY: demo test test-all check format docs dist bench bench-all bench-networks bench-paper bench-rapidocr peers file-peers clean
+.PHONY: demo test test-all fuzz check format docs dist bench bench-all bench-networks bench-paper bench-rapidocr peers file-peers clean
 
 # EfficientNet-Lite0 without data, and what it then sees on photographs
 demo: $(DEMO_STAMP)
@@ -18,6 +18,15 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow"
+
+# Every kind of file for so many minutes, one after another; atheris goes into a folder of its own. What is found lies in
+# .cache/fuzz/NAME/findings, and `python -m fuzz.NAME --replay FILE` tries it again
+FUZZ := .venv-fuzz
+TARGETS ?= recipes checkpoints runs packed onnx_files images
+fuzz: $(STAMP)
+	test -d $(FUZZ)/atheris || $(BIN)/python -m pip install --quiet --target $(FUZZ) --requirement fuzz/requirements.txt
+	for target in $(TARGETS); do \
+		PYTHONPATH=$(FUZZ) $(BIN)/python -m fuzz.$$target --minutes $(or $(MINUTES),10) || exit 1; done
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -111,4 +120,4 @@ $(DOCS): $(STAMP)
 	touch $(DOCS)
 
 clean:
-	rm -rf .venv .venv-peers .venv-file-peers .venv-rapidocr .pytest_cache .ruff_cache .hypothesis .cache build dist site
+	rm -rf .venv .venv-peers .venv-file-peers .venv-rapidocr .venv-fuzz .pytest_cache .ruff_cache .hypothesis .cache build dist site

@@ -1,6 +1,7 @@
 """How work is run: in processes, resumed after a kill, written whole, counted in multiply-adds."""
 
 from datafree.execution.atomic import atomic_write
+from datafree.execution.limits import CHECKSUM, check_whole, checksum, inflated, most_bytes
 from datafree.execution.mac_counter import add_layer_macs, add_macs, count_macs, counting_pool, uncounted
 from datafree.execution.memory import peak_memory
 from datafree.execution.phases import (
@@ -32,6 +33,7 @@ from datafree.execution.resume import (
 from datafree.execution.silence import silent
 
 __all__ = [
+    "CHECKSUM",
     "CHOOSING",
     "DISTILLING",
     "EVERY",
@@ -49,12 +51,16 @@ __all__ = [
     "add_layer_macs",
     "add_macs",
     "atomic_write",
+    "check_whole",
+    "checksum",
     "count_macs",
     "counting_pool",
     "ignore_plan",
     "ignore_steps",
+    "inflated",
     "layer_from_tensors",
     "layer_to_tensors",
+    "most_bytes",
     "one_thread",
     "open_checkpoints",
     "peak_memory",
