@@ -205,8 +205,8 @@ def as_input(x: np.ndarray, pixels: Pixels, path: Path) -> Float[Tensor, "n c h 
         return pixels.to_input(x)
     with np.errstate(over="ignore"):
         found = torch.from_numpy(x.astype(np.float32))
-    if not bool(torch.isfinite(found).all()):
-        raise ImagesError(f"{path}: x holds NaN or infinity as float32; write it with finite values alone")
+    if bad := int((~torch.isfinite(found)).sum()):
+        raise ImagesError(f"{path}: images hold {bad} of {found.numel()} values that are NaN or inf; write finite ones")
     return found
 
 
