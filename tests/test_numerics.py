@@ -162,7 +162,9 @@ def check_finite(job):
     found = compress_layer(job)
     assert bool(torch.isfinite(found.bias).all()), "bias"
     assert bool(torch.isfinite(found.weight.float()).all()), "weight"
-    assert bool((found.weight_qparams.scale > 0).all() and torch.isfinite(found.weight_qparams.scale).all()), "scale"
+    if found.weight_qparams is not None:  # else the layer was left in float, which would have lost channels
+        scale = found.weight_qparams.scale
+        assert bool((scale > 0).all() and torch.isfinite(scale).all()), "scale"
     assert not math.isnan(found.error_db) and not math.isnan(found.channel_db), "error"
 
 
@@ -186,7 +188,7 @@ def chain(preset="w8a8"):
 
 
 def broken(student, name, value):
-    """A copy of the student with a bias, or the scale of a weight, of that value."""
+    """A copy of the student, whose layer has scales of that value."""
     damaged = g.duplicate(student)
     path = next(p for p in damaged.state_dict() if p.startswith(name) and p.endswith("scale"))
     damaged.state_dict()[path].fill_(value)
