@@ -121,6 +121,7 @@ def test_the_watch_sees_harm(harm, said, monkeypatch):
         ("distill: {lr: .nan}", "distill.lr: Input should be a finite number, got nan"),
         ("signal: {kind: inverted, smoothness: .inf}", "signal.smoothness: Input should be a finite number, got inf"),
         ("'a\\nb\\e[31m': 1", "unknown key"),
+        ("self: 1", "recipe: self: unknown key; allowed here are signal"),
     ],
     ids=lambda value: value[:20].strip(),
 )

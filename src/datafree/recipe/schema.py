@@ -173,7 +173,7 @@ class Recipe(Part):
     target: Literal["onnxruntime", "openvino", "tensorrt", "arm", "generic"] = USUAL  # the runtime it is made for
     layers: dict[str, _Rule] = Field(default_factory=dict)  # shell wildcards, last match wins
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, /, **fields: Any) -> None:
         try:
             super().__init__(**with_new_names(fields))
         except ValidationError as error:
