@@ -7,7 +7,7 @@ DEMO_STAMP := .venv/.installed-demo
 DOCS := .venv/.docs
 RAY := .venv/.ray
 
-.PHONY: demo test test-all test-ray test-matrix hashes install-hashed audit check format docs dist bench bench-all bench-networks bench-paper bench-rapidocr peers file-peers clean
+.PHONY: demo test test-all test-ray test-matrix fuzz hashes install-hashed audit check format docs dist bench bench-all bench-networks bench-paper bench-rapidocr peers file-peers clean
 
 # EfficientNet-Lite0 without data, and what it then sees on photographs
 demo: $(DEMO_STAMP)
@@ -28,6 +28,15 @@ test-matrix: $(STAMP)
 # What runs on a Ray cluster, two nodes of which are started here; the other targets leave it out until Ray is there
 test-ray: $(RAY)
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "slow or not slow" tests/execution/test_ray_pool.py
+
+# Every kind of file for so many minutes, one after another; atheris goes into a folder of its own. What is found lies in
+# .cache/fuzz/NAME/findings, and `python -m fuzz.NAME --replay FILE` tries it again
+FUZZ := .venv-fuzz
+TARGETS ?= recipes checkpoints runs packed onnx_files images
+fuzz: $(STAMP)
+	test -d $(FUZZ)/atheris || $(BIN)/python -m pip install --quiet --target $(FUZZ) --requirement fuzz/requirements.txt
+	for target in $(TARGETS); do \
+		PYTHONPATH=$(FUZZ) $(BIN)/python -m fuzz.$$target --minutes $(or $(MINUTES),10) || exit 1; done
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -143,4 +152,4 @@ $(DOCS): $(STAMP)
 	touch $(DOCS)
 
 clean:
-	rm -rf .venv .venv-peers .venv-file-peers .venv-rapidocr .venv-matrix .venv-audit .pytest_cache .ruff_cache .hypothesis .cache build dist site
+	rm -rf .venv .venv-peers .venv-file-peers .venv-rapidocr .venv-matrix .venv-audit .venv-fuzz .pytest_cache .ruff_cache .hypothesis .cache build dist site

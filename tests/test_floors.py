@@ -14,6 +14,7 @@ import datafree
 
 ROOT = Path(datafree.__file__).parent
 FLOORS = (
+    "messages",
     "recipe records extras",
     "quantization execution demo",
     "graph models progress",

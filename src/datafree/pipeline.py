@@ -34,7 +34,7 @@ from datafree.run import Run, Steps, expected_work, images_of, room_within, summ
 from datafree.sharing import ALONE, Sharing
 from datafree.signals import measured_stats, signal_kind
 from datafree.solve import Pool, Problem, plan_layers, solve_layers
-from datafree.student import check_distillation, distill, fit_grids_, remove_channels, snap_scales
+from datafree.student import check_distillation, check_runs, distill, fit_grids_, remove_channels, snap_scales
 from datafree.teacher import equalize_, fold_batchnorm_, slim
 
 
@@ -120,6 +120,7 @@ def compress(
         solution, distilled = distill(allocated.problem, solution, recipe.distill, recipe.signal, work)
         student, layers = snap_scales(solution)
         fit_grids_(student, recipe.runtime)
+        check_runs(student, solution.teacher, signal.inputs)
     steps, seconds = Steps(kept, slimmed, equalization, allocated, distilled, solution), time.perf_counter() - start
     summary = summarize(steps, model, fingerprint=fingerprint, seconds=seconds, spent=spent.macs)
     run = _run(student, layers, allocated, summary).with_ends(asked.dtype)

@@ -26,6 +26,6 @@ def read_pixels(directory: Path, num_channels: int) -> Normalization | None:
     try:
         fields = json.loads((directory / PIXELS).read_text())
         found = Normalization(tuple(map(float, fields["mean"])), tuple(map(float, fields["std"])), fields["source"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise RunError(f"{directory / PIXELS} is damaged: {error}; give --mean and --std, or compress again") from None
     return found if len(found.mean) == len(found.std) == num_channels else None

@@ -1,6 +1,7 @@
 """How work is run: in processes, resumed after a kill, written whole, counted in multiply-adds."""
 
 from datafree.execution.atomic import UnwritableError, UnwrittenError, atomic_write, check_writable, save_tensors
+from datafree.execution.limits import CHECKSUM, check_whole, checksum, inflated, most_bytes
 from datafree.execution.mac_counter import add_layer_macs, add_macs, count_macs, counting_pool, uncounted
 from datafree.execution.memory import out_of_memory, peak_memory
 from datafree.execution.phases import (
@@ -36,6 +37,7 @@ from datafree.execution.workers import Lost, WorkerError
 
 __all__ = [
     "ALL_IN_MEMORY",
+    "CHECKSUM",
     "CHOOSING",
     "DISTILLING",
     "EVERY",
@@ -60,13 +62,17 @@ __all__ = [
     "add_layer_macs",
     "add_macs",
     "atomic_write",
+    "check_whole",
     "check_writable",
+    "checksum",
     "count_macs",
     "counting_pool",
     "ignore_plan",
     "ignore_steps",
+    "inflated",
     "layer_from_tensors",
     "layer_to_tensors",
+    "most_bytes",
     "on_ray",
     "one_thread",
     "open_checkpoints",

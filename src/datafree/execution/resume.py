@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -13,15 +15,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from datafree.execution.atomic import atomic_write, save_tensors
+from datafree.execution.limits import CHECKSUM, check_whole, checksum
 from datafree.execution.phases import OnStep, ignore_steps
 from datafree.execution.room import ALL_IN_MEMORY, Room
+from datafree.messages import LineError, brief
 from datafree.records import LayerResult, QParams
 
-JOB = "job.json"
+JOB, RECORD = "job.json", "record"
+LONGEST_NAME = 200  # bytes; file systems allow 255, some of which is ours
 EVERY = 50  # steps between two states of an optimisation
 
 
-class CheckpointError(ValueError):
+class CheckpointError(LineError):
     """A folder that holds another job's work, or is damaged."""
 
 
@@ -50,7 +55,10 @@ class Checkpoints:
                 place.mkdir()
                 (place / JOB).write_text(json.dumps(dict(self.job), indent=2))
         with atomic_write(path) as place:
-            save_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, place, _metadata(record))
+            kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+            save_tensors(
+                kept, place, {CHECKSUM: checksum(kept), **({} if record is None else {RECORD: json.dumps(record)})}
+            )
 
     def read(self, name: str) -> dict[str, Tensor] | None:
         """What `write` was given, None where it was not.
@@ -62,15 +70,18 @@ class Checkpoints:
         if path is None or not path.exists():
             return None
         try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is damaged: {error}; delete that file, its work is done again") from None
+            tensors = load_file(path)
+            with safe_open(path, "pt") as file:
+                check_whole(tensors, file.metadata())
+            return tensors
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise _damaged(path, error) from None
 
     def record(self, name: str) -> dict:
         """The plain values written beside the tensors."""
         assert self.folder is not None, "there is a record only where there are tensors"
         with safe_open(self._path(name), "pt") as file:
-            return json.loads(file.metadata()["record"])
+            return json.loads(file.metadata()[RECORD])
 
     def write_layer(self, result: LayerResult) -> None:
         tensors, record = layer_to_tensors(result)
@@ -78,11 +89,23 @@ class Checkpoints:
 
     def read_layer(self, name: str) -> LayerResult | None:
         tensors = self.read(f"layer.{name}")
-        return None if tensors is None else layer_from_tensors(tensors, self.record(f"layer.{name}"))
+        if tensors is None:
+            return None
+        try:
+            found = layer_from_tensors(tensors, self.record(f"layer.{name}"))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise _damaged(self._path(f"layer.{name}"), error) from None
+        if found.name != name:
+            raise _damaged(self._path(f"layer.{name}"), ValueError(f"it holds the layer {found.name!r}"))
+        return found
 
     def _path(self, name: str) -> Path:
+        """A file of the folder, whatever the name is made of: a layer may be called ../../x, or have 300 letters."""
         assert self.folder is not None, "asked only where work is kept"
-        return self.folder / f"{self.prefix}{name}.safetensors".replace("/", "_")
+        plain = re.sub(r"[/\\\0]", "_", f"{self.prefix}{name}")
+        if len(plain.encode()) > LONGEST_NAME:
+            plain = f"{plain[: LONGEST_NAME // 4]}.{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        return self.folder / f"{plain}.safetensors"
 
 
 NO_CHECKPOINTS = Checkpoints()
@@ -105,8 +128,8 @@ class Execution:
 ON_CPU = Execution()
 
 
-def _metadata(record: dict | None) -> dict[str, str] | None:
-    return None if record is None else {"record": json.dumps(record)}
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged: {error}; delete that file, its work is done again")
 
 
 def open_checkpoints(folder: str | Path | None, job: dict[str, str]) -> Checkpoints:
@@ -138,7 +161,7 @@ def open_checkpoints(folder: str | Path | None, job: dict[str, str]) -> Checkpoi
 def _job_of(path: Path) -> dict[str, str]:
     try:
         found = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}; delete the folder and start again") from None
     return found if isinstance(found, dict) else {}
 
@@ -175,13 +198,21 @@ def layer_to_tensors(result: LayerResult) -> tuple[dict[str, Tensor], dict]:
     return {k: v.contiguous() for k, v in tensors.items()}, plain
 
 
+def _check_kinds(record: dict) -> None:
+    kinds = {"str": str, "int": int, "float": int | float, "tuple[str, ...]": tuple}
+    for name, kind in ((f.name, kinds.get(str(f.type))) for f in fields(LayerResult)):
+        if kind is not None and name in record and not isinstance(record[name], kind):
+            raise ValueError(f"{name} of a layer is {brief(record[name])}")
+
+
 def layer_from_tensors(tensors: dict[str, Tensor], record: dict) -> LayerResult:
     """What `layer_to_tensors` was given.
 
     Raises:
-        ValueError: a scale is not positive, as no rounding leaves it.
+        ValueError: a scale is not positive, as no rounding leaves it, or a value is of another kind.
     """
     record = {**record, "dropped": tuple(record["dropped"]), "tried": tuple(record.get("tried", ()))}
+    _check_kinds(record)
     grid = None
     if "scale" in tensors:
         if not bool((tensors["scale"] > 0).all()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,16 +17,19 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from datafree.execution import most_bytes
 from datafree.extras import install
+from datafree.messages import LineError
 
 BATCH_SIZE = 100
 SUFFIXES = {".png", ".jpg", ".jpeg"}
+FORMATS = ("PNG", "JPEG")  # whatever a file is called: Pillow starts Ghostscript for others
 _MODES = {1: "L", 3: "RGB"}
 
 Batches = Iterator[tuple[Float[Tensor, "n c h w"], Int[Tensor, " n"]]]
 
 
-class ImagesError(ValueError):
+class ImagesError(LineError):
     """Images or labels that cannot be read, or that do not fit the network."""
 
 
@@ -95,10 +99,7 @@ class ArchiveImages:
         with _open_array(self.path, "x") as (file, shape, dtype):
             for labels in self.labels.split(BATCH_SIZE):
                 x = _read_rows(file, (len(labels), *shape[1:]), dtype, path=self.path)
-                if dtype == np.uint8:
-                    yield self.pixels.to_input(x), labels
-                else:
-                    yield torch.from_numpy(x.astype(np.float32)), labels
+                yield as_input(x, self.pixels, self.path), labels
 
 
 def load_images(
@@ -162,10 +163,11 @@ def _open_folder(path: Path, pixels: Pixels) -> FolderImages:
 
 
 def _open_archive(path: Path, pixels: Pixels) -> ArchiveImages:
+    check_unpacked(path)
     with reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         names = arrays.files
         y = arrays["y"] if "y" in names else None
-    if y is None or "x" not in names:
+    if not isinstance(y, np.ndarray) or "x" not in names:
         raise ImagesError(f"{path} holds the arrays {', '.join(names) or 'none'}; expected x and y")
     with _open_array(path, "x") as (_, shape, dtype):
         check_x(shape, dtype, pixels=pixels, path=path)
@@ -193,6 +195,35 @@ def check_x(shape: tuple[int, ...], dtype: np.dtype[Any], *, pixels: Pixels, pat
         )
 
 
+def as_input(x: np.ndarray, pixels: Pixels, path: Path) -> Float[Tensor, "n c h w"]:
+    """Images of an array as the network sees them.
+
+    Raises:
+        ImagesError: floats that are NaN or infinite, or no float32.
+    """
+    if x.dtype == np.uint8:
+        return pixels.to_input(x)
+    with np.errstate(over="ignore"):
+        found = torch.from_numpy(x.astype(np.float32))
+    if bad := int((~torch.isfinite(found)).sum()):
+        raise ImagesError(f"{path}: images hold {bad} of {found.numel()} values that are NaN or inf; write finite ones")
+    return found
+
+
+def check_unpacked(path: Path) -> None:
+    """Refuse an .npz that unpacks to more than a file of its size may.
+
+    Raises:
+        ImagesError: it does, or is none; says how many bytes are allowed.
+    """
+    with reading(path), zipfile.ZipFile(path) as archive:
+        total, most = sum(member.file_size for member in archive.infolist()), most_bytes(path.stat().st_size)
+    if total > most:
+        raise ImagesError(
+            f"{path} unpacks to {total} bytes; {most} are allowed for a file of its size: give fewer images in a file"
+        )
+
+
 def _as_labels(labels: np.ndarray, *, path: Path) -> Int[Tensor, " n"]:
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ImagesError(f"{path}: y is {labels.dtype} {labels.shape}; expected integer class indices (N,)")
@@ -204,14 +235,29 @@ def _as_labels(labels: np.ndarray, *, path: Path) -> Int[Tensor, " n"]:
 def read_pixels(file: Path, *, channels: int) -> UInt8[np.ndarray, "1 h w c"]:
     image_module = _pillow()
     try:
-        with image_module.open(file) as image:
-            mode = image.mode
-            pixels = np.asarray(image.convert(_MODES[channels]))
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError on broken PNG chunks
-        raise ImagesError(f"{file} cannot be read as an image ({error}); replace or remove it") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a size that is checked here
+            with image_module.open(file, formats=FORMATS) as image:
+                mode = image.mode
+                _check_size(image.size, file)
+                pixels = np.asarray(image.convert(_MODES[channels]))
+    except ImagesError:
+        raise
+    except Exception as error:  # Pillow raises anything from SyntaxError to struct.error on broken chunks
+        cause = str(error) or type(error).__name__
+        raise ImagesError(f"{file} cannot be read as an image ({cause}); replace or remove it") from error
     if mode.startswith(("I", "F")):  # Pillow clips these to 0..255 without a word
         raise ImagesError(f"{file} has more than 8 bits a pixel (mode {mode}); save it with 8 bits a channel")
     return pixels.reshape(1, *pixels.shape[:2], channels)
+
+
+def _check_size(size: tuple[int, int], file: Path) -> None:
+    """Before any pixel is unpacked."""
+    most = most_bytes(file.stat().st_size) // 4
+    if math.prod(size) > most:
+        raise ImagesError(
+            f"{file} has {size[0]} x {size[1]} pixels; {most} are allowed for a file of its size: make it smaller"
+        )
 
 
 def _resize(image: UInt8[np.ndarray, "h w c"], *, size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 c"]:
@@ -239,6 +285,8 @@ def _open_array(path: Path, name: str) -> Iterator[tuple[Any, tuple[int, ...], n
             npy = np.lib.format
             read_header = {(1, 0): npy.read_array_header_1_0}.get(npy.read_magic(file), npy.read_array_header_2_0)
             shape, fortran_order, dtype = read_header(file)
+        if min(shape, default=0) < 0:
+            raise ImagesError(f"{path}: {name} is {shape}; no side of an array is below 0: write it again")
         if fortran_order:
             raise ImagesError(f"{path}: {name} is in Fortran order; save np.ascontiguousarray({name})")
         yield file, shape, dtype

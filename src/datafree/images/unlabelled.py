@@ -9,7 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from datafree.images.labelled import SUFFIXES, ImagesError, Pixels, check_x, read_pixels, reading
+from datafree.images.labelled import (
+    SUFFIXES,
+    ImagesError,
+    Pixels,
+    as_input,
+    check_unpacked,
+    check_x,
+    read_pixels,
+    reading,
+)
 from datafree.models import Normalization
 
 MOST = 128  # images of one place; more of them take long and tell layers little more
@@ -45,7 +54,7 @@ def load_unlabelled(path: Path, *, shape: tuple[int, ...], used: Normalization |
     if not len(x):
         raise ImagesError(f"{path} holds no images; x is {x.shape}")
     x = x[_spread(len(x))]
-    return pixels.to_input(x) if x.dtype == np.uint8 else torch.from_numpy(x.astype(np.float32))
+    return as_input(x, pixels, path)
 
 
 def _spread(total: int) -> list[int]:
@@ -55,12 +64,14 @@ def _spread(total: int) -> list[int]:
 
 
 def _array(path: Path) -> np.ndarray:
+    if path.suffix == ".npz":
+        check_unpacked(path)
     with reading(path):
-        found = np.load(path, allow_pickle=False)
-        if path.suffix == ".npy":
+        found = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
+        if isinstance(found, np.ndarray):
             return found
         with found as arrays:
             names, x = arrays.files, arrays["x"] if "x" in arrays.files else None
-    if x is None:
+    if not isinstance(x, np.ndarray):  # a member that is no .npy comes as bytes
         raise ImagesError(f"{path} holds the arrays {', '.join(names) or 'none'}; expected x")
     return x

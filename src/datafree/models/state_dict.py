@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from datafree.messages import LineError, brief
 
-class ModelError(ValueError):
+
+class ModelError(LineError):
     """A model name, a factory or a weights file that cannot be used."""
 
 
@@ -33,7 +36,10 @@ def load_weights_(model: nn.Module, path: Path, *, name: str) -> None:
             f"weights {path} do not fit {name!r}: {faults}; give the file saved from this very network, or "
             "the network it was saved from as pkg.module:factory"
         )
-    model.load_state_dict(state, strict=False)
+    try:
+        model.load_state_dict(state, strict=False)
+    except (RuntimeError, NotImplementedError) as error:  # a type of numbers that PyTorch converts into no other
+        raise ModelError(f"weights {path} cannot be copied into {name!r}: {error}; save them as float32") from None
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -43,7 +49,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except ModelError:
+        raise
     except Exception as error:  # a damaged file raises anything from OSError to KeyError
         code = re.search(r"GLOBAL (\S+)|TorchScript", str(error))
         if code:
@@ -58,6 +67,20 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     return _unwrapped(content, path=path)
 
 
+def _check_archive(path: Path) -> None:
+    """Refuse what unpacks to more than the file: torch.save squeezes nothing."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        total = sum(member.file_size for member in archive.infolist())
+    size = path.stat().st_size
+    if total > 2 * size + 2**20:
+        raise ModelError(
+            f"weights {path} ({size} bytes) unpack to {total} bytes, and torch.save squeezes no weights; save "
+            "model.state_dict() again"
+        )
+
+
 def _unwrapped(content: object, *, path: Path) -> dict[str, Tensor]:
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -67,8 +90,12 @@ def _unwrapped(content: object, *, path: Path) -> dict[str, Tensor]:
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ModelError(
-                f"weights {path} hold {type(value).__name__} under {key!r}, not a tensor; save "
+                f"weights {path} hold {type(value).__name__} under {brief(key)}, not a tensor; save "
                 'model.state_dict(), alone or under "state_dict"'
+            )
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
+            raise ModelError(
+                f"weights {path} hold {_form(value)} under {brief(key)}; save plain tensors, as model.float().cpu() has"
             )
     return content
 
@@ -87,8 +114,15 @@ def existing(path: Path) -> Path:
     return path
 
 
+def _form(value: Tensor) -> str:
+    if value.is_meta:
+        return "a tensor without values (device meta)"
+    return "a quantized tensor" if value.is_quantized else "a nested tensor" if value.is_nested else "a sparse tensor"
+
+
 def _kind(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)}{'' if tensor.is_floating_point() else ' integer'}"
+    kind = "" if tensor.is_floating_point() else " complex" if tensor.is_complex() else " integer"
+    return f"{tuple(tensor.shape)}{kind}"
 
 
 def _first_three(keys: list[str]) -> str:

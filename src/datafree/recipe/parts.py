@@ -8,15 +8,17 @@ from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from datafree.messages import LineError
+
 Bits = Annotated[int, Field(ge=2, le=8)]
 
 
-class RecipeError(ValueError):
+class RecipeError(LineError):
     """A recipe that cannot be used: an unknown key, a value out of range, a preset that does not exist."""
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Choice(Part):

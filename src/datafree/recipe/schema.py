@@ -20,11 +20,13 @@ from pydantic import (
     model_validator,
 )  # fmt: skip
 
+from datafree.messages import brief
 from datafree.recipe.old_names import new_method, with_new_names
 from datafree.recipe.parts import Bits, Part, RecipeError
 from datafree.recipe.rounding import Gptq, RoundingRecipe
 from datafree.recipe.signals import Propagated, SignalRecipe
 from datafree.recipe.targets import TARGETS, USUAL, Target
+from datafree.recipe.yaml_text import MOST_CHARACTERS, read_yaml
 
 
 class Weights(Part):
@@ -171,7 +173,7 @@ class Recipe(Part):
     target: Literal["onnxruntime", "openvino", "tensorrt", "arm", "generic"] = USUAL  # the runtime it is made for
     layers: dict[str, _Rule] = Field(default_factory=dict)  # shell wildcards, last match wins
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, /, **fields: Any) -> None:
         try:
             super().__init__(**with_new_names(fields))
         except ValidationError as error:
@@ -212,7 +214,8 @@ class Recipe(Part):
     def load(cls, path: str | Path) -> Recipe:
         """Read a recipe from a YAML file; RecipeError names the file and the key that is wrong."""
         try:
-            text = Path(path).read_text()
+            with Path(path).open() as file:
+                text = file.read(MOST_CHARACTERS + 1)  # whatever its size
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not a text file"
             raise RecipeError(f"cannot read the recipe {path}: {reason}; give a .yaml file or a preset") from None
@@ -221,10 +224,7 @@ class Recipe(Part):
     @classmethod
     def parse(cls, text: str, *, source: str = "recipe") -> Recipe:
         """Read a recipe from YAML text."""
-        try:
-            fields = yaml.safe_load(text) or {}
-        except yaml.YAMLError as error:
-            raise RecipeError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
+        fields = read_yaml(text, source=source) or {}
         if not isinstance(fields, dict):
             raise RecipeError(
                 f"{source} holds a {type(fields).__name__}; a recipe is a mapping such as 'weights: {{bits: 4}}'"
@@ -270,10 +270,7 @@ def _setting(text: str) -> tuple[list[str], Any]:
     if path[0] == "layers" and len(path) > 1:
         stop = max((i for i, part in enumerate(path) if part in LayerRule.model_fields), default=len(path))
         path = ["layers", ".".join(path[1:stop]), *path[stop:]]
-    try:
-        return path, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{key}: {value!r} is not YAML: {' '.join(str(error).split())}") from None
+    return path, read_yaml(value, source=f"{key}: {brief(value)}")
 
 
 def presets() -> list[str]:
@@ -297,16 +294,18 @@ def _explain(error: ValidationError) -> str:
         if item["type"] == "union_tag_invalid":
             context = item.get("ctx", {})
             tag, allowed = context["discriminator"].strip("'"), context["expected_tags"]
-            lines.append(f"{'.'.join([*path, tag])}: allowed are {allowed}, got {context['tag']!r}")
+            lines.append(f"{'.'.join([*path, tag])}: allowed are {allowed}, got {brief(context['tag'])}")
         elif item["type"] == "extra_forbidden":
             lines.append(f"{'.'.join(path)}: unknown key; {_allowed(item['loc'])}")
         elif item["type"] == "string_pattern_mismatch":
-            lines.append(f"{'.'.join(path)}: allowed are unstructured, channels, and n:m as 2:4, got {item['input']!r}")
+            lines.append(
+                f"{'.'.join(path)}: allowed are unstructured, channels, and n:m as 2:4, got {brief(item['input'])}"
+            )
         elif item["type"] == "value_error":
             where = f"{'.'.join(path)}: " if path else ""  # a fact of the whole recipe has no path
             lines.append(where + item["msg"].removeprefix("Value error, "))
         else:
-            lines.append(f"{'.'.join(path)}: {item['msg']}, got {item['input']!r}")
+            lines.append(f"{'.'.join(path)}: {item['msg']}, got {brief(item['input'])}")
     return "recipe: " + "; ".join(lines)
 
 

@@ -16,18 +16,20 @@ from torch.utils import _pytree as pytree
 from datafree import graph as g
 from datafree import student  # noqa: F401  registers torch.ops.quantized_decomposed
 from datafree.graph import get_tensor, set_tensor
+from datafree.messages import LineError, brief
 from datafree.models import check_node
-from datafree.run.nesting import NestingError, is_plain, nesting_from_json, nesting_to_json
+from datafree.run.nesting import NestingError, is_plain, nesting_from_json, nesting_to_json, spec_from_text
 
 FORMAT = 1
 OPS = ("placeholder", "get_attr", "call_function", "output")
 NAMESPACES = ("aten", "quantized_decomposed", "datafree")
 PLAIN = {f.__name__: f for f in (operator.getitem, operator.mul, operator.add, operator.sub, operator.floordiv,
                                  operator.truediv, operator.neg, operator.mod)}  # fmt: skip
+IMPURE = ("aten::from_file", "aten::set_", "aten::_print")
 KINDS = (torch.dtype, torch.device, torch.memory_format, torch.layout)
 
 
-class FormatError(ValueError):
+class FormatError(LineError):
     """A file that does not hold what this package writes."""
 
 
@@ -65,15 +67,15 @@ def graph_from_json(data: dict[str, Any], tensors: dict[str, Tensor]) -> fx.Grap
     """
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else data
-        raise FormatError(f"the graph has format {found!r}; this version reads {FORMAT}")
+        raise FormatError(f"the graph has format {brief(found)}; this version reads {FORMAT}")
     root, graph = fx.GraphModule({}, fx.Graph()), fx.Graph()
     made: dict[str, fx.Node] = {}
     try:
         for item in data["nodes"]:
             made[item["name"]] = _make_node(graph, root, item, made, tensors)
-        in_spec = pytree.treespec_loads(data["inputs"]["spec"])
+        in_spec = spec_from_text(data["inputs"]["spec"])
         out = data["outputs"]
-        out_spec = pytree.treespec_loads(out["spec"]) if "spec" in out else nesting_from_json(out["nesting"])
+        out_spec = spec_from_text(out["spec"]) if "spec" in out else nesting_from_json(out["nesting"])
         dtype = _decode(data["ends"], {}) if "ends" in data else torch.float32
     except NestingError as error:
         raise FormatError(f"the graph is damaged: {error}; write the run again") from None
@@ -97,7 +99,9 @@ def _make_node(
 ) -> fx.Node:
     op, target = item["op"], item["target"]
     if op not in OPS or not isinstance(target, str):
-        raise FormatError(f"node {op!r} {target!r} is not one this package writes; allowed are {', '.join(OPS)}")
+        raise FormatError(
+            f"node {brief(op)} {brief(target)} is not one this package writes; allowed are {', '.join(OPS)}"
+        )
     for name in (item["name"], *([target] if op == "placeholder" else []), *item["kwargs"]["dict"]):
         _check_name(name)
     if op == "get_attr":
@@ -156,9 +160,13 @@ def _target(name: str) -> Callable:
 
 
 def _is_pure(overload: torch._ops.OpOverload) -> bool:
-    """Tensors in, tensors or sizes out: no operator that opens files or writes into its inputs."""
+    """Tensors in, tensors or sizes out: no operator that opens files, prints or writes into its inputs.
+
+    What PyTorch's dispatcher does not know is of TorchScript alone: `aten::save` writes a file anywhere.
+    """
     schema = overload._schema
-    return not schema.is_mutable and schema.name not in ("aten::from_file", "aten::set_")
+    is_tensor_operator = torch._C._dispatch_has_kernel(overload.name())
+    return is_tensor_operator and not schema.is_mutable and schema.name not in IMPURE
 
 
 def _encode(value: Any) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import keyword
 from collections import namedtuple
 from typing import Any
 
 from torch.utils import _pytree as pytree
+
+from datafree.messages import brief
 
 LEAF = "*"
 
@@ -20,6 +23,34 @@ def is_plain(spec: pytree.TreeSpec) -> bool:
     if spec.is_leaf():
         return True
     return spec.type in (tuple, list, dict) and all(is_plain(spec.child(i)) for i in range(spec.num_children))
+
+
+def spec_from_text(text: str) -> pytree.TreeSpec:
+    """What `torch.utils._pytree.treespec_dumps` wrote of tuples, lists and dictionaries.
+
+    torch reads more than these, and imports modules that the text names; here nothing is looked up.
+
+    Raises:
+        NestingError: it holds anything else.
+    """
+    protocol, outer = json.loads(text)
+    if protocol != 1:
+        raise NestingError(f"it is written in the form {protocol!r} of torch, and 1 is read")
+    return pytree.tree_structure(_values(outer))
+
+
+def _values(spec: Any) -> Any:
+    """Values nested as a spec says."""
+    kind, context, children = spec["type"], spec["context"], [_values(child) for child in spec["children_spec"]]
+    if kind is None and context is None and not children:
+        return LEAF
+    if not isinstance(context, str):
+        raise NestingError(f"{brief(kind)} with {brief(context)} is no tuple, list or dictionary")
+    if kind in ("builtins.tuple", "builtins.list") and json.loads(context) is None:
+        return children if kind == "builtins.list" else tuple(children)
+    if kind == "builtins.dict":
+        return dict(zip(json.loads(context), children, strict=True))
+    raise NestingError(f"{brief(kind)} with {brief(context)} is no tuple, list or dictionary")
 
 
 def nesting_to_json(spec: pytree.TreeSpec) -> Any:

@@ -14,7 +14,16 @@ from safetensors.torch import load_file
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.execution import atomic_write, layer_from_tensors, layer_to_tensors, save_tensors
+from datafree.execution import (
+    CHECKSUM,
+    atomic_write,
+    check_whole,
+    checksum,
+    layer_from_tensors,
+    layer_to_tensors,
+    save_tensors,
+)
+from datafree.messages import LineError
 from datafree.recipe import Recipe
 from datafree.records import ChannelStats, InputRange, LayerResult, Stats, Summary
 from datafree.run.contact_sheet import contact_sheet
@@ -34,12 +43,16 @@ _DAMAGE = (
     KeyError,
     TypeError,
     AttributeError,
+    ArithmeticError,
+    IndexError,
+    RuntimeError,  # of PyTorch, and of JSON nested too deeply
+    MemoryError,
+    SyntaxError,
     SafetensorError,
-    NotImplementedError,
 )
 
 
-class RunError(ValueError):
+class RunError(LineError):
     """A run directory that is in the way, or cannot be read."""
 
 
@@ -120,16 +133,16 @@ class Run:
         for name in GRAPHS:
             graph = getattr(self, name)
             (path / f"{name}.json").write_text(json.dumps(graph_to_json(graph)))
-            save_tensors(tensors_of(graph), path / f"{name}.safetensors")
+            _write(tensors_of(graph), path / f"{name}.safetensors")
         known = {"input_range": json.dumps(self.input_range and asdict(self.input_range))}
-        save_tensors(_signal_to_file(self.stats, self.images), path / "signal.safetensors", known)
+        _write(_signal_to_file(self.stats, self.images), path / "signal.safetensors", known)
         if self.generator is not None:
             self.generator.save(path / GENERATOR)
         for shown in [x for x in self.images if x.dim() == 4][:1]:
             (path / "images.png").write_bytes(contact_sheet(shown))
         for number, result in enumerate(self.layers):
             tensors, record = layer_to_tensors(result)
-            save_tensors(tensors, path / "layers" / f"{number:04d}.safetensors", {"layer": json.dumps(record)})
+            _write(tensors, path / "layers" / f"{number:04d}.safetensors", {"layer": json.dumps(record)})
 
     @classmethod
     def load(cls, path: str | Path) -> Run:
@@ -144,11 +157,11 @@ class Run:
         try:
             summary = _summary(json.loads((path / "summary.json").read_text()))
             teacher, student = (
-                graph_from_json(json.loads((path / f"{n}.json").read_text()), load_file(path / f"{n}.safetensors"))
+                graph_from_json(json.loads((path / f"{n}.json").read_text()), _read(path / f"{n}.safetensors")[0])
                 for n in GRAPHS
             )
             files = sorted((path / "layers").glob("*.safetensors"))
-            layers = tuple(layer_from_tensors(load_file(p), json.loads(_metadata(p)["layer"])) for p in files)
+            layers = tuple(_layer(*_read(file)) for file in files)
             if not (path / "recipe.yaml").read_text().strip():
                 raise FormatError("recipe.yaml is empty")
             if len(layers) != summary.num_quantized:
@@ -221,7 +234,8 @@ def _signal_to_file(stats: Stats, images: tuple[Tensor, ...]) -> dict[str, Tenso
 
 
 def _signal_from_file(path: Path) -> tuple[Stats, tuple[Tensor, ...], InputRange | None]:
-    tensors, known = load_file(path), json.loads(_metadata(path)["input_range"])
+    tensors, metadata = _read(path)
+    known = json.loads(metadata["input_range"])
     chosen = known and InputRange(tuple(known["mean"]), tuple(known["std"]), known["source"])
     names = [n.removeprefix("mean.") for n in tensors if n.startswith("mean.")]
     num_images = sum(n.startswith("images.") for n in tensors)
@@ -229,6 +243,25 @@ def _signal_from_file(path: Path) -> tuple[Stats, tuple[Tensor, ...], InputRange
     return stats, tuple(tensors[f"images.{i}"].float() for i in range(num_images)), chosen
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    save_tensors(tensors, path, {CHECKSUM: checksum(tensors), **(metadata or {})})
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and what is written beside them.
+
+    Raises:
+        FormatError: a bit of the tensors is another than it was.
+    """
+    tensors = load_file(path)
     with safe_open(path, "pt") as file:
-        return file.metadata()
+        metadata = file.metadata() or {}
+    try:
+        check_whole(tensors, metadata)
+    except ValueError as error:
+        raise FormatError(f"{path.name}: {error}") from None
+    return tensors, metadata
+
+
+def _layer(tensors: dict[str, Tensor], metadata: dict[str, str]) -> LayerResult:
+    return layer_from_tensors(tensors, json.loads(metadata["layer"]))

@@ -30,6 +30,7 @@ from datafree.signals.source import Signal
 
 NOISE = 128  # numbers an image is made from
 WIDEST, NARROWEST = 64, 32  # channels of the generator
+LARGEST = 2**12  # pixels of a side, and channels, in a file
 SMALLEST = 8  # pixels of the first map's shorter side, about
 
 Logits = Callable[[Tensor], Tensor]
@@ -75,7 +76,10 @@ class Generator(nn.Module):
     def load(cls, path: str | Path) -> Generator:
         """Read what `save` wrote, in eval mode."""
         with safe_open(path, "pt") as file:
-            made = cls(tuple(json.loads(file.metadata()["shape"])))
+            shape = tuple(json.loads(file.metadata()["shape"]))
+        if len(shape) != 3 or not all(isinstance(side, int) and 0 < side <= LARGEST for side in shape):
+            raise ValueError(f"{shape} is no shape of images (C, H, W)")
+        made = cls(shape)
         made.load_state_dict(safetensors.torch.load_file(path))
         return made.eval()
 

@@ -10,6 +10,8 @@ from datafree import graph as g
 from datafree.records import ChannelStats, InputRange, Stats
 from datafree.signals.source import batch_statistics
 
+SMALLEST, LARGEST = 1e-4, 1e5  # deviations that images may have
+
 
 def infer_input_range(teacher: fx.GraphModule, index: int, unit: Float[Tensor, "n c ..."], stats: Stats) -> InputRange:
     """Choose the mean and standard deviation of the input that best explain the first layer's statistics (ours).
@@ -19,7 +21,8 @@ def infer_input_range(teacher: fx.GraphModule, index: int, unit: Float[Tensor, "
     by the median of the ratio, the mean of each input channel by least squares weighted with 1 / std, drawn to zero.
 
     Returns:
-        One mean for each channel and one std; mean 0 and std 1 where no BatchNorm follows the first layer.
+        One mean for each channel and one std; mean 0 and std 1 where no BatchNorm follows the first layer, or where
+        it and the layer tell of no scale that images have.
     """
     first = _first_layer(g.placeholders(teacher)[index], stats)
     if first is None:
@@ -29,6 +32,8 @@ def infer_input_range(teacher: fx.GraphModule, index: int, unit: Float[Tensor, "
     response = ChannelStats(*batch_statistics(g.run_layer(node, unit, weight, bias)))
     alive = (remembered.std > 1e-3 * remembered.std.max()) & (response.std > 1e-3 * response.std.max())
     std = float((remembered.std / response.std.clamp(min=1e-12))[alive].median())
+    if not SMALLEST <= std <= LARGEST:  # NaN too: no channel of the layer, or of the BatchNorm, is alive
+        return InputRange((0.0,), (1.0,), "assumed, the first BatchNorm and the layer in front tell nothing of it")
     gain = weight.flatten(2).sum(2)[alive].double() / remembered.std[alive, None].double()  # (C_out, C_in)
     offset = ((remembered.mean - bias)[alive] / remembered.std[alive]).double()
     ridge = 0.1 / std**2  # a prior: the mean is of the size of a few standard deviations

@@ -6,6 +6,7 @@ from datafree.student.distill_images import check_distillation
 from datafree.student.fixed_grids import fit_grids_
 from datafree.student.qat import TrainableStudent
 from datafree.student.remove_channels import remove_channels
+from datafree.student.run_once import check_runs
 from datafree.student.tie_free_scales import snap_scales
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "QUANTIZE",
     "TrainableStudent",
     "check_distillation",
+    "check_runs",
     "distill",
     "fit_grids_",
     "remove_channels",

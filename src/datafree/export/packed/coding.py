@@ -75,18 +75,18 @@ def decode(coding: Coding, data: bytes) -> Array:
     if coding.value is not None:
         return np.full(coding.shape, coding.value, coding.dtype)
     size, start = math.prod(coding.shape), coding.num_lows
-    lows, places = np.frombuffer(data[:start], np.int8), np.arange(size)
+    lows, kept = np.frombuffer(data[:start], np.int8), np.ones(size, bool)
     if coding.num_gaps is not None:
         bits, count = coding.gap_bits, coding.num_gaps or size
         end = start + num_bytes(count, bits)
-        codes = unpack(data[start:end], bits, count)
-        places, start = (_after_gaps(codes, bits) if coding.num_gaps else np.flatnonzero(codes)), end
-    array = np.zeros(size, coding.dtype)
+        codes, start = unpack(data[start:end], bits, count), end
+        kept = _kept(codes, bits, size) if coding.num_gaps else codes.view(bool)
+    array, num_kept = np.zeros(size, coding.dtype), int(np.count_nonzero(kept))
     if coding.bits is None:
-        array[places] = np.frombuffer(data[start:], array.dtype.newbyteorder("<")).reshape(len(places))
+        array[kept] = np.frombuffer(data[start:], array.dtype.newbyteorder("<")).reshape(num_kept)
     else:
-        codes = unpack(data[start:], coding.bits, len(places))
-        array[places] = codes + lows[places // (size // len(lows))].astype(np.int16)
+        each = np.count_nonzero(kept.reshape(len(lows), -1), axis=1)  # values of every row
+        array[kept] = unpack(data[start:], coding.bits, num_kept) + np.repeat(lows.astype(np.int16), each)
     return array.reshape(coding.shape)
 
 
@@ -156,7 +156,8 @@ def _gaps(places: Int[np.ndarray, " n"]) -> tuple[int, Codes]:
     return bits, codes
 
 
-def _after_gaps(codes: Codes, bits: int) -> Int[np.ndarray, " n"]:
-    """The places `_gaps` was given."""
-    stored = codes < 2**bits - 1
-    return (np.cumsum(codes.astype(np.int64) + stored) - 1)[stored]
+def _kept(codes: Codes, bits: int, size: int) -> Bool[np.ndarray, " size"]:
+    """Whether a value is at each place of those that `_gaps` was given."""
+    stored, kept = codes < 2**bits - 1, np.zeros(size, bool)
+    kept[(np.cumsum(codes.astype(np.int64) + stored) - 1)[stored]] = True
+    return kept

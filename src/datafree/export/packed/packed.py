@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -15,22 +17,24 @@ from safetensors import SafetensorError
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.execution import atomic_write
+from datafree.execution import atomic_write, inflated, most_bytes
 from datafree.export.packed.coding import DTYPES, Coding, decode, encode
+from datafree.messages import LineError, brief
 from datafree.run import Run, graph_from_json, graph_to_json, tensors_of
 
 VERSION = 1
 KEY, GRAPH, WHOLE = "datafree.packed", "__graph__", "__file__"
 SEAL = re.compile(rb'.{8}\{"__metadata__":\{"datafree\.packed":"version (\d+), sha256 ([0-9a-f]{64})"', re.DOTALL)
+MOST_TEXT = 2**24  # of a graph, which has some 220 bytes for each node
 BLANK = b"0" * 64  # in place of the checksum while it is computed
 PICKLES = (b"PK", b"\x80")  # what torch.save writes: a zip archive, once a bare pickle
 DAMAGE = (
     ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError, MemoryError,
-    zlib.error, SafetensorError,
+    SyntaxError, zlib.error, SafetensorError,
 )  # fmt: skip
 
 
-class PackedError(ValueError):
+class PackedError(LineError):
     """A file that `load` does not read, or a place where `save` does not write."""
 
 
@@ -79,7 +83,8 @@ def load(path: str | Path) -> fx.GraphModule:
         why = "is a directory; Run.load reads a run" if path.is_dir() else f"is not a file (looked from {Path.cwd()})"
         raise PackedError(f"{path} {why}; give one that datafree.save wrote")
     try:
-        return _unpack(_opened(path.read_bytes()))
+        content = path.read_bytes()
+        return _unpack(_opened(content), most_bytes(len(content)))
     except PackedError as error:
         raise PackedError(f"{path} {error}") from None
     except OSError as error:
@@ -107,11 +112,12 @@ def _pack(student: fx.GraphModule, *, aligned: bool) -> bytes:
     return _sealed(stored | {GRAPH: _as_tensor(zlib.compress(text.encode(), 9))})
 
 
-def _unpack(stored: dict[str, Tensor]) -> fx.GraphModule:
-    """The student of a file's tensors."""
+def _unpack(stored: dict[str, Tensor], most: int) -> fx.GraphModule:
+    """The student of a file's tensors, which take at most so many bytes."""
     if WHOLE in stored:
-        stored = _opened(zlib.decompress(stored[WHOLE].numpy().tobytes()))
-    content = json.loads(zlib.decompress(stored[GRAPH].numpy().tobytes()))
+        stored = _opened(inflated(stored[WHOLE].numpy().tobytes(), most))
+    content = json.loads(inflated(stored[GRAPH].numpy().tobytes(), MOST_TEXT))
+    _check_sizes(content["tensors"], most)
     tensors = dict(stored)
     for path, record in content["tensors"].items():
         if "of" in record:  # comes behind what it is a product of
@@ -121,6 +127,18 @@ def _unpack(stored: dict[str, Tensor]) -> fx.GraphModule:
             data = b"" if coding.value is not None else stored[path].numpy().tobytes()
             tensors[path] = torch.from_numpy(decode(coding, data))
     return graph_from_json(content["graph"], tensors)
+
+
+def _check_sizes(records: dict[str, dict[str, Any]], most: int) -> None:
+    """Before any array is made: constants and zeros take no bytes in a file, whatever their shapes say."""
+    shapes = [(record["shape"], record["dtype"]) for record in records.values() if "of" not in record]
+    for dtype in (dtype for _, dtype in shapes if dtype not in DTYPES):
+        raise ValueError(f"arrays of type {brief(dtype)} are not coded; allowed are {', '.join(DTYPES)}")
+    if any(not isinstance(side, int) or side < 0 for shape, _ in shapes for side in shape):
+        raise ValueError("a side of a tensor is below 0, or no number")
+    total = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes)
+    if total > most:
+        raise ValueError(f"its tensors take {total} bytes, and {most} are allowed for a file of its size")
 
 
 def _coded(tensor: Tensor, *, aligned: bool) -> tuple[Coding | None, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from datafree.extras import install
+from datafree.models.onnx_file.bounds import check_constant
 from datafree.models.onnx_file.joins import joined_layers
 from datafree.models.onnx_file.operators import OPERATORS
 from datafree.models.onnx_file.records import Graph, Input, Node, needed
@@ -194,6 +195,7 @@ def _constant(
         or node.operator.startswith("Random")
     ):
         return None
+    check_constant(proto, opset, {name: constants[name] for name in given}, f"{path}: {node}")
     inputs = [onnx.helper.make_tensor_value_info(name, 1, None) for name in given]
     outputs = [onnx.helper.make_tensor_value_info(name, 1, None) for name in node.outputs]
     alone = onnx.helper.make_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datafree.models.onnx_file.bounds import MOST_VALUES, MOST_WHERE_ASKED
 from datafree.models.onnx_file.records import Graph, Input
 from datafree.models.state_dict import ModelError
 
@@ -46,11 +48,18 @@ def example_inputs(graph: Graph, wanted: tuple[int, ...] | None, path: str | Pat
     Raises:
         ModelError: a size is not known or does not fit, or an input is no batch of floats.
     """
+    if not graph.inputs:
+        raise ModelError(f"{path} has no input that its network reads; export the network with its input")
     first, *others = graph.inputs
     shapes = [_shape(first, wanted, path)]
     shapes += [_shape(given, wanted if wanted and _fits(given, wanted) else None, path) for given in others]
     for given in graph.inputs:
         _check_input(given, graph, path)
+    for shape in shapes:
+        if math.prod(shape[1:]) > (MOST_WHERE_ASKED if wanted else MOST_VALUES):
+            raise ModelError(
+                f"{path}: an input of {_sides(shape)} is larger than any image; say another size (--input)"
+            )
     return tuple(torch.zeros(1, *shape[1:]) for shape in shapes)
 
 

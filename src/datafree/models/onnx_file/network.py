@@ -13,12 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.fx.traceback import annotate
 
+from datafree.models.onnx_file.bounds import MOST_VALUES, MOST_WHERE_ASKED, at_most
 from datafree.models.onnx_file.float_nodes import as_tensor, batch_refusal, run_node, sides_of
 from datafree.models.onnx_file.graph import read_graph
 from datafree.models.onnx_file.inputs import example_inputs, with_channels_first
 from datafree.models.onnx_file.operators import OPERATORS
 from datafree.models.onnx_file.records import Graph, Input, Node
-from datafree.models.onnx_file.shapes import SHAPE_OPERATORS, shape_values
+from datafree.models.onnx_file.shapes import SHAPE_OPERATORS, checked, shape_values
 from datafree.models.onnx_file.tail import without_tail
 from datafree.models.state_dict import ModelError
 from datafree.records import ORIGIN
@@ -53,20 +54,31 @@ def load_onnx(
     Raises:
         ModelError: the file is damaged, quantized already, or holds what is not read; the input's shape is not known.
     """
-    graph = with_channels_first(without_tail(read_graph(Path(path)), path))
-    example = example_inputs(graph, input_shape, path)
-    network = OnnxNetwork(graph, Path(path)).eval()
+    network, example = _read(Path(path), input_shape)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), at_most(MOST_WHERE_ASKED if input_shape else MOST_VALUES):
             network(*example)
             network.measure(*example)
-    except ModelError:
-        raise
+    except ModelError as error:
+        named = str(error).startswith(str(path))
+        raise error if named else ModelError(f"{path}: {error}") from None
     except Exception as error:  # of PyTorch's operators, which raise types of their own
         reason = " ".join(str(error).split())[:200]
         sizes = " and ".join(str(tuple(x.shape)) for x in example)
         raise ModelError(f"{path} does not run at {sizes}: {reason}; give another input shape") from error
     return network, example[0] if len(example) == 1 else example
+
+
+def _read(path: Path, input_shape: tuple[int, ...] | None) -> tuple[OnnxNetwork, tuple[Tensor, ...]]:
+    try:
+        graph = with_channels_first(without_tail(read_graph(path), path))
+        example = example_inputs(graph, input_shape, path)
+        return OnnxNetwork(graph, path).eval(), example
+    except ModelError:
+        raise
+    except Exception as error:  # what an altered file leads to, in any type
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelError(f"{path} is damaged, or made in a way that is not read ({reason}); export it anew") from error
 
 
 class OnnxNetwork(nn.Module):
@@ -204,7 +216,9 @@ class OnnxNetwork(nn.Module):
 
 def _run(node: Node, values: list[Any]) -> Any:
     is_shape = node.operator in SHAPE_OPERATORS and not any(isinstance(v, Tensor) for v in values)
-    return (SHAPE_OPERATORS if is_shape else OPERATORS)[node.operator](node, *values)
+    if is_shape:
+        return checked(node, SHAPE_OPERATORS[node.operator](node, *values))
+    return OPERATORS[node.operator](node, *values)
 
 
 def _path_of(weight: str, node: Node) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from datafree.models.onnx_file.records import Node
 from datafree.models.state_dict import ModelError
 
+MOST = 2**20  # numbers in one array
 Shape = np.ndarray
 """Integers or symbolic integers (dtype object), as `Shape` yields them."""
 
@@ -94,6 +96,7 @@ def _constant_of_shape(node: Node, shape: Shape) -> Any:
     if isinstance(number, float):
         return torch.full(sides, number)
     if all(isinstance(side, int) for side in sides):
+        _check_count(node, math.prod(sides))
         return np.full(sides, number, dtype=object)
     return torch.full(sides, number)
 
@@ -122,6 +125,7 @@ def _expand(node: Node, data: Shape, shape: Shape) -> Any:
     """Numbers along a batch of any size are a tensor."""
     sides = ints(shape)
     if all(isinstance(side, int) for side in sides):
+        _check_count(node, data.size * math.prod(sides))
         return np.broadcast_to(_objects(data), np.broadcast_shapes(data.shape, sides))
     tensor = torch.tensor(data.tolist())
     return tensor.broadcast_to(torch.broadcast_shapes(tensor.shape, sides))
@@ -131,7 +135,38 @@ def _range(node: Node, start: Shape, limit: Shape, delta: Shape) -> Shape:
     first, end, step = (_objects(value).item() for value in (start, limit, delta))
     if not all(isinstance(value, int | float) for value in (first, end, step)):
         raise ModelError(f"{node}: a range over the batch is not read; export the network without it")
+    _check_count(node, abs((end - first) / step) if step else math.inf)
     return _objects(np.arange(first, end, step))
+
+
+def _tile(node: Node, data: Shape, times: Shape) -> Shape:
+    if all(isinstance(count, int) for count in ints(times)):
+        _check_count(node, np.size(data) * math.prod(ints(times)))
+    return np.tile(_objects(data), ints(times))
+
+
+def _power(node: Node, a: Shape, b: Shape) -> Shape:
+    if any(isinstance(x, int) and x > 64 for x in _objects(b).flat):
+        raise ModelError(f"{node} raises a size to more than the 64th power; export the network without it")
+    return np.asarray(np.power(_objects(a), _objects(b)), dtype=object)
+
+
+def _check_count(node: Node, count: int | float) -> None:
+    if not 0 <= count <= MOST:
+        raise ModelError(f"{node} makes {count:g} numbers of a shape, and {MOST} are allowed; export it without that")
+
+
+def checked(node: Node, value: Any) -> Any:
+    """Arithmetic on shapes that came to no size a tensor has; what are tensors, or symbols, goes through.
+
+    Raises:
+        ModelError: too many numbers, or too large ones.
+    """
+    if isinstance(value, np.ndarray):
+        _check_count(node, value.size)
+        if any(isinstance(x, int) and not -(2**63) <= x < 2**63 for x in value.flat):
+            raise ModelError(f"{node} comes to a size that no tensor has; export the network without it")
+    return value
 
 
 def _clip(node: Node, data: Shape, low: Any = None, high: Any = None) -> Shape:
@@ -164,7 +199,7 @@ SHAPE_OPERATORS: dict[str, Callable[..., Shape]] = {
     "Reshape": _reshape,
     "ConstantOfShape": _constant_of_shape,
     "Mod": _elementwise(np.mod),
-    "Pow": _elementwise(np.power),
+    "Pow": _power,
     "Equal": _elementwise(np.equal),
     "Greater": _elementwise(np.greater),
     "Less": _elementwise(np.less),
@@ -176,7 +211,7 @@ SHAPE_OPERATORS: dict[str, Callable[..., Shape]] = {
     "Range": _range,
     "Expand": _expand,
     "Transpose": lambda node, data: np.transpose(_objects(data), node.attributes.get("perm")),
-    "Tile": lambda node, data, times: np.tile(_objects(data), ints(times)),
+    "Tile": _tile,
 }
 
 
