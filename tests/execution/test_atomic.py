@@ -7,6 +7,7 @@ import os
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from datafree.execution.atomic import UnwritableError, UnwrittenError, atomic_write, check_writable, save_tensors
 
@@ -97,3 +98,15 @@ def test_a_folder_is_tried_and_left_as_it_was(tmp_path):
 def test_tensors_that_cannot_be_written_are_an_error_of_the_system(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         save_tensors({"x": torch.zeros(2)}, tmp_path / "nowhere" / "x.safetensors")
+
+
+def test_tensors_are_written_to_the_same_bytes_each_time(tmp_path):
+    """What is written beside them comes in another order each time from safetensors itself."""
+    tensors, beside = {"a": torch.arange(6.0).view(2, 3)}, {name: f'{{"ü\\n": "{name}"}}' for name in "zyxwvutsr"}
+    found = set()
+    for number in range(8):
+        save_tensors(tensors, tmp_path / f"{number}.safetensors", beside)
+        found.add((tmp_path / f"{number}.safetensors").read_bytes())
+    assert len(found) == 1
+    with safe_open(tmp_path / "0.safetensors", "pt") as file:
+        assert file.metadata() == beside and file.get_tensor("a").equal(tensors["a"])

@@ -63,7 +63,8 @@ def save(run: Run, path: str | Path, *, compress: bool = False, force: bool = Fa
         with atomic_write(path) as place:
             place.write_bytes(_squeezed(content) if compress else content)
     except OSError as error:
-        reason = error.strerror or type(error).__name__
+        told = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        reason = told.strerror or type(told).__name__
         raise PackedError(
             f"{path} cannot be written ({reason.lower()}) and nothing is left behind; free some space or choose "
             "another place"
