@@ -33,7 +33,7 @@ def least(model, inputs, recipe):
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize("name", ["residual", "concat", "squeeze and excitation", "linear after flatten"])
+@pytest.mark.parametrize("name", ["residual", "concat", "squeeze and excitation", "asymmetric zero padding"])
 def test_students_agree(name, settings):
     model, inputs = NETS[name]()
     recipe = Recipe.preset("w4a8").updated(["signal.images=48", *settings])

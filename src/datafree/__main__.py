@@ -9,7 +9,8 @@ from datafree.app.stopping import how_stopped, stop_on_sigterm
 def main() -> int:
     try:
         stop_on_sigterm()
-        keep_freed_memory()
+        if not any(argument.startswith("--memory") for argument in sys.argv):
+            keep_freed_memory()
         from datafree.app.cli import main as command_line
 
         return command_line()

@@ -255,6 +255,9 @@ def execute(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
 def is_by_image(node: fx.Node) -> bool:
     """Whether a call that reads tensors (N, ...) gives, for some of their rows, these rows of its result."""
     row = operator_of(node)
+    if node.target in (aten.constant_pad_nd.default, aten.pad.default):
+        pads: Any = node.args[1]
+        return len(pads) < 2 * len(shape(node))  # from the last dimension back, never as far as the images
     return (
         node.target in LAYER_TYPES or node.target is aten.layer_norm.default or row.elementwise or row.over == "space"
     )
