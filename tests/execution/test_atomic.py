@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from datafree.execution.atomic import UnwritableError, UnwrittenError, atomic_write, check_writable, save_tensors
+from datafree.execution.atomic import UnwritableError, UnwrittenError, atomic_write, check_writable
+from datafree.execution.tensor_files import save_tensors
 
 
 def test_folders_on_the_way_are_made_and_nothing_else_is_left(tmp_path):

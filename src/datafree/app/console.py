@@ -13,6 +13,8 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
+from datafree.messages import one_line
+
 WIDTH = 100  # columns, where there is no terminal to ask
 
 
@@ -27,7 +29,7 @@ def be_quiet(asked: bool) -> bool:
 
 def show_error(message: str) -> None:
     """One line, on stderr."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
 
 
 def note(line: str) -> None:

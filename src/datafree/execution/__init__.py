@@ -1,7 +1,7 @@
 """How work is run: in processes, resumed after a kill, written whole, counted in multiply-adds."""
 
-from datafree.execution.atomic import UnwritableError, UnwrittenError, atomic_write, check_writable, save_tensors
-from datafree.execution.limits import CHECKSUM, check_whole, checksum, inflated, most_bytes
+from datafree.execution.atomic import UnwritableError, UnwrittenError, atomic_write, check_writable
+from datafree.execution.limits import inflated, most_bytes
 from datafree.execution.mac_counter import add_layer_macs, add_macs, count_macs, counting_pool, uncounted
 from datafree.execution.memory import out_of_memory, peak_memory
 from datafree.execution.phases import (
@@ -33,11 +33,11 @@ from datafree.execution.resume import (
 )
 from datafree.execution.room import ALL_IN_MEMORY, Parts, Room
 from datafree.execution.silence import silent
+from datafree.execution.tensor_files import load_checked, save_checked, save_tensors
 from datafree.execution.workers import Lost, WorkerError
 
 __all__ = [
     "ALL_IN_MEMORY",
-    "CHECKSUM",
     "CHOOSING",
     "DISTILLING",
     "EVERY",
@@ -62,9 +62,7 @@ __all__ = [
     "add_layer_macs",
     "add_macs",
     "atomic_write",
-    "check_whole",
     "check_writable",
-    "checksum",
     "count_macs",
     "counting_pool",
     "ignore_plan",
@@ -72,6 +70,7 @@ __all__ = [
     "inflated",
     "layer_from_tensors",
     "layer_to_tensors",
+    "load_checked",
     "most_bytes",
     "on_ray",
     "one_thread",
@@ -80,6 +79,7 @@ __all__ = [
     "peak_memory",
     "processes",
     "restore_adam",
+    "save_checked",
     "save_tensors",
     "serial",
     "silent",

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
-import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (*NO_ROOM, errno.EROFS, errno.EIO)
@@ -90,32 +84,3 @@ def _take_over(new: Path, old: Path) -> None:
         new.replace(old)
     else:
         old.unlink(missing_ok=True)
-
-
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file, the same bytes each time.
-
-    Raises:
-        OSError: as every other file that cannot be written, where safetensors raises one of its own.
-    """
-    try:
-        save_file(dict(tensors), path, None if metadata is None else dict(metadata))
-    except SafetensorError as error:
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-    if len(metadata or ()) > 1:
-        _sort_metadata(path)
-
-
-def _sort_metadata(path: Path) -> None:
-    """Its own order is another one each time."""
-    with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        assert len(text) <= size, "it is the same text in another order"
-        file.seek(8)
-        file.write(text.ljust(size))

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
-from datafree.execution.atomic import atomic_write, save_tensors
-from datafree.execution.limits import CHECKSUM, check_whole, checksum
+from datafree.execution.atomic import atomic_write
 from datafree.execution.phases import OnStep, ignore_steps
 from datafree.execution.room import ALL_IN_MEMORY, Room
+from datafree.execution.tensor_files import load_checked, save_checked
 from datafree.messages import LineError, brief
 from datafree.records import LayerResult, QParams
 
@@ -56,9 +55,7 @@ class Checkpoints:
                 (place / JOB).write_text(json.dumps(dict(self.job), indent=2))
         with atomic_write(path) as place:
             kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-            save_tensors(
-                kept, place, {CHECKSUM: checksum(kept), **({} if record is None else {RECORD: json.dumps(record)})}
-            )
+            save_checked(kept, place, {} if record is None else {RECORD: json.dumps(record)})
 
     def read(self, name: str) -> dict[str, Tensor] | None:
         """What `write` was given, None where it was not.
@@ -70,10 +67,7 @@ class Checkpoints:
         if path is None or not path.exists():
             return None
         try:
-            tensors = load_file(path)
-            with safe_open(path, "pt") as file:
-                check_whole(tensors, file.metadata())
-            return tensors
+            return load_checked(path)[0]
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise _damaged(path, error) from None
 

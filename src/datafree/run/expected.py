@@ -38,10 +38,8 @@ def room_within(teacher: fx.GraphModule, plan: Plan, memory: int | None, place: 
     """
     if memory is None:
         return ALL_IN_MEMORY
-    size, least = (
-        memory - BASE - _at_rest(teacher) - _solving_memory(teacher, plan),
-        ONE * 4 * g.numbers_held(teacher)[0],
-    )
+    size = memory - BASE - _at_rest(teacher) - _solving_memory(teacher, plan)
+    least = ONE * 4 * g.numbers_held(teacher)[0]
     if size < least:
         raise MemoryLimitError(
             f"memory={memory:,} bytes are too few: Python, torch, weights and one layer's moments take about "

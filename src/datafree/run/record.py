@@ -9,19 +9,16 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import Tensor, fx
 
 from datafree import graph as g
 from datafree.execution import (
-    CHECKSUM,
     atomic_write,
-    check_whole,
-    checksum,
     layer_from_tensors,
     layer_to_tensors,
-    save_tensors,
+    load_checked,
+    save_checked,
 )
 from datafree.messages import LineError
 from datafree.recipe import Recipe
@@ -133,16 +130,16 @@ class Run:
         for name in GRAPHS:
             graph = getattr(self, name)
             (path / f"{name}.json").write_text(json.dumps(graph_to_json(graph)))
-            _write(tensors_of(graph), path / f"{name}.safetensors")
+            save_checked(tensors_of(graph), path / f"{name}.safetensors")
         known = {"input_range": json.dumps(self.input_range and asdict(self.input_range))}
-        _write(_signal_to_file(self.stats, self.images), path / "signal.safetensors", known)
+        save_checked(_signal_to_file(self.stats, self.images), path / "signal.safetensors", known)
         if self.generator is not None:
             self.generator.save(path / GENERATOR)
         for shown in [x for x in self.images if x.dim() == 4][:1]:
             (path / "images.png").write_bytes(contact_sheet(shown))
         for number, result in enumerate(self.layers):
             tensors, record = layer_to_tensors(result)
-            _write(tensors, path / "layers" / f"{number:04d}.safetensors", {"layer": json.dumps(record)})
+            save_checked(tensors, path / "layers" / f"{number:04d}.safetensors", {"layer": json.dumps(record)})
 
     @classmethod
     def load(cls, path: str | Path) -> Run:
@@ -243,24 +240,16 @@ def _signal_from_file(path: Path) -> tuple[Stats, tuple[Tensor, ...], InputRange
     return stats, tuple(tensors[f"images.{i}"].float() for i in range(num_images)), chosen
 
 
-def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    save_tensors(tensors, path, {CHECKSUM: checksum(tensors), **(metadata or {})})
-
-
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and what is written beside them.
 
     Raises:
         FormatError: a bit of the tensors is another than it was.
     """
-    tensors = load_file(path)
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
     try:
-        check_whole(tensors, metadata)
+        return load_checked(path)
     except ValueError as error:
         raise FormatError(f"{path.name}: {error}") from None
-    return tensors, metadata
 
 
 def _layer(tensors: dict[str, Tensor], metadata: dict[str, str]) -> LayerResult:
