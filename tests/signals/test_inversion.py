@@ -89,10 +89,12 @@ def test_competition_falls_where_the_two_disagree():
 
 
 def test_settings_bring_their_own_numbers():
-    assert steps_of(Inverted()) == 200 and steps_of(Matched()) == 40
-    assert steps_of(Inverted(setting="cifar10")) == 2000 and steps_of(Inverted(setting="imagenet")) == 20000
-    assert steps_of(Inverted(setting="cifar10", steps=7)) == 7
-    assert steps_of(Recipe.preset("w4a8").updated(["signal.setting=cifar10"]).signal) == 2000
+    graph = trace(*small_network())
+    cifar10, imagenet = (Inverted(setting=setting) for setting in ("cifar10", "imagenet"))
+    assert steps_of(Inverted(), graph) == 200 and steps_of(Matched(), graph) == 40
+    assert steps_of(cifar10, graph) == 2000 and steps_of(imagenet, graph) == 20000
+    assert steps_of(Inverted(setting="cifar10", steps=7), graph) == 7
+    assert steps_of(Recipe.preset("w4a8").updated(["signal.setting=cifar10"]).signal, graph) == 2000
     assert schedule_of(Inverted(setting="cifar10")) is PUBLISHED["cifar10"].schedule
     assert Recipe(signal={"kind": "inverted", "setting": "cifar10"}).signal.setting == "cifar10"
 

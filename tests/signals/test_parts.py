@@ -96,10 +96,18 @@ def test_one_image_at_a_time_is_the_least(monkeypatch):
     assert images_at_once(graph) == 1 and len(moved(graph, stats, steps=2).images) == 6
 
 
-def test_efforts_take_more_and_more_steps():
-    steps = [steps_of(Inverted(effort=effort)) for effort in ("fast", "normal", "best")]
-    assert steps == sorted(set(steps)) and steps_of(Inverted()) == steps[1]
-    assert steps_of(Inverted(effort="best", steps=7)) == 7
+def test_efforts_take_more_and_more_steps_and_a_large_network_fewer(monkeypatch):
+    graph, _ = folded()
+
+    def steps():
+        return [steps_of(Inverted(effort=effort), graph) for effort in ("fast", "normal", "best")]
+
+    small = steps()
+    assert small == sorted(set(small)) and steps_of(Inverted(), graph) == small[1]
+    monkeypatch.setattr(moving, "AT_ONCE", 1)
+    large = steps()
+    assert large == sorted(set(large)) and large[0] < small[0] and large[1] < small[1]
+    assert steps_of(Inverted(effort="best", steps=7), graph) == 7
 
 
 class Killed(Exception):

@@ -46,7 +46,7 @@ class Inverted(SignalRecipe):
     kind: Literal["inverted"] = "inverted"
     setting: Literal["short", "cifar10", "imagenet"] = "short"  # others: Deep Inversion as published, its own numbers
     effort: Literal["fast", "normal", "best"] = "normal"  # of the setting "short"
-    steps: int | None = Field(default=None, ge=1)  # None: those of the effort, of published settings 2000 and 20000
+    steps: int | None = Field(default=None, ge=1)  # None: of effort and network; of published settings 2000 and 20000
     smoothness: float = Field(default=1.0, ge=0)
     class_weight: float = Field(default=0.3, ge=0)
 

@@ -65,7 +65,7 @@ def expected_work(
     zeros = ZEROS * sum(_product(teacher, item) for item in solved) if recipe.prune else 0
     chooses = recipe.budget is not None or recipe.prune is not None
     found = {
-        MAKING_IMAGES: signal_kind(recipe.signal).passes(recipe.signal, count, remembers) * forward,
+        MAKING_IMAGES: signal_kind(recipe.signal).passes(recipe.signal, teacher, count, remembers) * forward,
         CHOOSING: walk * (1 + PROBES * len(solved)) + layers + zeros if chooses else 0,
         SOLVING: walk * (2 if recipe.solve.sequential else 1) + layers + zeros,
         DISTILLING: 4 * recipe.distill.steps * recipe.distill.batch * forward if recipe.distill else 0,

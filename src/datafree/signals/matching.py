@@ -34,6 +34,7 @@ from datafree.signals.scale import in_range
 from datafree.signals.source import Signal, batch_statistics
 
 STEPS = {"fast": 100, "normal": 200, "best": 400}  # ours
+LARGE_STEPS = {"fast": 60, "normal": 120, "best": 400}  # ours, of networks that see a batch in parts
 TIMED = 4  # images by which a step is timed
 NOTHING = 1e-12  # variance of a BatchNorm whose gamma is 0 everywhere, which tells nothing of images
 
@@ -59,12 +60,14 @@ def schedule_of(method: MatchedImages) -> AdamSchedule:
     return SHORT
 
 
-def steps_of(method: MatchedImages) -> int:
-    """Steps of the recipe, or those of the setting and the effort."""
+def steps_of(method: MatchedImages, teacher: fx.GraphModule) -> int:
+    """Steps of the recipe, or those of the setting, the effort and the network's size, the same on every machine."""
     if method.steps is not None:
         return method.steps
     assert isinstance(method, Inverted), "only its settings bring steps"
-    return STEPS[method.effort] if method.setting == "short" else PUBLISHED[method.setting].steps
+    if method.setting != "short":
+        return PUBLISHED[method.setting].steps
+    return (LARGE_STEPS if images_at_once(teacher) < SHORT.batch else STEPS)[method.effort]
 
 
 def match(job: SignalJob, unit: Float[Tensor, "n c ..."]) -> Matched:
@@ -101,7 +104,7 @@ def match(job: SignalJob, unit: Float[Tensor, "n c ..."]) -> Matched:
         return _Objective(teacher, stats, method, job.ranges[0], targets, job.competitor, BatchMeans(count))
 
     try:
-        return move_all(job, unit, schedule, steps_of(method), lambda part: objective(len(part)))
+        return move_all(job, unit, schedule, steps_of(method, job.teacher), lambda part: objective(len(part)))
     except MatchingError as error:
         raise MatchingError(f"{_first_not_finite(job, unit)}{error}") from None
 
@@ -125,7 +128,7 @@ def moving_seconds(teacher: fx.GraphModule, stats: Stats, method: SignalRecipe, 
         with torch.enable_grad():
             mismatch(teacher, stats, images, relative_distance, measure=measure)[0].backward()
         seconds.append(time.perf_counter() - start)
-    return steps_of(method) * min(seconds) * count / few
+    return steps_of(method, teacher) * min(seconds) * count / few
 
 
 def _channels_last(teacher: fx.GraphModule) -> fx.GraphModule:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from datafree.recipe import (
     Adversarial,
@@ -39,21 +39,21 @@ class SignalKind:
         input range is found with; None = the user gives the images.
     make: function(job) -> the signal, from the inputs that `start` gave.
     keeps_images: making them takes long: fewer are made, and the run keeps them for other recipes.
-    passes: function(recipe, number of images, whether BatchNorm remembers) -> forward passes of one image that making
-        them takes; a backward pass counts as two.
+    passes: function(recipe, teacher, number of images, whether BatchNorm remembers) -> forward passes of one image
+        that making them takes; a backward pass counts as two.
     """
 
     start: Callable[[tuple[int, ...], Any, torch.Generator], Tensor] | None = probe_images
     make: Callable[[SignalJob], Signal] = propagated
     keeps_images: bool = False
-    passes: Callable[[Any, int, bool], int] = lambda recipe, count, remembers: 0
+    passes: Callable[[Any, fx.GraphModule, int, bool], int] = lambda recipe, teacher, count, remembers: 0
 
 
-def _passes(recipe: SignalRecipe, count: int, remembers: bool) -> int:
+def _passes(recipe: SignalRecipe, teacher: fx.GraphModule, count: int, remembers: bool) -> int:
     """Of images that are moved: towards what BatchNorm remembers, or towards answers where nothing does."""
     if not remembers:
         return 2 * answers.STEPS * count // answers.MOVED
-    return 2 * steps_of(recipe) * count if isinstance(recipe, MatchedImages) else 0
+    return 2 * steps_of(recipe, teacher) * count if isinstance(recipe, MatchedImages) else 0
 
 
 SIGNALS: dict[type[SignalRecipe], SignalKind] = {
@@ -64,7 +64,7 @@ SIGNALS: dict[type[SignalRecipe], SignalKind] = {
     Adversarial: SignalKind(
         make=generated_images,
         keeps_images=True,
-        passes=lambda recipe, count, remembers: 4 * recipe.steps * recipe.batch,
+        passes=lambda recipe, teacher, count, remembers: 4 * recipe.steps * recipe.batch,
     ),
     Loader: SignalKind(start=None, make=given_images),
 }
