@@ -6,7 +6,7 @@ from datafree.graph.capture import CaptureError, Example, batch_norms, tensors_i
 from datafree.graph.channel_groups import ChannelsError, Group, channel_groups, described, remove_, unremovable
 from datafree.graph.channel_ids import ChannelIds, LayerSide, channel_ids
 from datafree.graph.channel_order import Order, interchangeable, reorder_
-from datafree.graph.columns import chunks, positions, row_size, taps_inside, unfold
+from datafree.graph.columns import chunks, positions, row_size, split_rows, taps_inside, unfold
 from datafree.graph.ends import end_dtype, with_ends
 from datafree.graph.layer_types import (
     LAYER_TYPES,
@@ -121,6 +121,7 @@ __all__ = [
     "set_tensor",
     "shape",
     "spans_space",
+    "split_rows",
     "summands",
     "taps_inside",
     "tensor_of",

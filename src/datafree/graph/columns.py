@@ -56,8 +56,12 @@ def unfold(x: Tensor, layer: Layer, at: Int[Tensor, "r d"]) -> Float[Tensor, "r 
 
 def chunks(x: Tensor, layer: Layer, at: Int[Tensor, "r d"]) -> Iterator[Float[Tensor, "r g n"]]:
     """Unfolded columns in pieces of bounded size."""
-    for part in at.split(max(1, CHUNK // row_size(x.shape, layer))):
-        yield unfold(x, layer, part)
+    return (unfold(x, layer, part) for part in split_rows(x.shape, layer, at))
+
+
+def split_rows(x_shape: Sequence[int], layer: Layer, at: Int[Tensor, "r d"]) -> tuple[Int[Tensor, "p d"], ...]:
+    """Output positions in pieces whose unfolded columns are of bounded size."""
+    return at.split(max(1, CHUNK // row_size(x_shape, layer)))
 
 
 def row_size(x_shape: Sequence[int], layer: Layer) -> int:

@@ -49,7 +49,8 @@ def least_squares(weight: Float[Tensor, "g o n"], moments: Moments, damping: flo
 def _least_squares(weight: Float[Tensor, "g o n"], moments: Moments, damping: float) -> Float[Tensor, "g o n"]:
     assert moments.cross is not None, "least squares needs Cov[u, u']"
     h = damped(moments.cov, damping)
-    extra = (h - moments.cov.double()).diagonal(dim1=1, dim2=2)[:, None, :]
+    own, whole = (x.diagonal(dim1=1, dim2=2).double() for x in (moments.cov, h))
+    extra = (whole - own)[:, None, :]
     add_macs(h.numel() * h.shape[2] // 6 + 2 * weight.numel() * h.shape[2])
     right = weight @ moments.cross.double() + extra * weight
     return torch.cholesky_solve(right.transpose(1, 2), torch.linalg.cholesky(h)).transpose(1, 2)

@@ -7,11 +7,11 @@ import math
 from dataclasses import replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from datafree.execution import add_macs
-from datafree.graph import chunks, unfold
+from datafree.graph import split_rows, unfold
 from datafree.quantization import fake_quantize
 from datafree.records import Layer, Moments, QParams
 
@@ -49,19 +49,20 @@ def gather_moments(
     cross = torch.zeros_like(cov) if full and student_x is not None else None
     scatter = torch.zeros(blocks).double()
     grouped = lambda u: (u - shift).view(-1, blocks, size).permute(1, 0, 2)  # noqa: E731
-    columns = chunks(x, layer, at)
-    pairs = itertools.tee(columns) if student_x is None else (columns, chunks(student_x, layer, at))
-    for u, own in zip(*pairs, strict=True):
-        centred = grouped(as_seen(own))  # (g * b, r, m)
-        square = centred.square()
+    for part in split_rows(x.shape, layer, at):
+        u = unfold(x, layer, part)
         mean += u.sum(0)
+        centred = grouped(as_seen(u if student_x is None else unfold(student_x, layer, part)))  # (g * b, r, m)
         rest += centred.sum(1)
-        cov += centred.transpose(1, 2) @ centred if full else square.sum(1)
+        cross = None if cross is None else cross.add_(grouped(u).transpose(1, 2) @ centred)
+        del u  # of a wide layer one piece is large
         add_macs(centred.numel() * (size * (1 + (cross is not None)) if full else 1))
-        if cross is not None:
-            cross += grouped(u).transpose(1, 2) @ centred
         if full:
-            scatter += (square.sum(2).square() - square.square_().sum(2)).sum(1)
+            cov += centred.transpose(1, 2) @ centred
+            scatter += _scatter(centred.square_())
+        else:
+            cov += centred.square_().sum(1)
+        del centred
     for total in (mean, rest, cov, scatter):
         total /= len(at)
     student_mean = mean if qparams is None and student_x is None else shift + rest.view_as(shift)
@@ -73,6 +74,11 @@ def gather_moments(
     cov = cov.baddbmm_(rest[:, :, None], rest[:, None, :], alpha=-1)
     cross = None if cross is None else cross.float()
     return Moments(mean.float(), student_mean.float(), cov.float(), len(at), cross, scatter)
+
+
+def _scatter(square: Float[Tensor, "b r m"]) -> Float[Tensor, " b"]:
+    """Sum over rows and taps i != j of d_i^2 d_j^2, from d^2, whose memory is used."""
+    return (square.sum(2).square() - square.square_().sum(2)).sum(1)
 
 
 def block_size(taps: int, kernel_size: int = 1) -> int:

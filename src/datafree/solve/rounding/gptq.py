@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from datafree.execution import add_macs
@@ -31,13 +31,11 @@ def gptq(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
 
 def _gptq(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
     assert isinstance(job.method, Gptq), "the table calls this for its own method"
-    h = damped(job.moments.cov, job.method.damping)
-    order = torch.argsort(h.diagonal(dim1=1, dim2=2), dim=1, descending=True)  # (g, n)
+    order, factor = _ordered_factor(damped(job.moments.cov, job.method.damping))
     columns = order[:, None].expand_as(job.weight)
     w = torch.gather(job.weight, 2, columns).double()
-    h = torch.gather(torch.gather(h, 1, order[:, :, None].expand_as(h)), 2, order[:, None].expand_as(h))
     keep = None if job.keep is None else torch.gather(job.keep, 2, columns)
-    q = _round_columns(w, _upper_factor(h), qparams, keep)
+    q = _round_columns(w, factor, qparams, keep)
     return torch.gather(q, 2, torch.argsort(order, 1)[:, None].expand_as(job.weight))
 
 
@@ -77,15 +75,25 @@ def polished(q: Float[Tensor, "g o n"], job: LayerJob, qparams: QParams) -> Floa
 
 
 def damped(h: Float[Tensor, "g n n"], share: float) -> Float[Tensor, "g n n"]:
-    """H in float64 with `share` of its mean diagonal added to the diagonal."""
-    diagonal = h.diagonal(dim1=1, dim2=2).double().mean(1).clamp(min=1e-12)
-    return h.double() + torch.diag_embed((share * diagonal)[:, None].expand(h.shape[:2]))
+    """A copy of H in float64 with `share` of its mean diagonal added to the diagonal."""
+    found = h.to(torch.float64, copy=True)
+    diagonal = found.diagonal(dim1=1, dim2=2)
+    diagonal += share * diagonal.mean(1, keepdim=True).clamp(min=1e-12)
+    return found
 
 
-def _upper_factor(h: Float[Tensor, "g n n"]) -> Float[Tensor, "g n n"]:
-    """R with H = R R^T, R upper triangular: the Cholesky factor of H read backwards."""
+def _ordered_factor(h: Float[Tensor, "g n n"]) -> tuple[Int[Tensor, "g n"], Float[Tensor, "g n n"]]:
+    """The columns in decreasing order of H_kk, and R with H = R R^T in that order, R upper triangular.
+
+    R is the Cholesky factor of H read backwards. Of a wide layer H is large: two of it are there at a time.
+    """
     add_macs(h.numel() * h.shape[2] // 6)
-    return torch.linalg.cholesky(h.flip(1, 2)).flip(1, 2)
+    order = torch.argsort(h.diagonal(dim1=1, dim2=2), dim=1, descending=True)
+    backwards = order.flip(1)
+    h = torch.gather(h, 1, backwards[:, :, None].expand_as(h))
+    h = torch.gather(h, 2, backwards[:, None].expand_as(h))
+    h = torch.linalg.cholesky(h)
+    return order, h.flip(1, 2)
 
 
 def _round_columns(w: Tensor, factor: Tensor, qparams: QParams, keep: Tensor | None) -> Float[Tensor, "g o n"]:
