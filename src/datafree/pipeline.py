@@ -32,7 +32,7 @@ from datafree.recipe import Recipe
 from datafree.records import InputRange, LayerResult, Summary
 from datafree.run import Run, Steps, expected_work, images_of, room_within, summarize, with_estimate
 from datafree.sharing import ALONE, Sharing
-from datafree.signals import measured_stats, signal_kind
+from datafree.signals import measured_stats, signal_kind, with_probes, without_probes
 from datafree.solve import Pool, Problem, plan_layers, solve_layers
 from datafree.student import check_distillation, check_runs, distill, fit_grids_, remove_channels, snap_scales
 from datafree.teacher import equalize_, fold_batchnorm_, slim
@@ -115,6 +115,7 @@ def compress(
         remembered = measured_stats(teacher, early) if early else stats
         stats, equalization = equalize_(teacher, remembered, mode=recipe.equalize, rows=recipe.weights.per == "tensor")
         plan, signal = plan_layers(teacher, recipe), early or make(teacher, stats)
+        signal = with_probes(teacher, signal, recipe.signal) if recipe.prune and recipe.prune.probes else signal
         allocated = allocate(Problem(teacher, plan, signal, recipe.solve), recipe, pool, on_step)
         solution = remove_channels(solve_layers(allocated.problem, pool, on_done, work), allocated.channels)
         solution, distilled = distill(allocated.problem, solution, recipe.distill, recipe.signal, work)
@@ -130,7 +131,7 @@ def compress(
 def _run(student: fx.GraphModule, layers: dict[str, LayerResult], allocation: Allocation, summary: Summary) -> Run:
     """What is kept of it all."""
     recipe, teacher, signal = allocation.recipe, allocation.problem.teacher, allocation.problem.signal
-    made = signal.inputs if signal_kind(recipe.signal).keeps_images else ()
+    made = without_probes(signal) if signal_kind(recipe.signal).keeps_images else ()
     made_in = signal.input_range if signal.input_range.mean else None
     done = tuple(layers.values())
     return Run(student, teacher, recipe, done, summary, signal.stats, made, made_in, signal.generator)

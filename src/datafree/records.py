@@ -267,6 +267,7 @@ class SignalSummary:
     unmoved: why images of a kind that is moved are as they were.
     fit: of images that were given; None = of made ones, or nothing is remembered.
     towards: what images were moved towards where there is no BatchNorm; "" = they were not.
+    has_probes: half of the images are procedural ones, beside those that were made.
     """
 
     kind: str
@@ -278,6 +279,7 @@ class SignalSummary:
     unmoved: str = ""
     fit: Fit | None = None
     towards: str = ""
+    has_probes: bool = False
 
 
 @dataclass(frozen=True)

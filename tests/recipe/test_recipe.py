@@ -411,7 +411,7 @@ def test_another_pattern_brings_its_own_sparsity():
 @pytest.mark.parametrize(
     "text, path, allowed",
     [
-        ("prune: {sparsty: 0.5}", "prune.sparsty", "sparsity, pattern, scope, score, steps"),
+        ("prune: {sparsty: 0.5}", "prune.sparsty", "sparsity, pattern, scope, score, steps, probes"),
         ("layers: {fc: {prune: {steps: 3}}}", "layers.fc.prune.steps", "sparsity"),
     ],
 )

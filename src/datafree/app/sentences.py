@@ -24,7 +24,8 @@ NUM_NAMES = 3  # layers named in one line
 
 def signal_text(signal: SignalSummary, chosen: InputRange) -> str:
     """What layers were solved on, and how well it came out."""
-    parts = [f"{signal.kind}, {signal.num_images} images"]
+    probes = ", half of them procedural" if signal.has_probes else ""
+    parts = [f"{signal.kind}, {signal.num_images} images{probes}"]
     if signal.draws_input:
         parts.append(f"the network's input is drawn at {chosen}; pooling is {signal.pooling}")
     if signal.distance is not None:

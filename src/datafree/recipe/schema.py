@@ -54,6 +54,7 @@ class Prune(Part):
     scope: Literal["global", "layer"] = "global"
     score: Literal["output", "magnitude"] = "output"
     steps: int = Field(default=16, ge=1)
+    probes: bool = False  # as many procedural images join those that are made: more rows for H
 
     @model_validator(mode="after")
     def _pattern_says_how_many(self) -> Prune:

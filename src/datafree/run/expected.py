@@ -10,7 +10,7 @@ from torch import fx
 from datafree import graph as g
 from datafree.execution import ALL_IN_MEMORY, CHOOSING, DISTILLING, MAKING_IMAGES, SOLVING, ExpectedWork, Room
 from datafree.recipe import Recipe, RoundingRecipe
-from datafree.signals import BACKWARD, images_asked, images_at_once, signal_kind
+from datafree.signals import BACKWARD, images_asked, images_at_once, signal_kind, takes_probes
 from datafree.solve import MAX_TAPS, NUM_ROWS, LayerPlan, Plan, rounding_method
 
 WALK = 2.2  # copies of the tensors on the way
@@ -59,13 +59,15 @@ def expected_work(
         remembers: whether BatchNorm tells what images have to be like.
     """
     forward, count = sum(g.layer_macs(teacher).values()), images_asked(teacher, recipe.signal)
+    made, probes = count, recipe.prune is not None and recipe.prune.probes
+    count *= 2 if probes and takes_probes(teacher, recipe.signal, made, remembers=remembers) else 1
     solved = [item for item in plan.layers.values() if item.weights is not None]
     walk = count * forward
     layers = sum(_solving(teacher, item, recipe.solve, count) for item in solved)
     zeros = ZEROS * sum(_product(teacher, item) for item in solved) if recipe.prune else 0
     chooses = recipe.budget is not None or recipe.prune is not None
     found = {
-        MAKING_IMAGES: signal_kind(recipe.signal).passes(recipe.signal, teacher, count, remembers) * forward,
+        MAKING_IMAGES: signal_kind(recipe.signal).passes(recipe.signal, teacher, made, remembers) * forward,
         CHOOSING: walk * (1 + PROBES * len(solved)) + layers + zeros if chooses else 0,
         SOLVING: walk * (2 if recipe.solve.sequential else 1) + layers + zeros,
         DISTILLING: 4 * recipe.distill.steps * recipe.distill.batch * forward if recipe.distill else 0,

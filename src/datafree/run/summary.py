@@ -86,7 +86,7 @@ def model_name(model: nn.Module) -> str:
 
 def _signal_summary(signal: Signal) -> SignalSummary:
     drawn = bool(signal.input_stats)
-    told = signal.distance, signal.asked, signal.unmoved, signal.fit, signal.towards
+    told = signal.distance, signal.asked, signal.unmoved, signal.fit, signal.towards, signal.has_probes
     return SignalSummary(signal.kind, signal.num_images, drawn, signal.pooling, *told)
 
 

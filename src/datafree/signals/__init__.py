@@ -7,6 +7,7 @@ from datafree.signals.job import Competitor, SignalJob
 from datafree.signals.make import images_asked, input_range_of, made, make_signal, num_images, signal_job
 from datafree.signals.matching import moving_seconds
 from datafree.signals.measured import measured_stats
+from datafree.signals.more_rows import takes_probes, with_probes, without_probes
 from datafree.signals.moving import BACKWARD, images_at_once
 from datafree.signals.probes import dead_leaves
 from datafree.signals.propagated import propagated
@@ -41,6 +42,9 @@ __all__ = [
     "propagated",
     "signal_job",
     "signal_kind",
+    "takes_probes",
     "walk_both",
     "walk_teacher",
+    "with_probes",
+    "without_probes",
 ]

@@ -40,6 +40,7 @@ class Signal:
     at_once: images that the network saw at a time once the device's memory had run out; None = it did not.
     unmoved: why images of a kind that is moved are as they were.
     fit: of given images with the statistics.
+    has_probes: every second image is a procedural one.
     room: for what is on its way in a walk.
     """
 
@@ -56,6 +57,7 @@ class Signal:
     at_once: int | None = None
     unmoved: str = ""
     fit: Fit | None = None
+    has_probes: bool = False
     towards: str = ""
     generator: Any = None  # the network that made them
     input_stats: Stats = field(default_factory=dict)
