@@ -336,6 +336,11 @@ def test_a_summary_that_makes_no_sense_is_refused(edit, damaged):
     refused(damaged, "damaged")
 
 
+def test_what_an_older_version_did_not_write_is_as_usual(damaged):
+    change(damaged / "summary.json", lambda d: d["signal"].pop("has_probes"))
+    assert Run.load(damaged).summary.signal.has_probes is False
+
+
 ESCAPES = {
     "bytes that are no text": lambda p: (p / "student.json").write_bytes(b"\xff\xfe\x00"),
     "a node of two kinds": lambda p: edit_conv(p, lambda c: c["args"].__setitem__(0, {"node": "a", "float": "1"})),

@@ -218,9 +218,18 @@ def check_free(path: Path, *, force: bool) -> None:
 
 def _summary(fields: Any) -> Summary:
     summary = TypeAdapter(Summary).validate_python(fields)
-    if json.loads(json.dumps(asdict(summary))) != fields:
-        raise FormatError("summary.json has fields that this version does not know, or lacks some")
+    if not _is_part(fields, json.loads(json.dumps(asdict(summary)))):
+        raise FormatError("summary.json has fields that this version does not know, or values it reads otherwise")
     return summary
+
+
+def _is_part(part: Any, whole: Any) -> bool:
+    """Whether all that is written is in what was read; an older version knew fewer fields."""
+    if isinstance(part, dict) and isinstance(whole, dict):
+        return all(name in whole and _is_part(value, whole[name]) for name, value in part.items())
+    if isinstance(part, list) and isinstance(whole, list):
+        return len(part) == len(whole) and all(map(_is_part, part, whole))
+    return part == whole
 
 
 def _signal_to_file(stats: Stats, images: tuple[Tensor, ...]) -> dict[str, Tensor]:
