@@ -7,6 +7,10 @@ DEMO_STAMP := .venv/.installed-demo
 DOCS := .venv/.docs
 RAY := .venv/.ray
 
+# The releases in constraints.txt want Python 3.11; on 3.10 pip takes the newest that there are for it
+PINS = $(shell $(firstword $(wildcard $(BIN)/python) $(PYTHON)) -c "import sys; \
+	print('--constraint constraints.txt' if sys.version_info >= (3, 11) else '')")
+
 .PHONY: demo test test-all test-ray test-matrix fuzz hashes install-hashed audit check format docs dist bench bench-all bench-networks bench-paper bench-rapidocr peers file-peers clean
 
 # EfficientNet-Lite0 without data, and what it then sees on photographs
@@ -23,6 +27,7 @@ test-all: $(STAMP)
 # Before a release: other kernels, threads, Pythons and dependencies, into docs/matrix.md; hours.
 # SETTINGS="avx2 oldest" and TESTS="tests/graph tests/solve" for some of them
 test-matrix: $(STAMP)
+	$(BIN)/python -m pip install --quiet $(PINS) uv
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python tests/matrix.py $(SETTINGS) $(if $(TESTS),-- $(TESTS))
 
 # What runs on a Ray cluster, two nodes of which are started here; the other targets leave it out until Ray is there
@@ -54,17 +59,17 @@ docs: $(DOCS)
 
 # The source and the wheel, into dist/, the same bytes each time, and what must be in them; BARE=1: used with nothing around
 dist: $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt build
+	$(BIN)/python -m pip install --quiet $(PINS) build
 	rm -rf dist build/lib build/bdist*
 	$(BIN)/python tests/build_dist.py dist
 	$(BIN)/python tests/dist.py dist $(if $(BARE),--bare)
 
 # The pins of constraints.txt with the hashes of their files, but for torch, whose wheels differ from place to place
 hashes: $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	$(BIN)/python -m pip install --quiet $(PINS) uv
 	$(BIN)/python tests/hashes.py $(BIN)/uv
 
-# .venv with every file checked against constraints-hashed.txt, torch and torchvision against their versions
+# .venv (of Python 3.11 or later) with every file checked against constraints-hashed.txt, torch and torchvision against their versions
 install-hashed:
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch torchvision
@@ -134,21 +139,21 @@ bench-rapidocr: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet $(PINS) --editable ".[dev]"
 	touch $(STAMP) $(DEMO_STAMP)
 
 # What the demo needs, and no more
 $(DEMO_STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]"
+	$(BIN)/python -m pip install --quiet $(PINS) --editable ".[demo]"
 	touch $(DEMO_STAMP)
 
 $(RAY): $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,ray]"
+	$(BIN)/python -m pip install --quiet $(PINS) --editable ".[dev,ray]"
 	touch $(RAY)
 
 $(DOCS): $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python -m pip install --quiet $(PINS) --editable ".[docs]"
 	touch $(DOCS)
 
 clean:

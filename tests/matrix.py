@@ -4,8 +4,9 @@ python tests/matrix.py --list                     the settings by name
 python tests/matrix.py                            all of them, the whole fast suite: hours
 python tests/matrix.py threads-2 oldest -- tests/quantization tests/graph
 
-Settings that need an environment of their own make it in .venv-matrix/; one that cannot be made here is skipped, and
-the table says why. The table is docs/matrix.md, or --out FILE; rows of other settings stay.
+Settings that need an environment of their own make it with uv in .venv-matrix/, some gigabytes each; one that cannot be
+made here is skipped, and the table says why. What pytest printed lies beside them, in NAME.log. The table is
+docs/matrix.md, or --out FILE; rows of other settings stay.
 """
 # ruff: noqa: T201  this file is a script
 
@@ -17,7 +18,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -26,7 +26,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PLACE = ROOT / ".venv-matrix"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-AS_THERE_IS = ("torch", "torchvision")  # large, and older ones are not to be had everywhere
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+OLD = ("-W", "ignore::DeprecationWarning")  # what old packages use of new ones is none of ours
+PINNED_FROM = (3, 11)  # constraints.txt holds releases that want this or later
 HEAD = "| setting | passed | failed | skipped | on | commit | date (UTC) | tests |\n|---|---|---|---|---|---|---|---|\n"
 
 
@@ -56,7 +58,7 @@ def settings() -> dict[str, Setting]:
         "no-onednn": Setting("oneDNN (MKL-DNN) off", {"TEST_ONEDNN": "off"}),
         "random-order": Setting("in a random order", arguments=("--random-order-bucket=global",)),
         **{f"python-{v}": Setting(f"Python {v}", python=v) for v in PYTHONS},
-        "oldest": Setting("the oldest dependencies that pyproject.toml names", dependencies="oldest"),
+        "oldest": Setting("the oldest dependencies that pyproject.toml names", arguments=OLD, dependencies="oldest"),
         "newest": Setting("the newest dependencies", dependencies="newest"),
     }
 
@@ -69,20 +71,20 @@ class SkippedError(Exception):
 
 
 def python_for(setting: Setting, name: str) -> Path:
-    """The interpreter to run it with, in an environment that is made where it has to be.
+    """The interpreter to run it with, in an environment that uv makes where it has to be.
 
     Raises:
         SkippedError: there is none, or it cannot be installed.
     """
-    here = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if not setting.dependencies and setting.python in ("", here):
+    if not setting.dependencies and setting.python in ("", HERE):
         return Path(sys.executable)
     place = PLACE / name
     python = place / "bin" / "python"
     if not (place / ".installed").is_file():
+        found = found_python(setting.python or HERE)
         shutil.rmtree(place, ignore_errors=True)
-        _said(found_python(setting.python or here), "-m", "venv", place)
-        _install(setting, place, python)
+        _uv("venv", "--quiet", "--python", found, place)
+        _uv("pip", "install", "--quiet", "--python", python, *versions(setting), "--editable", f"{ROOT}[dev]")
         (place / ".installed").touch()
     return python
 
@@ -90,60 +92,40 @@ def python_for(setting: Setting, name: str) -> Path:
 def found_python(version: str) -> Path:
     """An interpreter of that version: on the path, of pyenv, or what uv finds or fetches."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    tried = [shutil.which(f"python{version}"), *sorted(map(str, pyenv.glob(f"{version}.*/bin/python")))]
-    if uv := shutil.which("uv"):
-        subprocess.run([uv, "python", "install", "--quiet", version], capture_output=True)
-        found = subprocess.run([uv, "python", "find", version], capture_output=True, text=True)
-        tried += found.stdout.split()[:1]
-    for python in filter(None, tried):
-        said = subprocess.run([python, "--version"], capture_output=True, text=True)
-        if said.returncode == 0 and said.stdout.startswith(f"Python {version}."):
-            return Path(python)
-    raise SkippedError(f"there is no Python {version} here, and uv did not bring one")
+    for python in (shutil.which(f"python{version}"), *sorted(pyenv.glob(f"{version}.*/bin/python"))):
+        said = subprocess.run([python, "--version"], capture_output=True, text=True) if python else None
+        if said and said.returncode == 0 and said.stdout.startswith(f"Python {version}."):
+            return Path(str(python))
+    try:
+        return Path(_uv("python", "find", version).strip())
+    except SkippedError:
+        _uv("python", "install", "--quiet", version)
+        return Path(_uv("python", "find", version).strip())
 
 
-def _install(setting: Setting, place: Path, python: Path) -> None:
-    if setting.dependencies == "oldest":  # over what is installed, torch included
-        site = next(place.glob("lib/python*/site-packages"))
-        (site / "behind.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
-        _said(python, "-m", "pip", "install", "--quiet", *oldest(_requirements()))
-    elif setting.dependencies == "newest":
-        _said(python, "-m", "pip", "install", "--quiet", "--upgrade", "--editable", f"{ROOT}[dev]")
-    else:
-        limits = ROOT / "constraints.txt"
-        _said(python, "-m", "pip", "install", "--quiet", "--constraint", limits, "--editable", f"{ROOT}[dev]")
+def versions(setting: Setting) -> list[str]:
+    """What uv is told of versions: the lowest that pyproject.toml allows, the pins, or nothing for the newest.
+
+    A Python older than the pins are for gets the newest that there is for it.
+    """
+    if setting.dependencies == "oldest":
+        return ["--resolution", "lowest-direct"]
+    older = setting.python and tuple(map(int, setting.python.split("."))) < PINNED_FROM
+    return [] if setting.dependencies == "newest" or older else ["--constraint", str(ROOT / "constraints.txt")]
 
 
-def _said(*command: object) -> str:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=ROOT)
+def _uv(*command: object) -> str:
+    """Run uv, that of this environment or of the path, with the machine's own certificates."""
+    beside = Path(sys.executable).parent
+    uv = shutil.which("uv", path=os.pathsep.join([str(beside), os.environ.get("PATH", "")]))
+    if uv is None:
+        raise SkippedError("uv is not there; make test-matrix installs it, or: pip install uv")
+    variables = {**os.environ, "UV_SYSTEM_CERTS": "1"}
+    done = subprocess.run([uv, *map(str, command)], capture_output=True, text=True, cwd=ROOT, env=variables)
     if done.returncode:
-        last = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        raise SkippedError(f"{Path(str(command[0])).name} {command[2]} failed: {' '.join(last)}"[:300])
+        why = " ".join(done.stderr.replace("|", "/").split()).replace(f"{ROOT}/", "")
+        raise SkippedError(f"uv {command[0]} {command[1]} failed: {why}"[:300])
     return done.stdout
-
-
-def _requirements() -> list[str]:
-    """What pyproject.toml asks for to run the tests, extras resolved."""
-    import tomllib
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked, seen, extras = list(project["dependencies"]), [], ["dev"]
-    for extra in extras:
-        for line in project["optional-dependencies"][extra]:
-            of_its_own = re.fullmatch(r"datafree\[(.*)\]", line)
-            extras += [name for name in (of_its_own[1].split(",") if of_its_own else ()) if name not in extras]
-            seen += [] if of_its_own else [line]
-    return [*asked, *seen]
-
-
-def oldest(requirements: list[str]) -> list[str]:
-    """The same with == for >=, what is taken as it is left out; the largest bound of those named twice."""
-    bounds: dict[str, str] = {}
-    for line in requirements:
-        name, _, bound = re.fullmatch(r"([\w.\[\]-]+)(==|>=)([\d.]+)", line).groups()  # type: ignore[union-attr]
-        if name not in AS_THERE_IS:
-            bounds[name] = max(bound, bounds.get(name, ""), key=lambda text: [int(n) for n in text.split(".") if n])
-    return [f"{name}=={bound}" for name, bound in bounds.items()]
 
 
 # ---- running and telling
@@ -159,6 +141,8 @@ def run(name: str, setting: Setting, tests: list[str]) -> str:
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **setting.variables}
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *setting.arguments, *tests]
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    PLACE.mkdir(exist_ok=True)
+    (PLACE / f"{name}.log").write_text(done.stdout + done.stderr)
     lines = (done.stdout.strip() or done.stderr.strip()).splitlines()
     print(*(line for line in lines if line.startswith(("FAILED", "ERROR"))), lines[-1], sep="\n", flush=True)
     counts = {what: int(count) for count, what in re.findall(r"(\d+) (passed|failed|skipped|errors?)", lines[-1])}
@@ -173,10 +157,17 @@ def run(name: str, setting: Setting, tests: list[str]) -> str:
 def _row(
     name: str, setting: Setting, passed: object, failed: object, skipped: object, tests: list[str], on: str = ""
 ) -> str:
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M")
-    cells = (f"{name}: {setting.what}", passed, failed, skipped, on, commit.stdout.strip(), now)
+    cells = (f"{name}: {setting.what}", passed, failed, skipped, on, _commit(), now)
     return f"| {' | '.join(map(str, cells))} | {' '.join(tests) or 'the fast suite'} |"
+
+
+def _commit() -> str:
+    """What is tested; the table itself, which changes row by row, is none of it."""
+    commit = subprocess.run(["git", "describe", "--always"], cwd=ROOT, capture_output=True, text=True)
+    changed = ["git", "status", "--porcelain", "--", ".", ":!docs/matrix.md"]
+    dirty = subprocess.run(changed, cwd=ROOT, capture_output=True, text=True).stdout
+    return commit.stdout.strip() + ("-dirty" if dirty else "")
 
 
 def _versions(python: Path, variables: dict[str, str]) -> str:

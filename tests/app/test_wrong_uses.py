@@ -142,7 +142,7 @@ WRONG = [
     (
         "inspect wrong_nets:net --weights pickled.pth",
         2,
-        r"hold code \(pathlib\.\w+\), not tensors alone, and are not opened",
+        r"hold code \(pathlib\.[\w.]+\), not tensors alone, and are not opened",
     ),
     ("inspect wrong_nets:net --weights damaged.pth", 2, r"damaged\.pth \(7 bytes\) cannot be read"),
     ("inspect wrong_nets:net --weights net.txt", 2, r"weights net\.txt are \.txt; give \.safetensors, \.pth or \.pt"),

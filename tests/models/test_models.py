@@ -293,7 +293,7 @@ def test_files_that_hold_something_else_are_refused(here, file, content, message
 def test_torchscript_is_refused(here):
     path = here / "net.pt"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")  # torch says in several kinds that it will go
         torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), path)
     with pytest.raises(ModelError, match=r"hold code \(TorchScript\)"):
         load_model("small_net:net", weights=path)

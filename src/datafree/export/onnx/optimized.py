@@ -17,6 +17,8 @@ MOVES = frozenset({
     "Concat", "QLinearConcat", "DepthToSpace", "SpaceToDepth", "Expand", "Flatten", "Gather", "Identity", "Pad",
     "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
+STEPS = frozenset({"Mul", "SpaceToDepth"})  # of the image, before it is quantized
+BEFORE = STEPS | {"QuantizeLinear"}
 Kind = Literal["float", "moves"]
 
 
@@ -81,7 +83,8 @@ def kinds_of_nodes(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, Kind]]:
         kind = _type_of(node, types)
         types |= dict.fromkeys(node.output, kind)
         reads_float = any(types.get(name) == FLOAT for name in node.input[:1])
-        steps = node.op_type == "Mul" and node.input[0] in images and readers[node.output[0]] == {"QuantizeLinear"}
+        steps = node.op_type in STEPS and node.input[0] in images and readers[node.output[0]] <= BEFORE
+        images |= set(node.output) if steps else set()
         if node.op_type in CONVERSIONS or steps:
             found.append((node, "moves"))
         elif kind == FLOAT and reads_float:

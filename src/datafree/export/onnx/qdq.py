@@ -15,7 +15,8 @@ from datafree.export.onnx.writer import Attribute, Call
 from datafree.graph import argument, operand
 from datafree.solve import quantized_at
 
-FLOAT = 1  # onnx.TensorProto
+FLOAT, INT32 = 1, 6  # onnx.TensorProto
+BYTES = {np.uint8: 2, np.int8: 3}
 ENDS = {np.uint8: (0, 255), np.int8: (-128, 127)}
 INT4 = (-8, 7)
 UNBOUNDED = (-np.inf, np.inf)
@@ -59,15 +60,22 @@ def _quantize_image(call: Call, x: str, scale: float, zero_point: str) -> str:
 
 
 def _clip_integers(call: Call, q: str, low: np.ndarray, high: np.ndarray) -> str:
-    """Bytes clipped to ends of their own, one for all or one for each channel; nothing where a byte ends there too."""
+    """Bytes clipped to ends of their own, one for all or one for each channel; nothing where a byte ends there too.
+
+    Ends of channels are met by 32-bit integers: ONNX Runtime before 1.24 has no minimum of bytes.
+    """
     ends = [v.flat[:1].reshape(()) if (v == v.flat[0]).all() else v for v in (low, high)]
+    kind = low.dtype.type
     if all(v.ndim == 0 for v in ends):
-        if tuple(ends) == ENDS[low.dtype.type]:
+        if tuple(ends) == ENDS[kind]:
             return q
         return call.emit("Clip", q, *map(call.writer.constant, ends), step="clipped")
-    if (low > ENDS[low.dtype.type][0]).any():
-        q = call.emit("Max", q, call.writer.constant(ends[0]), step="raised")
-    return call.emit("Min", q, call.writer.constant(ends[1]), step="clipped")
+    low, high = (np.asarray(v, np.int32) for v in ends)
+    wide = call.emit("Cast", q, to=INT32, step="wide")
+    if (low > ENDS[kind][0]).any():
+        wide = call.emit("Max", wide, call.writer.constant(low), step="raised")
+    wide = call.emit("Min", wide, call.writer.constant(high), step="clipped")
+    return call.emit("Cast", wide, to=BYTES[kind], step="bytes")
 
 
 def requantize(call: Call, x: str, q: str) -> str:

@@ -59,7 +59,8 @@ def read_weights_(tensors: Iterable[Any], path: Path) -> None:
             helper.load_external_data_for_tensor(tensor, str(path.absolute().parent))
         except Exception as error:  # of onnx, in several types
             raise unreadable(tensor, path, error) from None
-        tensor.ClearField("data_location")
+        for field in ("data_location", "external_data"):  # onnx before 1.22 leaves them
+            tensor.ClearField(field)
 
 
 def unreadable(tensor: Any, path: Path, error: Exception) -> ModelError:
