@@ -31,8 +31,11 @@ def one_check(function, typechecker):
         hints = typing.get_type_hints(function, include_extras=True)
     except Exception:  # a name that is imported for other checkers alone, a shape that jaxtyping cannot read
         return with_shapes(function, typechecker=typechecker)
-    found = typechecker(function)
-    return with_shapes(found, typechecker=None) if has_shape([*hints.values()]) else found
+    if not has_shape([*hints.values()]):
+        return typechecker(function)
+    if inspect.isgeneratorfunction(function):  # which a type checker looks at when it begins, among its reader's sizes
+        return with_shapes(function, typechecker=typechecker)
+    return with_shapes(typechecker(function), typechecker=None)
 
 
 def checked(*, typechecker):

@@ -1,5 +1,6 @@
 """Shapes and types are checked while tests run: those that `checked` leaves to the type checker alone, too."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -73,6 +74,22 @@ def test_sizes_are_compared_where_there_is_one():
     for wrong in (lambda: shaped(a, [torch.ones(2)]), lambda: shaped(a[0]), lambda: Shaped("a", a), lambda: same(a)):
         with pytest.raises(Exception, match="violates type hint"):
             wrong()
+
+
+@check
+def halves(a: Float[Tensor, "n m"]) -> Iterator[int]:
+    yield len(a) // 2
+
+
+@check
+def read(a: Float[Tensor, "n m"]) -> int:
+    return next(halves(a[:2]))
+
+
+def test_a_generator_has_sizes_of_its_own():
+    assert read(torch.ones(4, 3)) == 1
+    with pytest.raises(Exception, match="Type-check error whilst checking the parameters"):
+        halves(torch.ones(4))
 
 
 def test_the_package_is_checked():
