@@ -164,7 +164,8 @@ def killed_once(solve, marker, job):
     return solve(job)
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_compression_that_loses_a_process_ends_with_the_same_bits(workers, tmp_path):
     model, inputs = NETS["residual"]()
     settings = ["signal.kind=propagated", "signal.images=8", "solve.sequential=false"]
