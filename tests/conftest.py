@@ -110,7 +110,8 @@ NUM_THREADS = int(os.environ.get("TEST_THREADS", "1"))
 
 def pytest_sessionstart(session):
     if session.config.getoption("dist", "no") != "no":
-        return  # the process that hands out tests runs none, and needs no torch
+        gc.enable()
+        return  # the process that hands out tests collects and runs none, and needs no torch
     import torch
 
     torch.set_num_threads(NUM_THREADS)
