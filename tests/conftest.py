@@ -7,20 +7,18 @@ python -m pytest -n 2 --random-order-bucket=global          in another order eac
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import io
+import gc
 import os
-import pickle
-import warnings
-from collections import Counter, OrderedDict
-from pathlib import Path
+from collections import Counter
 
+import jaxtyping
 import pytest
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine, threads that wait in a loop take minutes
+from checked import checked
 
-import torch
+jaxtyping.jaxtyped = checked  # which the import hook of --jaxtyping-packages asks for by this name
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine, threads that wait in a loop take minutes
+gc.disable()  # until all is imported, which stays: a full look takes a second, and there were ten
 
 SAMPLED = {  # of these many cases `make test` runs every so-manieth, `make test-all` all
     "test_preservation.py::test_equalization_keeps_the_function_and_changes_ranges": 4,
@@ -110,7 +108,12 @@ SAMPLED = {  # of these many cases `make test` runs every so-manieth, `make test
 NUM_THREADS = int(os.environ.get("TEST_THREADS", "1"))
 
 
-def pytest_sessionstart():
+def pytest_sessionstart(session):
+    if session.config.getoption("dist", "no") != "no":
+        gc.enable()
+        return  # the process that hands out tests collects and runs none, and needs no torch
+    import torch
+
     torch.set_num_threads(NUM_THREADS)
     if os.environ.get("TEST_ONEDNN") == "off":
         torch.backends.mkldnn.set_flags(False)
@@ -128,9 +131,16 @@ def pytest_collection_modifyitems(items):
         counts[name] += 1
 
 
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.fixture(autouse=True)
 def same_threads():
     """A test may set another number: the next one finds what all of them start with."""
+    import torch
+
     yield
     torch.set_num_threads(NUM_THREADS)
 
@@ -145,71 +155,13 @@ def no_lines_of_progress():
         yield
 
 
-class ByStructure(pickle.Pickler):
-    """A module as bytes that depend on its class and structure, and on the values of tensors that are no weights of it.
-
-    Torch's own hold addresses; and an export reads no weights.
-    """
-
-    def __init__(self, file, weights):
-        super().__init__(file)
-        self.weights = {id(x) for x in weights}
-        self.seen = {}  # a tensor that is held twice is another net than two equal ones
-
-    def persistent_id(self, x):
-        if not isinstance(x, torch.Tensor):
-            return None
-        number = self.seen.setdefault(id(x), len(self.seen))
-        values = b"" if id(x) in self.weights else x.detach().contiguous().numpy().tobytes()
-        return number, type(x), x.dtype, tuple(x.shape), x.requires_grad, values
-
-    def reducer_override(self, x):
-        """Hooks without their numbers, which torch counts on in a process; a network of a file without its place."""
-        if type(x) is OrderedDict and any(isinstance(key, int) for key in x):
-            return tuple, ([*x.values()],)
-        if isinstance(x, Path):
-            return Path, ()
-        return NotImplemented
-
-
-def weights_of(model):
-    """Parameters and buffers by all of their names."""
-    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    return {name: x for name, x in named if x is not None}
-
-
-class Exported:
-    """What is asked of an exported program: a graph of its own with the weights of the model that was given."""
-
-    def __init__(self, graph, model):
-        self.graph, self.weights = graph, weights_of(model)
-
-    def module(self):
-        own = weights_of(self.graph)
-        given = {id(x): self.weights[name] for name, x in own.items() if name in self.weights}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own classes warn when they are copied
-            return copy.deepcopy(self.graph, given)
-
-
 @pytest.fixture(autouse=True, scope="session")
 def exported_once():
     """Half of the suite's time went into exporting nets that were exported before, equal but for their weights."""
     from datafree.graph import capture  # not above: shapes are checked in what is imported after pytest has begun
+    from exported import exported_once
 
     export, known = capture._export, {}
-
-    def remembered(model, args, kwargs):
-        given = [(name, tuple(x.shape), x.dtype) for name, x in [*enumerate(args), *kwargs.items()]]
-        try:
-            ByStructure(stream := io.BytesIO(), weights_of(model).values()).dump((model, given))
-        except (pickle.PicklingError, AttributeError, TypeError, RuntimeError):  # of a test's own, or parametrized
-            return export(model, args, kwargs)
-        key = hashlib.sha256(stream.getvalue()).digest()
-        if key not in known:
-            known[key] = export(model, args, kwargs).module()
-        return Exported(known[key], model)
-
-    capture._export = remembered
+    capture._export = exported_once(export, known)
     yield known
     capture._export = export

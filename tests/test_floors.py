@@ -88,7 +88,10 @@ def offers(file):
     return [name for found in lists for name in ast.literal_eval(found)]
 
 
-GRAPH = {name: imports(file.read_text(), FILES) for name, file in FILES.items()}
+@functools.cache
+def arrows():
+    """What every module imports."""
+    return {name: imports(file.read_text(), FILES) for name, file in FILES.items()}
 
 
 def test_every_module_has_a_floor():
@@ -96,9 +99,9 @@ def test_every_module_has_a_floor():
 
 
 def test_imports_point_down():
-    arrows = [(name, other) for name, others in GRAPH.items() for other in others]
-    assert [other for _, other in arrows if other not in FILES] == []
-    between = [(name, other) for name, other in arrows if room(name) != room(other)]
+    pairs = [(name, other) for name, others in arrows().items() for other in others]
+    assert [other for _, other in pairs if other not in FILES] == []
+    between = [(name, other) for name, other in pairs if room(name) != room(other)]
     assert [f"{a} -> {b}" for a, b in between if FLOOR_OF[room(b)] >= FLOOR_OF[room(a)]] == []
 
 
@@ -121,7 +124,7 @@ def test_other_rooms_are_entered_by_their_door():
 
 def test_imports_make_no_circle():
     try:
-        TopologicalSorter(GRAPH).prepare()
+        TopologicalSorter(arrows()).prepare()
     except CycleError as error:
         pytest.fail("imports in a circle: " + " <- ".join(error.args[1]))
 

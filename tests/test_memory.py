@@ -36,7 +36,7 @@ def least(model, inputs, recipe):
 @pytest.mark.parametrize("name", ["residual", "concat", "squeeze and excitation", "asymmetric zero padding"])
 def test_students_agree(name, settings):
     model, inputs = NETS[name]()
-    recipe = Recipe.preset("w4a8").updated(["signal.images=48", *settings])
+    recipe = Recipe.preset("w4a8").updated(["signal.images=24", *settings])
     whole = compress(model, recipe, inputs)
     little = compress(model, recipe, inputs, memory=least(model, inputs, recipe))
     x = inputs if isinstance(inputs, tuple) else (inputs,)
@@ -47,7 +47,7 @@ def test_students_agree(name, settings):
 
 def test_images_are_moved_in_smaller_parts_and_come_as_near():
     model, inputs = NETS["residual"]()
-    recipe = Recipe.preset("w4a8").updated(["signal.images=16", "signal.steps=20"])
+    recipe = Recipe.preset("w4a8").updated(["signal.images=8", "signal.steps=12"])
     whole = compress(model, recipe, inputs)
     little = compress(model, recipe, inputs, memory=least(model, inputs, recipe))
     assert not torch.equal(whole.images[0], little.images[0])

@@ -43,27 +43,33 @@ def network(norm):
 
 
 @pytest.mark.parametrize(
-    "norm, makes", [(True, ON_OWN_IMAGES), (False, {"8 bits", "other images"})], ids=["BatchNorm", "none"]
+    "norm, names, makes",
+    [
+        (True, [*RECIPES], ON_OWN_IMAGES),
+        (False, ["8 bits", "equalized", "other images"], {"8 bits", "other images"}),
+        pytest.param(False, [*RECIPES], {"8 bits", "other images"}, marks=pytest.mark.slow),
+    ],
+    ids=["BatchNorm", "none", "none, all"],
 )
-def test_captured_once_and_images_made_once(norm, makes):
+def test_captured_once_and_images_made_once(norm, names, makes):
     """Without BatchNorm images come before equalizing, and all that ask for the same share them."""
     model, shared = network(norm), sharing()
     Counted.read.clear()
-    made, runs = set(), {}
-    for name, recipe in RECIPES.items():
+    made, runs, recipes = set(), {}, {name: RECIPES[name] for name in names}
+    for name, recipe in recipes.items():
         steps = []
         runs[name] = compress(model, recipe, (1, 3, 12, 12), on_step=lambda *s, to=steps: to.append(s), shared=shared)
         if any(what == MAKING_IMAGES for what, _, _ in steps):
             made.add(name)
     assert len(Counted.read) == 1 and made == makes
-    for name, recipe in RECIPES.items():
+    for name, recipe in recipes.items():
         alone = compress(model, recipe, (1, 3, 12, 12))
         for graph in ("student", "teacher"):
             own, of_it = (getattr(run, graph).state_dict() for run in (runs[name], alone))
             assert own.keys() == of_it.keys() and all(torch.equal(own[key], of_it[key]) for key in own), name
         assert torch.equal(runs[name].images[0], alone.images[0])
         assert runs[name].layers and [x.error_db for x in runs[name].layers] == [x.error_db for x in alone.layers]
-    assert len(Counted.read) == 1 + len(RECIPES)
+    assert len(Counted.read) == 1 + len(recipes)
 
 
 def test_another_seed_and_given_images_are_not_the_same():

@@ -61,7 +61,10 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("commands", [None, COMMANDS], ids=["importing", "compressing"])
+@pytest.mark.parametrize(
+    "commands",
+    [pytest.param(None, id="importing", marks=pytest.mark.slow), pytest.param(COMMANDS, id="compressing")],
+)
 def test_no_socket_is_opened(commands, tmp_path):
     (tmp_path / "net_of_wires.py").write_text(NET)
     asked = [] if commands is None else [json.dumps(commands)]

@@ -433,7 +433,7 @@ def test_an_input_with_a_rule_keeps_it_and_is_counted():
         run_of("residual", **MIXED, budget={"mean_activation_bits": 4}, layers=rules)
 
 
-@pytest.mark.parametrize("share", [0.3, 0.7])
+@pytest.mark.parametrize("share", [0.3, pytest.param(0.7, marks=SLOW)])
 def test_bit_operations_are_no_more_than_asked_for(share):
     uniform = {width: run_of("residual", weights={"bits": width}, activations={"bits": width}) for width in (4, 8)}
     least, most = (uniform[width].summary.bit_operations for width in (4, 8))

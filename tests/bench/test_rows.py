@@ -34,8 +34,6 @@ from bench.tables.accuracy import Cell, Row, Way
 from datafree import Recipe, compress
 from nets import NETS
 
-PAGES = {str(path.relative_to(rows.ROOT)): (path, text) for path, text in render.pages(rows.ROOT)}
-
 
 def row(network="resnet20_cifar10", preset="w4a8", name="ours", seed=0, lost=1.0, commit="new", **more):
     known = {"num_images": 100, "float_top1": 80.0, "top1": 80.0 - lost, "lost_error": 0.5, "agreement": 90.0}
@@ -390,10 +388,9 @@ def test_efficientnet_lite0_comes_first():
 # ---- pages
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_pages_say_what_the_rows_say(name):
-    path, text = PAGES[name]
-    assert render.undated(path.read_text()) == render.undated(text), "run python -m bench.tables.render"
+def test_pages_say_what_the_rows_say():
+    old = [path for path, text in render.pages(rows.ROOT) if render.undated(path.read_text()) != render.undated(text)]
+    assert old == [], "run python -m bench.tables.render"
 
 
 def test_tables_of_files_that_no_bench_of_accuracy_makes(tmp_path, new_is_current):

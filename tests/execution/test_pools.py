@@ -164,14 +164,16 @@ def killed_once(solve, marker, job):
     return solve(job)
 
 
-def test_a_compression_that_loses_a_process_ends_with_the_same_bits(tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_compression_that_loses_a_process_ends_with_the_same_bits(workers, tmp_path):
     model, inputs = NETS["residual"]()
     settings = ["signal.kind=propagated", "signal.images=8", "solve.sequential=false"]
     recipe, marker, lost = Recipe.preset("w4a8").updated(settings), tmp_path / "kill", []
     whole = compress(model, recipe, inputs)
     names = [layer.name for layer in whole.layers]
     marker.write_text(names[len(names) // 2])
-    pool = processes(2, on_lost=lost.append)
+    pool = processes(workers, on_lost=lost.append)
     run = compress(model, recipe, inputs, pool=lambda f, jobs: pool(partial(killed_once, f, marker), jobs))
     kept = run.student.state_dict()
     assert all(torch.equal(value, kept[key]) for key, value in whole.student.state_dict().items())
