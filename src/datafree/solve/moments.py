@@ -49,7 +49,7 @@ def gather_moments(
     cross = torch.zeros_like(cov) if full and student_x is not None else None
     scatter = torch.zeros(blocks).double()
     grouped = lambda u: (u - shift).view(-1, blocks, size).permute(1, 0, 2)  # noqa: E731
-    for part in split_rows(x.shape, layer, at):
+    for part in split_rows(x, layer, at):
         u = unfold(x, layer, part)
         mean += u.sum(0)
         centred = grouped(as_seen(u if student_x is None else unfold(student_x, layer, part)))  # (g * b, r, m)
