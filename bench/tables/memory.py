@@ -201,17 +201,19 @@ class Watch:
         """What the network should take, once it is captured."""
         recipe = Recipe.preset(self.asked.preset)
         count, (widest, computed) = images_asked(teacher, recipe.signal), g.numbers_held(teacher)
+        seen = min(count, 64, images_at_once(teacher)) if hasattr(recipe.signal, "steps") else 0
         taps = {n: g.weight(teacher, layer)[0].numel() for n, layer in g.layers(teacher).items()}
         layers = g.layers(teacher).values()
         self.known = {
             "layers": len(taps),
             "macs": sum(g.layer_macs(teacher).values()),
             "weights": 4 * 4 * g.num_parameters(teacher),
-            "moments": max(
+            "moments": (3 if recipe.solve.sequential else 1)
+            * max(
                 8 * layer.groups * taps[layer.name] * block_size(taps[layer.name], layer.kernel_size)
                 for layer in layers
             ),
-            "activations": 4 * max(count * widest, min(count, 64, images_at_once(teacher)) * computed),
+            "activations": 4 * max(count * widest, seen * computed),
         }
 
     def begin(self, phase: str, step: int, steps: int) -> None:
@@ -258,10 +260,11 @@ def resident() -> dict[str, int]:
 # ---- page
 
 NOTE = """Peak of resident memory, by the system's own high-water mark, over what the process holds before it: Python,
-torch and imports (*base*). *Bound*: four float32 copies of the weights, the largest H of a layer in float64, and the
-values of the images that are on their way: the most that a walk holds at a time, of all images, or all that a backward
-pass reads, of those that it sees at a time, whichever is more. *Line*: where memory was at its peak, by a look every
-five milliseconds. CPU seconds are of one thread, since the machine had other work; images, where a preset moves them,
+torch and imports (*base*). *Bound*: four float32 copies of the weights, the largest H of a layer in float64 (in
+sequence H and C of all images and of both halves in float32, three times that), and the values of the images that are
+on their way: the most that a walk holds at a time, of all images, or where images are moved all that a backward pass
+reads, of those that it sees at a time, whichever is more. *Line*: where memory was at its peak, by a look every five
+milliseconds. CPU seconds are of one thread, since the machine had other work; images, where a preset moves them,
 were moved a few steps only."""
 
 
