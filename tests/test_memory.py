@@ -60,11 +60,23 @@ def test_a_limit_without_room_for_one_image_says_what_would_do():
     recipe = Recipe.preset("w8a8").updated(["signal.images=4"])
     enough = least(model, inputs, recipe)
     compress(model, recipe, inputs, memory=enough)
-    said = (
-        r"^memory=[\d,]+ bytes are too few: Python, torch, weights and one layer's moments take about [\d,]+, and an "
-    )
+    said = r"^memory=[\d,]+ bytes are too few: Python, torch, weights, images and one layer's moments take about [\d,]+"
     with pytest.raises(MemoryLimitError, match=said):
         compress(model, recipe, inputs, memory=enough - 1)
+
+
+def test_layers_in_sequence_need_more_for_their_moments():
+    model, inputs = NETS["residual"]()
+    recipe = Recipe.preset("w8a8").updated(["signal.images=4"])
+    alone, in_sequence = (least(model, inputs, recipe.updated([f"solve.sequential={s}"])) for s in ("false", "true"))
+    assert in_sequence > alone
+
+
+def test_images_count():
+    model, inputs = NETS["residual"]()
+    few, many = (least(model, inputs, Recipe.preset("w8a8").updated([f"signal.images={n}"])) for n in (4, 8))
+    x = inputs[0] if isinstance(inputs, tuple) else inputs
+    assert many - few == 4 * x[:1].nbytes
 
 
 def test_unfinished_work_of_another_limit_is_refused(tmp_path):

@@ -27,6 +27,7 @@ from bench.tables import (
     folding,
     guard,
     markdown,
+    memory,
     methods,
     onnx_files,
     packed_bytes,
@@ -56,6 +57,7 @@ RESULT_PAGES: dict[str, Callable[[Path], str]] = {
     "rapidocr": rapidocr.page,
     "onnx_files": onnx_files.page,
     "coverage": coverage.page,
+    "memory": memory.page,
     "targets": targets.page,
     "paper": lambda folder: paper_pages.page(paper.written(folder / "paper.jsonl"), folder),
 }

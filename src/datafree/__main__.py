@@ -2,15 +2,15 @@
 
 import sys
 
-from datafree.app.allocator import keep_freed_memory
+from datafree.app.allocator import give_back_freed_memory, keep_freed_memory
 from datafree.app.stopping import how_stopped, stop_on_sigterm
 
 
 def main() -> int:
     try:
         stop_on_sigterm()
-        if not any(argument.startswith("--memory") for argument in sys.argv):
-            keep_freed_memory()
+        is_limited = any(argument.startswith("--memory") for argument in sys.argv)
+        give_back_freed_memory() if is_limited else keep_freed_memory()
         from datafree.app.cli import main as command_line
 
         return command_line()

@@ -108,7 +108,8 @@ def compress(
         plan = plan_layers(teacher, recipe)  # refuses a wrong recipe before anything takes long
         check_distillation(teacher, recipe.distill, recipe.signal)
         check(teacher)
-        work = replace(work, room=room_within(teacher, plan, memory, Path(resume).parent if resume else None))
+        place = Path(resume).parent if resume else None
+        work = replace(work, room=room_within(teacher, plan, recipe, memory, place))
         on_plan(expected_work(teacher, plan, recipe, remembers=bool(stats), room=work.room))
         make = partial(shared.make_signal, signal=recipe.signal, seed=seed, input_range=known, images=given, work=work)
         early = None if stats else make(teacher, stats)  # no BatchNorm: images tell what equalizing goes by

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
-from datafree.execution import ALL_IN_MEMORY, Parts, Room
+from datafree.execution import ALL_IN_MEMORY, Parts, Room, in_turn, is_in_file, put_away, room
 from datafree.execution.room import Files
 
 BATCH = torch.randn(12, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -28,6 +30,13 @@ def test_parts_are_the_whole_and_no_larger_than_the_room(images, sizes, tmp_path
     parts = Parts(Room(4 * images * OF_ONE, tmp_path), 12)
     found = parts.apply(counted(lambda x: 2 * x[:, :3] + 1, seen), BATCH)
     assert torch.equal(found, 2 * BATCH[:, :3] + 1) and seen == sizes
+
+
+def test_results_that_are_larger_than_what_is_read_are_made_of_fewer_images(tmp_path):
+    seen = []
+    wide = counted(lambda x: x.repeat(1, 3, 1, 1), seen)
+    found = Parts(Room(4 * 12 * OF_ONE, tmp_path), 12).apply(wide, BATCH, gives=3 * BATCH[0].numel())
+    assert torch.equal(found, BATCH.repeat(1, 3, 1, 1)) and seen == [4, 4, 4]
 
 
 def test_several_batches_share_the_room(tmp_path):
@@ -61,6 +70,40 @@ def test_files_keep_what_was_written_when_it_is_put_away(tmp_path):
     gc.collect()
     files.put_away()
     assert not files._maps
+
+
+def test_a_file_is_read_one_entry_at_a_time_and_memory_as_it_is(tmp_path):
+    x = Files(tmp_path).empty((12, 4, 8, 8), torch.float32).copy_(BATCH)
+    assert is_in_file(x) and is_in_file(x[2:]) and not is_in_file(BATCH)
+    parts = [*in_turn(x)]
+    assert len(parts) == 12 and torch.equal(torch.cat(parts), BATCH)
+    assert [*in_turn(BATCH)] == [BATCH]
+    put_away(x)
+    put_away(BATCH)
+    assert torch.equal(x, BATCH)
+
+
+def test_a_tensor_where_a_file_was_is_in_no_file(tmp_path):
+    x = Files(tmp_path).empty((12, 4, 8, 8), torch.float32)
+    there = x.untyped_storage().data_ptr()
+    del x
+    gc.collect()
+    assert there not in room._FILES
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells what of a file is in memory")
+def test_what_was_read_in_turn_is_out_of_memory(tmp_path):
+    x = Files(tmp_path).empty((8, 2**18), torch.float32).fill_(1.0)
+    put_away(x)
+    held = [resident_kilobytes(x) for part in in_turn(x) if part.sum() == 2**18]
+    assert len(held) == 8 and max(held) <= 2 * 1024 and resident_kilobytes(x) == 0
+
+
+def resident_kilobytes(x):
+    """How much of the mapping a tensor lies in is in this process's memory."""
+    start = f"{x.data_ptr():x}-"
+    of_mapping = Path("/proc/self/smaps").read_text().split(f"\n{start}")[1]
+    return int(re.findall(r"^Rss: +(\d+) kB$", of_mapping, re.MULTILINE)[0])
 
 
 def test_what_is_no_batch_is_told(tmp_path):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from datafree.execution.room import Files
 from datafree.graph.columns import output_size, positions, taps_inside, unfold
 from datafree.records import Layer
 from jobs import convolution
@@ -105,3 +106,12 @@ def test_positions_are_drawn_inside_the_output_and_by_the_seed(name):
     assert not torch.equal(drawn, positions(x.shape, layer, 5, 1))
     rows = unfold(x, layer, everywhere(x.shape, layer)).unflatten(0, size)
     assert torch.equal(unfold(x, layer, drawn), rows[tuple(drawn.T)])
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_columns_of_what_lies_in_a_file_are_the_same(name, tmp_path):
+    kernel, options = CONVS[name]
+    layer, x = convolution(kernel, **options), randn(3, 4, 8, 9)
+    on_file = Files(tmp_path).empty(x.shape, x.dtype).copy_(x)
+    at = positions(x.shape, layer, 40, 1)
+    assert torch.equal(unfold(on_file, layer, at), unfold(x, layer, at))

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from alive import Alive
 from datafree.signals import probes
 from datafree.signals.probes import dead_leaves, pink_noise
 
@@ -185,3 +186,19 @@ def test_sizes_below_one_are_refused(draw, name):
     sizes = {"num_images": 2, "height": 8, "width": 8, "channels": 3, name: 0}
     with pytest.raises(ValueError, match=rf"{name} is 0; probe images need 1 or more; num_images is signal\.images"):
         draw(sizes.pop("num_images"), **sizes, generator=seeded(0))
+
+
+def test_noise_takes_little_more_than_the_memory_of_the_images(monkeypatch):
+    """The noise, and mixed; of all spectra at once it would take four times the images."""
+    monkeypatch.setattr(probes, "NUMBERS", 4 * 3 * 32**2)
+    with Alive() as alive:
+        x = pink_noise(16, height=32, width=32, channels=3, generator=seeded(0))
+    assert alive.most < 3.5 * x.nbytes
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_noise_made_in_parts_is_the_same(channels, monkeypatch):
+    asked = {"height": 16, "width": 20, "channels": channels}
+    whole = pink_noise(10, **asked, generator=seeded(0))
+    monkeypatch.setattr(probes, "NUMBERS", 2 * channels * 16 * 20)
+    assert torch.allclose(whole, pink_noise(10, **asked, generator=seeded(0)), atol=1e-5)

@@ -14,6 +14,7 @@ from torch import nn
 
 from datafree import Recipe
 from datafree import graph as g
+from datafree.execution.room import Files
 from datafree.graph.capture import trace
 from datafree.recipe import RecipeError, SignalRecipe
 from datafree.records import ChannelStats, InputRange
@@ -92,6 +93,13 @@ def test_batch_statistics_and_their_gradient_are_those_of_var_mean(shape):
         torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-11)
     for a, b in zip(wanted, batch_statistics(x.detach().float()), strict=True):
         torch.testing.assert_close(b.double(), a, rtol=1e-4, atol=1e-6)
+
+
+def test_batch_statistics_of_what_lies_in_a_file_are_the_same(tmp_path):
+    x = torch.randn(6, 4, 9, 7, generator=torch.Generator().manual_seed(1))
+    on_file = Files(tmp_path).empty(x.shape, x.dtype).copy_(x)
+    for a, b in zip(batch_statistics(x), batch_statistics(on_file), strict=True):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-7)
 
 
 def test_batch_statistics_are_those_of_numpy():

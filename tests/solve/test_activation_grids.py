@@ -6,6 +6,7 @@ from torch import nn
 
 from datafree import Recipe, compress, load_model
 from datafree import graph as g
+from datafree.execution.room import Files
 from datafree.graph.capture import trace
 from datafree.quantization.affine import fake_quantize
 from datafree.records import InputRange
@@ -110,3 +111,13 @@ def test_outputs_are_not_clipped_and_have_a_reserve(symmetric):
     assert low <= RESERVE * float(x.min()) + float(grid.scale) and high >= RESERVE * float(x.max()) - float(grid.scale)
     clipped = activation_grid(reader([LOUD, QUIET], x)[0], x, 8, 0)
     assert float(grid.scale) > float(clipped.scale)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_lies_in_a_file_has_the_same_grid(bits, tmp_path):
+    x = images()
+    on_file = Files(tmp_path).empty(x.shape, x.dtype).copy_(x)
+    graph, layers = reader([LOUD, QUIET], x)
+    wanted, found = (activation_grid(graph, of, bits, 0, readers=layers) for of in (x, on_file))
+    assert torch.equal(wanted.scale, found.scale) and torch.equal(wanted.zero_point, found.zero_point)
+    assert torch.equal(output_grid(x, bits).scale, output_grid(on_file, bits).scale)

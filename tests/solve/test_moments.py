@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from alive import Alive
 from datafree.graph import columns as column_module
 from datafree.graph.columns import chunks, positions, unfold
 from datafree.quantization.affine import choose_qparams
@@ -296,3 +297,15 @@ def test_many_taps_are_moments_of_blocks(num_rows, monkeypatch):
             torch.testing.assert_close(block.cov, full.cov[:, taps, taps], rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(block.cross, full.cross[:, taps, taps], rtol=1e-4, atol=1e-4)
             assert torch.equal(shrunk(block).cov, shrunk(blocks).blocks()[i].cov)
+
+
+@pytest.mark.parametrize("of_student", [False, True], ids=["teacher", "student"])
+def test_a_wide_layer_holds_few_pieces_at_a_time(of_student, monkeypatch):
+    layer, x = convolution((3, 3), padding=(1, 1)), randn(24, 16, 8, 8)
+    at, piece, taps = everywhere(x, layer), 128, 16 * 9
+    monkeypatch.setattr(column_module, "CHUNK", piece * taps)
+    with Alive() as alive:
+        gather_moments(x, layer, at, qparams=None, full=True, student_x=x + 1 if of_student else None)
+    one_piece, h = 4 * piece * taps, 8 * taps**2
+    few = 3 * one_piece + 2 * h + of_student * (x.nbytes + 2 * h)
+    assert alive.most < few and len(at) > 10 * piece

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
+from alive import Alive
 from datafree import Recipe, Run, compress
 from datafree import graph as g
 from datafree.graph.capture import trace
@@ -117,6 +118,14 @@ def test_share_errs_least_on_the_half_that_was_not_seen(num_rows):
     if num_rows == 4000:
         assert share > 0.9 and error(damping, share) < 0.9 * error(0.01, 0.0)
     assert compensated(job)[1] == share
+
+
+def test_the_share_of_a_wide_layer_is_found_in_few_matrices():
+    *_, job = upstream(300, taps=96)
+    with Alive() as alive:
+        best_share(job.weight.double(), *job.moment_halves)
+    h = 4 * 96**2
+    assert alive.most < 5 * h  # two in float64
 
 
 def test_compensation_that_does_not_hold_on_other_images_is_dropped():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from datafree import graph as g
 from datafree.graph.capture import trace
@@ -130,3 +131,30 @@ def test_a_nearly_dead_channel_keeps_its_scale():
         before, after, _ = equalized(model, mode=mode)
         first = g.layers(after)["0"]
         assert torch.equal(g.weight(after, first)[1], g.weight(before, first)[1])
+
+
+class Squared(TorchDispatchMode):
+    """Weights that were squared."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.square.default, torch.ops.aten.pow.Tensor_Scalar) and args[0].dim() > 1:
+            self.count += args[0].numel()
+        return func(*args, **(kwargs or {}))
+
+
+def squared_of_chain(num_layers):
+    layers = [(nn.Linear(16, 16), nn.ReLU()) for _ in range(num_layers)]
+    model, x = nn.Sequential(*(part for pair in layers for part in pair)).eval(), torch.zeros(2, 16)
+    with torch.no_grad():
+        for linear, _ in layers:
+            linear.weight *= torch.linspace(0.1, 2, 16)[:, None]
+    graph = trace(model, x)
+    with Squared() as squared:
+        equalize_(graph, {}, mode="foldable")
+    return squared.count
+
+
+def test_the_work_grows_as_the_number_of_layers():
+    assert 1.5 < squared_of_chain(24) / squared_of_chain(12) < 2.5

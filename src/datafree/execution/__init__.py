@@ -31,7 +31,7 @@ from datafree.execution.resume import (
     restore_adam,
     under,
 )
-from datafree.execution.room import ALL_IN_MEMORY, Parts, Room
+from datafree.execution.room import ALL_IN_MEMORY, Parts, Room, in_turn, is_in_file, put_away
 from datafree.execution.silence import silent
 from datafree.execution.tensor_files import load_checked, save_checked, save_tensors
 from datafree.execution.workers import Lost, WorkerError
@@ -67,7 +67,9 @@ __all__ = [
     "counting_pool",
     "ignore_plan",
     "ignore_steps",
+    "in_turn",
     "inflated",
+    "is_in_file",
     "layer_from_tensors",
     "layer_to_tensors",
     "load_checked",
@@ -78,6 +80,7 @@ __all__ = [
     "out_of_memory",
     "peak_memory",
     "processes",
+    "put_away",
     "restore_adam",
     "save_checked",
     "save_tensors",

@@ -6,7 +6,7 @@ import mmap
 import os
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ class Room:
 
 
 ALL_IN_MEMORY = Room()
+_FILES: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()  # all, by the address in memory
 
 
 class Files:
@@ -37,7 +38,7 @@ class Files:
 
     def __init__(self, place: Path | None) -> None:
         self._place = place
-        self._maps: dict[int, weakref.ref[mmap.mmap]] = {}  # by address
+        self._maps: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()  # by address
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor to be written, whose file goes with it.
@@ -53,22 +54,42 @@ class Files:
                 file.truncate(size)
             held = mmap.mmap(file.fileno(), size)
         found = torch.frombuffer(held, dtype=dtype, count=torch.Size(shape).numel()).view(shape)
-        self._maps[found.untyped_storage().data_ptr()] = weakref.ref(held)
+        address = found.untyped_storage().data_ptr()
+        self._maps[address] = _FILES[address] = held
         return found
 
     def holds(self, x: Tensor) -> bool:
         """Whether a tensor, or what it is a view of, lies in a file."""
-        known = self._maps.get(x.untyped_storage().data_ptr())
-        return known is not None and known() is not None
+        return x.untyped_storage().data_ptr() in self._maps
 
     def put_away(self) -> None:
         """Take all of them out of this process's memory; what reads them brings them back."""
-        for address, known in list(self._maps.items()):
-            held = known()
-            if held is None:
-                del self._maps[address]
-            elif hasattr(mmap, "MADV_DONTNEED"):
-                held.madvise(mmap.MADV_DONTNEED)
+        for held in self._maps.values():
+            _put_away(held)
+
+
+def is_in_file(x: Tensor) -> bool:
+    """Whether a tensor, or what it is a view of, lies in a file of `Files`."""
+    return x.untyped_storage().data_ptr() in _FILES
+
+
+def put_away(x: Tensor) -> None:
+    """Take a tensor that lies in a file out of this process's memory; it is read again where it is needed."""
+    held = _FILES.get(x.untyped_storage().data_ptr())
+    if held is not None:
+        _put_away(held)
+
+
+def in_turn(x: Tensor) -> Iterator[Tensor]:
+    """What lies in a file, one entry of dimension 0 after another, each put away once it is read; else `x` itself."""
+    for part in x.split(1) if is_in_file(x) else [x]:
+        yield part
+        put_away(x)
+
+
+def _put_away(held: mmap.mmap) -> None:
+    if hasattr(mmap, "MADV_DONTNEED"):
+        held.madvise(mmap.MADV_DONTNEED)
 
 
 class Parts:
@@ -85,11 +106,16 @@ class Parts:
         """Whether a value may hold one entry an image."""
         return isinstance(value, Tensor) and value.dim() > 2 and len(value) == self._count
 
-    def apply(self, function: Callable[..., Tensor], *batches: Tensor) -> Tensor:
-        """`function` of tensors (N, ...), one entry an image each; an image of the result is of those images alone."""
+    def apply(self, function: Callable[..., Tensor], *batches: Tensor, gives: int = 0) -> Tensor:
+        """`function` of tensors (N, ...), one entry an image each; an image of the result is of those images alone.
+
+        Args:
+            gives: numbers in one image of the result, where that may be more than is read.
+        """
         if self._size is None:
             return function(*batches)
-        at_once = max(1, self._size // max(1, COPIES * sum(x[0].numel() * x.element_size() for x in batches)))
+        reads = sum(x[0].numel() * x.element_size() for x in batches)
+        at_once = max(1, self._size // max(1, COPIES * max(reads, gives * batches[0].element_size())))
         if at_once >= self._count:
             return self.keep(function(*batches))
         found: Tensor | None = None

@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from datafree.execution import is_in_file, put_away
 from datafree.graph.layer_types import type_of
 from datafree.records import Layer
 
 CHUNK = 2**24  # elements of unfolded input held at once
+CHUNK_OF_FILE = 2**21  # the same of an input that lies in a file, where there is little memory
 
 
 def output_size(x_shape: Sequence[int], layer: Layer) -> tuple[int, ...]:
@@ -39,16 +41,19 @@ def unfold(x: Tensor, layer: Layer, at: Int[Tensor, "r d"]) -> Float[Tensor, "r 
         x: the layer's input, (N, C_in, H, W), (N, C_in, L) or (..., C_in).
     """
     if not type_of(layer).rank:
-        return x.reshape(-1, layer.groups, x.shape[-1] // layer.groups)[at[:, 0]]
+        found = x.reshape(-1, layer.groups, x.shape[-1] // layer.groups)[at[:, 0]]
+        put_away(x)
+        return found
     places, inside = _taps(layer, x.shape[2:], at[:, 1:])
     is_bordered = not bool(inside.all())
-    if places.shape[1] == 1 and not is_bordered:
+    if places.shape[1] == 1 and not is_bordered and not is_in_file(x):
         return x.flatten(2)[at[:, 0], :, places[:, 0]].reshape(len(at), layer.groups, -1)
     places = torch.where(inside, places, 0)
     found = x.new_empty(len(at), x.shape[1], places.shape[1])
     for image, own in _by_image(at[:, 0]):  # one image after another, plane by plane: memory is read in order
         taken = x[image].flatten(1).index_select(1, places[own].flatten())
         found[own] = taken.view(x.shape[1], len(own), -1).transpose(0, 1)
+        put_away(x)
     if is_bordered:
         found.masked_fill_(~inside[:, None], 0)
     return found.reshape(len(at), layer.groups, -1)
@@ -56,12 +61,13 @@ def unfold(x: Tensor, layer: Layer, at: Int[Tensor, "r d"]) -> Float[Tensor, "r 
 
 def chunks(x: Tensor, layer: Layer, at: Int[Tensor, "r d"]) -> Iterator[Float[Tensor, "r g n"]]:
     """Unfolded columns in pieces of bounded size."""
-    return (unfold(x, layer, part) for part in split_rows(x.shape, layer, at))
+    return (unfold(x, layer, part) for part in split_rows(x, layer, at))
 
 
-def split_rows(x_shape: Sequence[int], layer: Layer, at: Int[Tensor, "r d"]) -> tuple[Int[Tensor, "p d"], ...]:
+def split_rows(x: Tensor, layer: Layer, at: Int[Tensor, "r d"]) -> tuple[Int[Tensor, "p d"], ...]:
     """Output positions in pieces whose unfolded columns are of bounded size."""
-    return at.split(max(1, CHUNK // row_size(x_shape, layer)))
+    size = CHUNK_OF_FILE if is_in_file(x) else CHUNK
+    return at.split(max(1, size // row_size(x.shape, layer)))
 
 
 def row_size(x_shape: Sequence[int], layer: Layer) -> int:

@@ -25,7 +25,7 @@ class MemoryLimitError(ValueError):
     """A limit that is less than what one image at a time takes."""
 
 
-def room_within(teacher: fx.GraphModule, plan: Plan, memory: int | None, place: Path | None) -> Room:
+def room_within(teacher: fx.GraphModule, plan: Plan, recipe: Recipe, memory: int | None, place: Path | None) -> Room:
     """What a limit of so many bytes, for the whole process, leaves for tensors on their way through the network.
 
     A figure of the network and the limit alone, so that every machine makes the same parts.
@@ -38,12 +38,16 @@ def room_within(teacher: fx.GraphModule, plan: Plan, memory: int | None, place: 
     """
     if memory is None:
         return ALL_IN_MEMORY
-    size = memory - BASE - _at_rest(teacher) - _solving_memory(teacher, plan)
+    images = images_asked(teacher, recipe.signal) * sum(
+        math.prod(g.shape(node)[1:]) for node in g.placeholders(teacher)
+    )
+    kept = _at_rest(teacher) + 2 * g.num_parameters(teacher) + 4 * images  # integers as they come, in 16 bits
+    size = memory - BASE - kept - _solving_memory(teacher, plan, recipe.solve)
     least = ONE * 4 * g.numbers_held(teacher)[0]
     if size < least:
         raise MemoryLimitError(
-            f"memory={memory:,} bytes are too few: Python, torch, weights and one layer's moments take about "
-            f"{memory - size:,}, and an image on its way {least:,}; give {memory - size + least:,} or more"
+            f"memory={memory:,} bytes are too few: Python, torch, weights, images and one layer's moments take "
+            f"about {memory - size:,}, and an image on its way {least:,}; give {memory - size + least:,} or more"
         )
     return Room(size, place)
 
@@ -73,7 +77,8 @@ def expected_work(
         DISTILLING: 4 * recipe.distill.steps * recipe.distill.batch * forward if recipe.distill else 0,
     }
     phases = {phase: macs for phase, macs in found.items() if macs}
-    memory = _memory(teacher, plan, count, room, moves=MAKING_IMAGES in phases)
+    solving = _solving_memory(teacher, plan, recipe.solve)
+    memory = _memory(teacher, solving, count, room, moves=MAKING_IMAGES in phases)
     return ExpectedWork(forward, len(solved), phases, memory)
 
 
@@ -95,10 +100,10 @@ def _solving(teacher: fx.GraphModule, item: LayerPlan, method: RoundingRecipe, c
     return trained + moments + SOLVES * _product(teacher, item)
 
 
-def _memory(teacher: fx.GraphModule, plan: Plan, count: int, room: Room, *, moves: bool) -> int:
+def _memory(teacher: fx.GraphModule, solving: int, count: int, room: Room, *, moves: bool) -> int:
     """Bytes of weights, of the signal on its way or of a layer's H, or of what a backward pass remembers."""
     widest, computed = g.numbers_held(teacher)
-    walk, solving = WALK * 4 * count * widest, _solving_memory(teacher, plan)
+    walk = WALK * 4 * count * widest
     backward = BACKWARD * 4 * min(count, BATCH, images_at_once(teacher, room)) * computed if moves else 0
     if room.size is not None:
         return round(_at_rest(teacher) + max(min(walk, room.size) + solving, backward))
@@ -110,7 +115,7 @@ def _at_rest(teacher: fx.GraphModule) -> int:
     return 8 * g.num_parameters(teacher)
 
 
-def _solving_memory(teacher: fx.GraphModule, plan: Plan) -> int:
-    """Bytes of the largest H, in double precision, and what is made of it."""
+def _solving_memory(teacher: fx.GraphModule, plan: Plan, method: RoundingRecipe) -> int:
+    """Bytes of the largest H, in double precision, and what is made of it; in sequence also of both halves' H and C."""
     taps = max((g.weight(teacher, i.layer)[0].numel() for i in plan.layers.values()), default=0)
-    return 3 * 8 * min(taps, MAX_TAPS) ** 2
+    return (6 if method.sequential else 3) * 8 * min(taps, MAX_TAPS) ** 2

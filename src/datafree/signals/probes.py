@@ -17,6 +17,7 @@ RADIUS_MIN, RADIUS_MAX = 0.02, 0.5  # of the longer side
 MARGIN = 0.1  # centres lie up to this far outside the image, of the longer side
 NOISE = 0.15  # std of the 1/f noise over the leaves, whose colours lie within about [-1, 1]
 LEAF_ROWS = 2**20  # rasterised at a time; keeps the index lists within some 100 MB
+NUMBERS = 2**22  # transformed at a time; spectra of all images would take several times their memory
 
 # luminance and two opponent axes (columns): correlations 0.40, 0.55, 0.55; other counts get their mean
 RGB_MIX = ((0.8, 0.45, 0.4), (0.8, 0.0, -0.6), (0.8, -0.45, 0.2))
@@ -140,10 +141,11 @@ def _row_spans(leaves: _Leaves, height: int, width: int) -> tuple[Int[Tensor, "n
 
 
 def _pink(n: int, height: int, width: int, channels: int, generator: torch.Generator) -> Float[Tensor, "n c h w"]:
-    spectrum = torch.fft.rfft2(torch.randn(n, channels, height, width, generator=generator))
+    noise = torch.randn(n, channels, height, width, generator=generator)
     frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width))
-    spectrum /= frequency.clamp(min=1 / max(height, width))
-    noise = torch.fft.irfft2(spectrum, s=(height, width))
+    frequency = frequency.clamp(min=1 / max(height, width))
+    for part in noise.tensor_split(max(1, min(n // 2, noise.numel() // NUMBERS))):  # of two images, or other bits
+        part.copy_(torch.fft.irfft2(torch.fft.rfft2(part) / frequency, s=(height, width)))
     noise /= noise.std(correction=0).clamp(min=1e-6)
     return (_channel_mix(channels) @ noise.flatten(2)).view_as(noise)
 
@@ -159,7 +161,7 @@ def _channel_mix(channels: int) -> Float[Tensor, "c c"]:
 
 def standardised(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     std, mean = torch.std_mean(images, (0, 2, 3), correction=0, keepdim=True)
-    return (images - mean) / std.clamp(min=1e-6)
+    return (images - mean).div_(std.clamp(min=1e-6))
 
 
 def _check_sizes(**sizes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.execution import ALL_IN_MEMORY, Parts, Room
+from datafree.execution import ALL_IN_MEMORY, Parts, Room, in_turn
 from datafree.records import ChannelStats, Fit, InputRange, Stats
 from datafree.signals.gaussian import draw, is_passed_over, passed_over
 
@@ -137,6 +138,7 @@ def execute_in_parts(node: fx.Node, values: Mapping[fx.Node, Any], parts: Parts)
     return parts.apply(
         lambda *some: g.execute(node, {**constants, **dict(zip(batches, some, strict=True))}),
         *(values[n] for n in batches),
+        gives=math.prod(g.shape(node)[1:]),
     )
 
 
@@ -151,6 +153,13 @@ def restandardising(x: Float[Tensor, "n c ..."], stats: ChannelStats) -> tuple[T
     gain = stats.std / std.clamp(min=1e-6)
     view = (1, -1, *[1] * (x.dim() - 2))
     return gain.view(view), (stats.mean - mean * gain).view(view)
+
+
+def _over_positions(x: Tensor, places: list[int]) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
+    """Sum and norm of every image and channel."""
+    found = [(part.sum(places), torch.linalg.vector_norm(part, dim=places)) for part in in_turn(x)]
+    sums, norms = zip(*found, strict=True)
+    return (torch.cat(sums), torch.cat(norms)) if len(found) > 1 else found[0]
 
 
 def restandardise(x: Float[Tensor, "n c ..."], stats: ChannelStats) -> Float[Tensor, "n c ..."]:
@@ -170,7 +179,7 @@ class _BatchStatistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         places, count = list(range(2, x.dim())), x.numel() // x.shape[1]
-        sums, norms = (x.sum(places), torch.linalg.vector_norm(x, dim=places)) if places else (x, x)
+        sums, norms = _over_positions(x, places) if places else (x, x)
         mean = sums.sum(0, dtype=torch.float64) / count
         var = norms.double().square().sum(0) / count - mean.square()
         drowned = mean.square() > DROWNED * var

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, fx
 
 from datafree import graph as g
+from datafree.execution import in_turn
 from datafree.graph import operator_of, positions, unfold
 from datafree.quantization import choose_qparams, fake_quantize, search_grid
 from datafree.recipe import TARGETS, USUAL, Target
@@ -64,7 +66,8 @@ def activation_grid(
     if bits >= WIDE or not readers:
         return first
     low, high = (float((q - first.zero_point) * first.scale) for q in (first.qmin, first.qmax))
-    least, most = min(0.0, float(x.min())), max(0.0, float(x.max()))
+    least, most = (float(end) for end in _ends(x))
+    least, most = min(0.0, least), max(0.0, most)
     ends = [(low, high)]
     for moves in ((1, 1), (0, 1), (1, 0)) if low < 0 < high else ((1, 1),):
         low, high = ends[-1]
@@ -92,7 +95,8 @@ def output_grid(x: Tensor, bits: int, *, symmetric: bool = False) -> QParams:
 
     The largest logit is the answer: where several end at the top of a grid, the classes are no longer told apart.
     """
-    return _covering((RESERVE * float(x.min()), RESERVE * float(x.max())), bits, symmetric=symmetric)
+    least, most = (RESERVE * float(end) for end in _ends(x))
+    return _covering((least, most), bits, symmetric=symmetric)
 
 
 def _is_open_output(teacher: fx.GraphModule, node: fx.Node) -> bool:
@@ -102,13 +106,28 @@ def _is_open_output(teacher: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _by_values(x: Tensor, bits: int, seed: int, *, symmetric: bool) -> QParams:
-    flat = x.flatten()
     generator = torch.Generator().manual_seed(seed)
-    pick = torch.randint(flat.numel(), (min(SAMPLE, flat.numel()),), generator=generator)
-    sample = torch.cat([flat[pick], flat.amin()[None], flat.amax()[None]])
+    pick = torch.randint(x.numel(), (min(SAMPLE, x.numel()),), generator=generator)
+    sample = torch.cat([_picked(x, pick), _ends(x)])
     importance = torch.ones_like(sample)
     importance[-2:] = 0  # the extremes bound the search; they are too rare to count as much as what was drawn
     return search_grid(sample[None], bits=bits, symmetric=symmetric, importance=importance[None])
+
+
+def _picked(x: Tensor, pick: Int[Tensor, " s"]) -> Tensor:
+    """Values of a tensor by their number, whether it lies in memory or in a file."""
+    found, start = x.new_empty(len(pick)), 0
+    for part in in_turn(x):
+        own = (pick >= start) & (pick < start + part.numel())
+        found[own] = part.flatten()[pick[own] - start]
+        start += part.numel()
+    return found
+
+
+def _ends(x: Tensor) -> Float[Tensor, "2"]:
+    """The smallest and the largest value of a tensor, whether it lies in memory or in a file."""
+    lows, highs = zip(*((part.amin(), part.amax()) for part in in_turn(x)), strict=True)
+    return torch.stack([torch.stack(lows).amin(), torch.stack(highs).amax()])
 
 
 def _output_errors(teacher: fx.GraphModule, layer: Layer, x: Tensor, trials: list[QParams], seed: int) -> Tensor:

@@ -48,12 +48,13 @@ def least_squares(weight: Float[Tensor, "g o n"], moments: Moments, damping: flo
 
 def _least_squares(weight: Float[Tensor, "g o n"], moments: Moments, damping: float) -> Float[Tensor, "g o n"]:
     assert moments.cross is not None, "least squares needs Cov[u, u']"
+    right = weight @ moments.cross.double()  # of a wide layer matrices are large: two in float64 are there at a time
     h = damped(moments.cov, damping)
     own, whole = (x.diagonal(dim1=1, dim2=2).double() for x in (moments.cov, h))
-    extra = (whole - own)[:, None, :]
+    right += (whole - own)[:, None, :] * weight
     add_macs(h.numel() * h.shape[2] // 6 + 2 * weight.numel() * h.shape[2])
-    right = weight @ moments.cross.double() + extra * weight
-    return torch.cholesky_solve(right.transpose(1, 2), torch.linalg.cholesky(h)).transpose(1, 2)
+    h = torch.linalg.cholesky(h)
+    return torch.cholesky_solve(right.transpose(1, 2), h).transpose(1, 2)
 
 
 def best_share(weight: Float[Tensor, "g o n"], first: Moments, second: Moments) -> tuple[float, float]:
@@ -63,20 +64,30 @@ def best_share(weight: Float[Tensor, "g o n"], first: Moments, second: Moments) 
 
     W* is of H and C as shrunk for so few rows, the error of the other half's as they are, so that nothing biases it.
     """
-    halves = ((shrunk(first), second.blocks()), (shrunk(second), first.blocks()))
-    parts = weight.split(first.cov.shape[2], 2)
-    found = []
-    for damping in DAMPINGS:
-        gain = power = 0.0
-        for own, others in halves:
-            steps = (least_squares(weight, own, damping) - weight).split(first.cov.shape[2], 2)
-            for w, step, other in zip(parts, steps, others, strict=True):
-                assert other.cross is not None, "both halves know Cov[u, u']"
-                h = other.cov.double()
-                add_macs(2 * w.numel() * h.shape[2])
-                gain += float((step * (w @ (other.cross.double() - h))).sum())
-                power += float(((step @ h) * step).sum())
+    found = dict.fromkeys(DAMPINGS, (0.0, 0.0))
+    for own, others in ((first, second.blocks()), (second, first.blocks())):
+        own = shrunk(own)
+        for damping in DAMPINGS:
+            gain, power = found[damping]
+            steps = (least_squares(weight, own, damping) - weight).split(own.cov.shape[2], 2)
+            for w, step, other in zip(weight.split(own.cov.shape[2], 2), steps, others, strict=True):
+                more = _gain_and_power(w, step, other)
+                gain, power = gain + more[0], power + more[1]
+            found[damping] = gain, power
+    tried = []
+    for damping, (gain, power) in found.items():
         share = max(0.0, min(1.0, gain / power)) if power > 0 else 0.0
-        found.append((2 * share * gain - share**2 * power, damping, share))
-    _, damping, share = max(found)
+        tried.append((2 * share * gain - share**2 * power, damping, share))
+    _, damping, share = max(tried)
     return damping, share
+
+
+def _gain_and_power(
+    weight: Float[Tensor, "g o n"], step: Float[Tensor, "g o n"], moments: Moments
+) -> tuple[float, float]:
+    """<S, W (C - H)> and <S H, S> of one diagonal block."""
+    assert moments.cross is not None, "both halves know Cov[u, u']"
+    h = moments.cov.double()
+    add_macs(2 * weight.numel() * h.shape[2])
+    gain = float((step * (weight @ moments.cross.double().sub_(h))).sum())
+    return gain, float(((step @ h) * step).sum())

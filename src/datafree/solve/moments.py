@@ -16,6 +16,7 @@ from datafree.quantization import fake_quantize
 from datafree.records import Layer, Moments, QParams
 
 MAX_TAPS = 4608  # 3 x 3 x 512; above, H is kept in diagonal blocks: at most n * MAX_TAPS elements a group, not n^2
+ROWS = 256  # of H, added at a time
 SHIFT_ROWS = 256  # rows spread over all, whose mean is near that of all
 
 
@@ -49,16 +50,17 @@ def gather_moments(
     cross = torch.zeros_like(cov) if full and student_x is not None else None
     scatter = torch.zeros(blocks).double()
     grouped = lambda u: (u - shift).view(-1, blocks, size).permute(1, 0, 2)  # noqa: E731
-    for part in split_rows(x.shape, layer, at):
+    for part in split_rows(x, layer, at):
         u = unfold(x, layer, part)
         mean += u.sum(0)
         centred = grouped(as_seen(u if student_x is None else unfold(student_x, layer, part)))  # (g * b, r, m)
         rest += centred.sum(1)
-        cross = None if cross is None else cross.add_(grouped(u).transpose(1, 2) @ centred)
+        if cross is not None:
+            _add(cross, grouped(u).transpose(1, 2) @ centred)
         del u  # of a wide layer one piece is large
         add_macs(centred.numel() * (size * (1 + (cross is not None)) if full else 1))
         if full:
-            cov += centred.transpose(1, 2) @ centred
+            _add(cov, centred.transpose(1, 2) @ centred)
             scatter += _scatter(centred.square_())
         else:
             cov += centred.square_().sum(1)
@@ -74,6 +76,12 @@ def gather_moments(
     cov = cov.baddbmm_(rest[:, :, None], rest[:, None, :], alpha=-1)
     cross = None if cross is None else cross.float()
     return Moments(mean.float(), student_mean.float(), cov.float(), len(at), cross, scatter)
+
+
+def _add(total: Float[Tensor, "b m m"], more: Float[Tensor, "b m m"]) -> None:
+    """`total += more`, rows by rows: torch makes float64 of all that it adds first, and H is large."""
+    for own, part in zip(total.split(ROWS, 1), more.split(ROWS, 1), strict=True):
+        own += part
 
 
 def _scatter(square: Float[Tensor, "b r m"]) -> Float[Tensor, " b"]:

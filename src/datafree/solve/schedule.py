@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
@@ -71,7 +72,8 @@ def in_sequence(problem: Problem, grids: Grids, known: Mapping[str, LayerResult]
             read = g.operand(node)
             x = floats[read] if items[node].input_bits is None and read in floats else own[read]
             output = partial(_output, teacher, items[node], node, solved.get(node), grids, grid_names[read])
-            own[node] = parts.apply(output, x) if parts.is_batch(x) else parts.keep(output(x))
+            gives = math.prod(g.shape(node)[1:])
+            own[node] = parts.apply(output, x, gives=gives) if parts.is_batch(x) else parts.keep(output(x))
         if change is not None:
             own[node] = parts.apply(lambda x, change=change: x * change[0] + change[1], own[node])
         widths = plan.activation_bits.get(node.name, ())

@@ -140,6 +140,7 @@ class _Scales:
         self.teacher, self.layers, self.guard = teacher, layers, guard
         self.gained: dict[str, bool] = {}  # by producer: were any of its scales kept?
         self.weights = {n: g.weight(teacher, layer).clone() for n, layer in layers.items()}
+        self.squares: dict[str, tuple[Tensor, Tensor]] = {}  # weights, and what `column_power` says of them
         self.out = {n: torch.ones(w.shape[0]) for n, w in self.weights.items()}  # rows were multiplied by this
         self.inp = {n: torch.ones(w.shape[1] * layers[n].groups) for n, w in self.weights.items()}  # columns divided
         self.total_out = {n: torch.ones_like(v) for n, v in self.out.items()}
@@ -274,7 +275,7 @@ class _Scales:
     def _errors(self, ids: ChannelIds, names: list[str]) -> Float[Tensor, " layers"]:
         """E of these layers, at the weights as they are now."""
         power = {n: p * (self.total_out[n] * self.out[n]) ** 2 for n, p in self.power.items()}
-        squares = {n: column_power(w, self.layers[n].groups) for n, w in self.weights.items()}
+        squares = {n: self._column_power(n) for n in self.weights}
         arriving = _by_layer(ids, ids.producers, power, ids.consumers)
         asked = _by_layer(ids, ids.consumers, squares, ids.producers)
         found = []
@@ -284,6 +285,13 @@ class _Scales:
             used = arriving.get(name, torch.ones(groups)).view(groups, -1).sum(1)
             found.append(weight.abs().max().square() * (made * used).sum())
         return torch.stack(found) if found else torch.zeros(0)
+
+    def _column_power(self, name: str) -> Float[Tensor, " c"]:
+        """`column_power` of a layer, worked out once while its weights stay: each step changes few of many layers."""
+        weight, known = self.weights[name], self.squares.get(name)
+        if known is None or known[0] is not weight:
+            known = self.squares[name] = weight, column_power(weight, self.layers[name].groups)
+        return known[1]
 
     # ---- applying them
 
