@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from bench.networks.random_weights import random_network
 from bench.rows import RESULTS, STARTED_AT, append_row, commits_note, mark, newest, rows_on_file
 from bench.tables import markdown
 from datafree import Recipe, compress, load_model
@@ -158,7 +159,7 @@ def measure(asked: Asked) -> None:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     watch = Watch(asked)
-    model = network(asked)
+    model = random_network(asked.network, images=NOISE, side=asked.side)
     watch.cpu = time.process_time()  # of the compression alone
     with tempfile.TemporaryDirectory() as folder:
         compress(
@@ -166,20 +167,6 @@ def measure(asked: Asked) -> None:
             memory=None if asked.limit is None else asked.limit * MB, resume=Path(folder) / "work",
         )  # fmt: skip
     watch.tell(finished=True)
-
-
-@torch.no_grad()
-def network(asked: Asked) -> nn.Module:
-    """Random weights; every BatchNorm remembers one batch of noise."""
-    torch.manual_seed(0)
-    model, _ = load_model(asked.network)
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    model.eval()
-    for norm in norms:
-        norm.train().momentum = 1.0
-    if norms:
-        model(torch.randn(NOISE, 3, asked.side, asked.side))
-    return model.eval()
 
 
 class Watch:

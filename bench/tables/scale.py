@@ -25,9 +25,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from bench.networks.random_weights import random_network
 from bench.rows import RESULTS, append_row, commits_note, mark
 from bench.tables import markdown
-from datafree import compress, load_model, on_ray, serial
+from datafree import compress, on_ray, serial
 
 MODEL, PRESET = "torchvision:resnet50", "w8a8-tensor"
 BANDWIDTH = 1.25e9  # bytes a second: ten gigabits
@@ -40,23 +41,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", nargs="+", default=["jobs", "0", "2", "0", "2", "1", "4"])
     torch.set_num_threads(1)
-    model = network()
+    model = random_network(MODEL, images=8, side=224)
     for asked in parser.parse_args().runs:
         row = measure_jobs(model) if asked == "jobs" else measure_run(model, int(asked))
         append_row(FILE, row)
         print({name: value for name, value in row.items() if name != "jobs"}, flush=True)
-
-
-@torch.no_grad()
-def network() -> nn.Module:
-    """Random weights; every BatchNorm remembers one batch of noise."""
-    torch.manual_seed(0)
-    model, _ = load_model(MODEL)
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.train().momentum = 1.0
-    model(torch.randn(8, 3, 224, 224))
-    return model.eval()
 
 
 def measure_run(model: nn.Module, workers: int) -> dict[str, Any]:
