@@ -125,9 +125,10 @@ class JobProgress:
 
     def track(self, items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
         """The same items, counted."""
-        for done, item in enumerate(items):
-            self.on_step(what, done, total)
+        self.on_step(what, 0, total)
+        for done, item in enumerate(items, 1):
             yield item
+            self.on_step(what, done, total)
 
     # ---- what it shows
 

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from datafree import Run, compress
-from datafree.execution import RayPoolError, WorkerError, on_ray, processes, serial
+from datafree import Recipe, Run, compress
+from datafree.app.sweep_runs import Asked, Network, Sweep, compress_all
+from datafree.execution import RayPoolError, WorkerError, on_ray, one_thread, processes, serial
 from jobs import assert_same_results
 from nets import NETS
 
@@ -178,6 +180,30 @@ def test_every_pool_gives_the_same_bits_and_tells_how_far_it_is(pool, name):
     assert seen == [result.name for result in run.layers]
     for other in (serial, processes(2), backwards):
         assert_same_run(run, compressed(name, other))
+
+
+@needs_ray
+def test_runs_of_a_sweep_are_tasks_to_the_same_bits(pool, tmp_path):
+    """Two networks, two recipes; those that make images for others come first."""
+    recipes = {
+        name: Asked(name, Recipe(signal={"kind": "matched", "images": 4, "steps": 2}, weights={"bits": bits}))
+        for name, bits in (("eight", 8), ("four", 4))
+    }
+
+    def swept(where, pool):
+        sweeps = []
+        for name in ("one", "two"):
+            torch.manual_seed(len(sweeps))
+            model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+            network = Network(name, model, torch.zeros(1, 3, 12, 12), (name,), None, 0)
+            sweeps.append(Sweep(network, recipes, tmp_path / where / name))
+        return compress_all(sweeps, pool)
+
+    with one_thread():
+        for here, there in zip(swept("here", serial), swept("there", pool), strict=True):
+            assert list(here) == list(there) == ["eight", "four"]
+            for name in here:
+                assert_same_run(here[name], there[name])
 
 
 def backwards(function, items):

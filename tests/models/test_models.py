@@ -16,6 +16,7 @@ from torch import nn
 
 from datafree import Recipe, compress
 from datafree.extras import install
+from datafree.models import to_bytes
 from datafree.models.load import (
     ModelError,
     Normalization,
@@ -439,3 +440,18 @@ def test_a_part_of_a_network_is_a_model(tmp_path, monkeypatch):
 def test_segmentation_and_detection_networks_of_torchvision_are_built_without_a_download(name):
     model, example = load_model(f"torchvision:{name}")
     assert model(example)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torchvision:mobilenet_v3_small", "timm:test_resnet"])
+def test_a_network_is_whole_in_a_process_that_has_not_loaded_its_library(name, tmp_path):
+    model, x = load_model(name)[0].eval(), torch.rand(1, 3, 64, 64)
+    torch.save(x, tmp_path / "x")
+    (tmp_path / "model").write_bytes(to_bytes(model) or b"")
+    code = (
+        "import pathlib, torch; from datafree.models import from_bytes; "
+        "torch.save(from_bytes(pathlib.Path('model').read_bytes())(torch.load('x')), 'y')"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    with torch.no_grad():
+        assert torch.allclose(torch.load(tmp_path / "y"), model(x), atol=1e-5)

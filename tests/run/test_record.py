@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pickle
 import shutil
 from dataclasses import replace
 
@@ -80,6 +81,14 @@ def test_what_was_saved_is_loaded_bit_for_bit(name, tmp_path):
     assert len(found.layers) == len(run.layers)
     for ours, theirs in zip(run.layers, found.layers, strict=True):
         assert_same_result(ours, theirs)
+
+
+def test_a_run_goes_to_another_process_and_comes_back_whole():
+    run, inputs = made("chain")
+    found = pickle.loads(pickle.dumps(run))
+    assert same(found.student(*inputs), run.student(*inputs)) and found.summary == run.summary
+    assert [layer.name for layer in found.layers] == [layer.name for layer in run.layers]
+    assert g.layers(found.teacher) == g.layers(run.teacher), "what is noted of nodes"
 
 
 def test_pruned_float_weights_have_no_grid_after_a_round_trip(tmp_path):

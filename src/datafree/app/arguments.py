@@ -19,14 +19,13 @@ if TYPE_CHECKING:  # torch is not loaded to show a command's help
 
 EXPORTED = "NAME.onnx (ONNX), NAME.safetensors (packed)"  # as in datafree.export.EXPORTERS
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="timm:NAME, torchvision:NAME, demo, a file NAME.onnx, or pkg.module:factory, found from the current "
-        "directory.",
-    ),
-]
+_MODEL = typer.Argument(
+    metavar="MODEL",
+    help="timm:NAME, torchvision:NAME, demo, a file NAME.onnx, or pkg.module:factory, found from the current "
+    "directory.",
+)
+Model = Annotated[str, _MODEL]
+Models = Annotated[list[str], _MODEL]
 Weights = Annotated[Path | None, typer.Option(metavar="FILE", help=".safetensors, or .pth that holds tensors only.")]
 InputShape = Annotated[
     str | None,

@@ -1,53 +1,26 @@
-"""Several recipes of one network: compressed one after another with images in common, and timed side by side."""
+"""Several recipes of one network or of several: what is asked, the folder it is kept in, files timed side by side."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from torch import Tensor, nn
-
 from datafree.app.latency import Latency, bench
-from datafree.app.origin import Origin, write_command
-from datafree.app.progress import ESTIMATING, job_progress
-from datafree.app.unfinished import unfinished_work
-from datafree.app.watched import compress_watched
+from datafree.app.origin import Origin
+from datafree.app.progress import job_progress
+from datafree.app.sweep_runs import Asked
 from datafree.execution import atomic_write
 from datafree.export import EXPORTERS
 from datafree.extras import install
 from datafree.recipe import Recipe
-from datafree.records import InputRange
-from datafree.run import EFFORTS, Run, RunError
-from datafree.sharing import Sharing, sharing
-from datafree.solve import Pool
+from datafree.run import Run, RunError
 
 MARKS = "sweep.json"  # in the folder of a sweep: what it is of
 FLOAT = "float"
-EFFORT = "brief"  # of each estimate
 TURNS = 9  # in which every file is timed
-
-
-@dataclass(frozen=True)
-class Network:
-    """What is swept over. arguments: of the command line, which name it; given: mean and std of its input, if known."""
-
-    model: nn.Module
-    example: Tensor | tuple[Tensor, ...]
-    arguments: tuple[str, ...]
-    given: InputRange | None
-    seed: int
-    pool: Pool
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A recipe, and what it is called on the command line."""
-
-    given: str
-    recipe: Recipe
 
 
 def read_recipes(names: str, settings: Sequence[str]) -> dict[str, Asked]:
@@ -69,8 +42,24 @@ def read_recipes(names: str, settings: Sequence[str]) -> dict[str, Asked]:
     return found
 
 
-def open_folder(out: Path, recipes: Mapping[str, Asked], origin: str, seed: int) -> None:
-    """A folder for these runs: new, or that of the same sweep, which goes on, with other recipes perhaps.
+def folders(models: Sequence[str], out: Path) -> dict[str, Path]:
+    """Where the runs of each model go: into `out` itself, or, of several models, into a folder each.
+
+    Raises:
+        RunError: two models have the same name, or `out` holds the runs of one.
+    """
+    if len(models) == 1:
+        return {models[0]: out}
+    if (out / MARKS).is_file():
+        raise RunError(f"{out} holds a sweep of one model; choose another --out")
+    named = {model: out / Path(model.rpartition(":")[2]).stem for model in models}
+    if len(set(named.values())) < len(models):
+        raise RunError(f"two of {', '.join(models)} have the same name; sweep one of them by itself")
+    return named
+
+
+def check_folder(out: Path, recipes: Mapping[str, Asked], origin: str, seed: int) -> str:
+    """What marks a folder as of these runs: a new one, or that of the same sweep, with other recipes perhaps.
 
     Raises:
         RunError: it holds something else, or is of another model, seed or recipe of that name.
@@ -84,8 +73,12 @@ def open_folder(out: Path, recipes: Mapping[str, Asked], origin: str, seed: int)
     others += [f"another recipe {n!r}" for n, text in asked.items() if known["recipes"].get(n, text) != text]
     if others:
         raise RunError(f"{out} holds a sweep of {', '.join(others)}; choose another --out")
+    return json.dumps({**marks, "recipes": {**known["recipes"], **asked}}, indent=2)
+
+
+def mark_folder(out: Path, marks: str) -> None:
     with atomic_write(out / MARKS) as place:
-        place.write_text(json.dumps({**marks, "recipes": {**known["recipes"], **asked}}, indent=2))
+        place.write_text(marks)
 
 
 def _read_marks(file: Path) -> dict:
@@ -95,34 +88,6 @@ def _read_marks(file: Path) -> dict:
         return found
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise RunError(f"{file} is damaged: {error}; choose another --out") from None
-
-
-def compress_all(network: Network, recipes: Mapping[str, Asked], out: Path) -> dict[str, Run]:
-    """Compress by each recipe that is not done yet; graph and images that one made serve all that ask for the same."""
-    shared = sharing()
-    done = {name: Run.load(out / name) for name in recipes if (out / name / "summary.json").is_file()}
-    for name, asked in recipes.items():
-        if name not in done:
-            done[name] = _compress(network, asked, out / name, done, shared)
-    return {name: done[name] for name in recipes}
-
-
-def _compress(network: Network, asked: Asked, place: Path, done: Mapping[str, Run], shared: Sharing) -> Run:
-    alike = (name for name, run in done.items() if run.images and run.recipe.signal == asked.recipe.signal)
-    donor = next(alike, None)
-    with (
-        unfinished_work(place, restart=False) as folder,
-        job_progress(f"{place.name}: ", after={ESTIMATING: EFFORTS[EFFORT].passes}) as progress,
-    ):
-        run = compress_watched(
-            progress, network.model, asked.recipe, network.example, seed=network.seed, pool=network.pool,
-            images=done[donor] if donor else None, effort=EFFORT, resume=folder, on_range=network.given,
-            shared=shared,
-        )  # fmt: skip
-        run.save(place)
-    given = ["--images", str(place.parent / donor)] if donor else []
-    write_command(place, ["compress", *network.arguments, "--recipe", asked.given, *given, "--out", str(place)])
-    return run
 
 
 def timed(runs: Mapping[str, Run], out: Path, threads: int) -> tuple[dict[str, Origin], list[str]]:

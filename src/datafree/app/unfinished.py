@@ -27,13 +27,18 @@ class Starved(Exception):
     """Ended by want of memory or of room for files, as a process that was killed is; says what is kept."""
 
 
+def part_of(out: Path) -> Path:
+    """NAME.part beside what is to be written."""
+    return out.with_name(f"{out.name}.part")
+
+
 def work_folder(out: Path, *, restart: bool) -> Path:
-    """NAME.part beside what is to be written, with the work that an earlier run of the same command left there.
+    """Where the work is that an earlier run of the same command left.
 
     Raises:
         RunError: a folder of that name holds something else.
     """
-    folder = out.with_name(f"{out.name}.part")
+    folder = part_of(out)
     if not folder.exists():
         return folder
     if not (folder / "job.json").is_file():
@@ -54,14 +59,14 @@ def unfinished_work(out: Path, *, restart: bool) -> Iterator[Path]:
         Starved: memory or room for files ran out, or a process was killed.
         RunError: another command is writing the same file or directory; a folder of that name holds something else.
     """
-    with _alone_with(out):
+    with alone_with(out):
         folder = work_folder(out, restart=restart)
         with kept_until_done(folder):
             yield folder
 
 
 @contextmanager
-def _alone_with(out: Path) -> Iterator[None]:
+def alone_with(out: Path) -> Iterator[None]:
     """A lock for `out`, which goes at the end; that of a command that was killed holds nobody up.
 
     It is with the temporary files of this machine: nothing may stay beside `out`, whose folder may not be there yet.

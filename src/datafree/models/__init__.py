@@ -19,6 +19,7 @@ from datafree.models.onnx_file import (
     read_onnx,
     read_weights_,
 )
+from datafree.models.pickled import from_bytes, to_bytes
 from datafree.models.plain import dtype_of, plain, unwrapped
 from datafree.models.state_dict import ModelError
 
@@ -31,6 +32,7 @@ __all__ = [
     "check_weights",
     "dtype_of",
     "files_of",
+    "from_bytes",
     "input_range",
     "load_model",
     "load_onnx",
@@ -41,5 +43,6 @@ __all__ = [
     "range_of",
     "read_onnx",
     "read_weights_",
+    "to_bytes",
     "unwrapped",
 ]

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import importlib
 import importlib.metadata
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -20,8 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from datafree.extras import install
 from datafree.models.onnx_file import files_of, load_onnx
+from datafree.models.optional import import_optional
 from datafree.models.state_dict import ModelError, existing, load_weights_
 from datafree.records import NATURAL_MEAN, NATURAL_STD, InputRange
 
@@ -198,7 +197,7 @@ def check_weights(model: nn.Module) -> None:
 
 
 def _timm_model(name: str, *, pretrained: bool) -> tuple[nn.Module, tuple[int, ...]]:
-    timm = _import_optional("timm")
+    timm = import_optional("timm")
     known = {*timm.list_models(), *timm.list_models(include_tags=True)}
     if name not in known:
         raise ModelError(_unknown("timm", name, known))
@@ -208,7 +207,7 @@ def _timm_model(name: str, *, pretrained: bool) -> tuple[nn.Module, tuple[int, .
 
 
 def _torchvision_model(name: str, *, pretrained: bool) -> tuple[nn.Module, tuple[int, ...]]:
-    models = _import_optional("torchvision.models")
+    models = import_optional("torchvision.models")
     known = [network for network in models.list_models() if not network.startswith("quantized_")]
     if name not in known:
         raise ModelError(_unknown("torchvision", name, known))
@@ -254,45 +253,8 @@ def _or(prefix: str, names: list[str]) -> str:
     return " or ".join(f'"{prefix}:{name}"' for name in names)
 
 
-def _import_optional(module: str) -> Any:
-    try:
-        with warnings.catch_warnings():
-            # torchvision's image decoders, which are not used here, may miss their system libraries
-            warnings.filterwarnings("ignore", message="Failed to load image Python extension")
-            _import_torchvision()
-            return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ModelError(f"{error.name} is not installed; {install('models')}") from error
-
-
-def _import_torchvision() -> None:
-    """Import torchvision also where its compiled operators do not load, as its CUDA wheel beside a CPU torch.
-
-    Its import then fails for want of two operator schemas, which no classification network uses.
-    """
-    try:
-        importlib.import_module("torchvision")
-        return
-    except RuntimeError as error:
-        if not re.search("operator torchvision::q?nms does not exist", str(error)):
-            raise
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]  # half-imported; a second import would take them as complete
-    _nms_schemas()
-    importlib.import_module("torchvision")
-
-
-@functools.cache  # keeps the library alive: its schemas vanish with it
-def _nms_schemas() -> torch.library.Library:
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, operator):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
-
-
 def _torchvision_normalization(model: nn.Module) -> Normalization | None:
-    models = _import_optional("torchvision.models")
+    models = import_optional("torchvision.models")
     names = models.list_models(module=models)
     peers = [name for name in names if models.get_model_builder(name).__module__ == type(model).__module__]
     if not peers:

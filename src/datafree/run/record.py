@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -141,6 +143,14 @@ class Run:
             tensors, record = layer_to_tensors(result)
             save_checked(tensors, path / "layers" / f"{number:04d}.safetensors", {"layer": json.dumps(record)})
 
+    def __reduce__(self) -> tuple[Callable[[dict[str, bytes]], Run], tuple[dict[str, bytes]]]:
+        """Pickled as the files of its directory: a graph alone would lose what is noted of its nodes."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "run"
+            self.save(path)
+            files = [file for file in path.rglob("*") if file.is_file()]
+            return _run_from_files, ({file.relative_to(path).as_posix(): file.read_bytes() for file in files},)
+
     @classmethod
     def load(cls, path: str | Path) -> Run:
         """Read a run directory; bit-exact, and no code runs from its files.
@@ -169,6 +179,15 @@ class Run:
         except _DAMAGE as error:
             reason = " ".join(str(error).split())[:160]
             raise RunError(f"{path} is damaged: {type(error).__name__}: {reason}; compress again") from None
+
+
+def _run_from_files(files: dict[str, bytes]) -> Run:
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            file = Path(folder) / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(content)
+        return Run.load(folder)
 
 
 def images_of(run: Run, fingerprint: str) -> tuple[Tensor, ...]:

@@ -15,7 +15,7 @@ from datafree.app.arguments import (
     InputShape,
     Json,
     Mean,
-    Model,
+    Models,
     PoolKind,
     PoolName,
     Pretrained,
@@ -38,7 +38,7 @@ PAGE = "sweep.html"
 
 
 def sweep(
-    model: Model,
+    models: Models,
     recipes: Annotated[
         str, typer.Option(metavar="NAME,NAME...", help="Presets or .yaml files, with commas between them.")
     ],
@@ -58,41 +58,53 @@ def sweep(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Compress MODEL by several recipes, and set bytes and speed against what is lost.
+    """Compress each MODEL by several recipes, and set bytes and speed against what is lost.
 
-    Images are made once for all recipes that ask for the same. After a stop the same command goes on: what is finished
-    in DIR is kept.
+    Images are made once for all recipes that ask for the same. With several workers, recipes go side by side. After a
+    stop the same command goes on: what is finished in DIR is kept.
     """
     import torch
 
     from datafree.app import tables
     from datafree.app.opened import open_network
     from datafree.app.progress import job_progress
-    from datafree.app.sweep import Network, compress_all, open_folder, read_recipes, timed
+    from datafree.app.sweep import check_folder, folders, mark_folder, read_recipes, timed
+    from datafree.app.sweep_runs import Network, Sweep, compress_all
     from datafree.app.watched import pool_of
+    from datafree.run import RunError
 
+    if weights and len(models) > 1:
+        raise RunError(f"--weights {weights} can be those of one model alone; sweep it by itself")
     set_threads(threads)
     chosen_pool = pool_of(pool, workers, address)
     chosen = read_recipes(recipes, settings or [])
-    torch.manual_seed(seed)  # a model of random weights is the same one next time
-    with job_progress():
-        opened = open_network(
-            model, weights=weights, pretrained=pretrained, input_shape=input_shape, mean=mean, std=std
-        )
-    open_folder(out, chosen, f"{opened.origin}, {input_shape}, {mean}, {std}", seed)
     named = {"--weights": weights, "--input": input_shape, "--mean": mean, "--std": std, "--seed": seed}
     flags = [part for flag, value in named.items() if value is not None for part in (flag, str(value))]
     flags += [*(["--pretrained"] if pretrained else []), *(part for s in settings or [] for part in ("--set", s))]
-    job = Network(opened.network, opened.example, (model, *flags), opened.known, seed, chosen_pool)
-    runs = compress_all(job, chosen, out)
-    origins, notes = timed(runs, out, torch.get_num_threads())
+    sweeps, marks = [], {}
+    for model, folder in folders(models, out).items():
+        torch.manual_seed(seed)  # a model of random weights is the same one next time
+        with job_progress():
+            opened = open_network(
+                model, weights=weights, pretrained=pretrained, input_shape=input_shape, mean=mean, std=std
+            )
+        marks[folder] = check_folder(folder, chosen, f"{opened.origin}, {input_shape}, {mean}, {std}", seed)
+        network = Network(model, opened.network, opened.example, (model, *flags), opened.known, seed)
+        sweeps.append(Sweep(network, chosen, folder))
+    for folder, text in marks.items():
+        mark_folder(folder, text)
+    rows = []
+    for job, runs in zip(sweeps, compress_all(sweeps, chosen_pool), strict=True):
+        origins, notes = timed(runs, job.out, torch.get_num_threads())
+        rows += [{"model": job.network.name, **row} for row in tables.sweep_rows(runs, origins)]
+        if not as_json:
+            heading = [Text(job.network.name, "bold")] if len(sweeps) > 1 else []
+            show(*heading, tables.sweep_table(runs, origins), *tables.notes(notes, ()))
+        told = _write_page(runs, origins, job.out / PAGE)
+        if not as_json:
+            show(Text(told))
     if as_json:
-        show_json(tables.sweep_rows(runs, origins))
-    else:
-        show(tables.sweep_table(runs, origins), *tables.notes(notes, ()))
-    told = _write_page(runs, origins, out / PAGE)
-    if not as_json:
-        show(Text(told))
+        show_json(rows)
 
 
 def _write_page(runs: dict[str, Run], origins: dict[str, Origin], file: Path) -> str:
