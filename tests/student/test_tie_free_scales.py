@@ -29,17 +29,20 @@ CHEAP = ["signal.kind=propagated", "solve.sequential=false", "signal.images=4"]
 
 
 class Sums(nn.Module):
-    """Branches of unlike range: summed, averaged over 4 and 16 positions, concatenated."""
+    """Branches of unlike range: summed, averaged over 4 and 16 positions, concatenated.
+
+    None is an operand twice: its scale could fit but one of the sums, and ties of the other would be left to chance.
+    """
 
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.third = block(3, 8), block(8, 8), block(16, 8)
+        self.first, self.second, self.third, self.fourth = block(3, 8), block(8, 8), block(16, 8), block(8, 8)
         self.pool, self.wide, self.head = nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2), head(8)
 
     def forward(self, x):
         x = self.first(x)
         y = self.pool(x + 0.3 * self.second(x))
-        y = self.third(torch.cat([y, self.pool(x)], 1))
+        y = self.third(torch.cat([y, self.pool(self.fourth(x))], 1))
         return self.head(self.wide(y)), y.mean((2, 3))
 
 
