@@ -221,6 +221,20 @@ def test_layers_without_named_weights_have_the_name_of_their_module(tmp_path):
     assert list(g.layers(graph)) == ["layer1.0.conv1"]
 
 
+def test_products_of_one_module_keep_weights_of_their_own(tmp_path):
+    """As positions of an attention block: neither matrix has a name of its own, nor has one of the sums."""
+    nodes = (
+        helper.make_node("MatMul", ["x", "onnx::MatMul_1"], ["m"], name="/block/pos/MatMul"),
+        node("Mul", "m gate.a", "p"), node("Mul", "p gate_a", "q"),
+        helper.make_node("MatMul", ["q", "onnx::MatMul_2"], ["y"], name="/block/pos/MatMul_1"),
+    )  # fmt: skip
+    names = ("onnx::MatMul_1", "onnx::MatMul_2", "gate.a", "gate_a")
+    constants = {name: floats(9, 9) if "::" in name else floats(1, 3, 1, 1) for name in names}
+    assert len({value.tobytes() for value in constants.values()}) == 4
+    graph = same(written(tmp_path, model(*nodes, constants=constants)))
+    assert list(g.layers(graph)) == ["block.pos", "block.pos_1"]
+
+
 def test_constants_may_be_nodes_and_computed(tmp_path):
     """As Paddle and tf2onnx write them: weights as nodes, transposed."""
     weight = numpy_helper.from_array(CONV["w"].transpose(2, 3, 1, 0).copy(), "v")

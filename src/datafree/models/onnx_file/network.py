@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,7 @@ class OnnxNetwork(nn.Module):
         self._graph = graph
         self._owned: dict[tuple[int, int], str] = {}  # (node, input) -> parameter
         self._kept: dict[str, str] = {}  # other tensors
+        self._held: dict[str, tuple[str, ...]] = {}  # constants by their path
         self._sides: dict[str, str] = {}  # of what nodes that run as they are give, by their first output
         shapes = shape_values(graph.nodes, graph.constants)
         for number, node in enumerate(graph.nodes):
@@ -178,7 +180,7 @@ class OnnxNetwork(nn.Module):
         """Register the constants that a node reads: those of layers as parameters, other floats as buffers."""
         names = WEIGHTS.get(node.operator, ())
         known = [i for i, name in enumerate(node.inputs) if name in self._graph.constants and i > 0]
-        owner = _path_of(node.inputs[known[0]], node) if known and names else ""
+        owner = self._owner(node, tuple(node.inputs[i] for i in known)) if known and names else ""
         for i, name in enumerate(node.inputs):
             value = self._graph.constants.get(name)
             if value is None or value.dtype != np.float32:
@@ -187,8 +189,17 @@ class OnnxNetwork(nn.Module):
                 self._owned[number, i] = f"{owner}.{names[i]}"
                 self._register(f"{owner}.{names[i]}", value)
             elif value.ndim and name not in self._kept and node.operator not in ARGUMENTS:
-                self._kept[name] = f"constants.{_clean(name).replace('.', '_')}"
+                self._kept[name] = self._free(f"constants.{_clean(name).replace('.', '_')}", (name,))
                 self._register(self._kept[name], value, is_buffer=True)
+
+    def _owner(self, node: Node, constants: tuple[str, ...]) -> str:
+        """The path of a node's weights, which it shares with nodes of the same weights alone."""
+        return self._free(_path_of(constants[0], node), constants)
+
+    def _free(self, path: str, constants: tuple[str, ...]) -> str:
+        """The path, or the first of path_1, path_2, ... under which no other constants are."""
+        numbers = (f"{path}_{i}" if i else path for i in itertools.count())
+        return next(p for p in numbers if self._held.setdefault(p, constants) == constants)
 
     def _others(self, graph: Graph) -> dict[str, np.ndarray]:
         """Constants that are not all held by parameters and buffers; these are there once."""
