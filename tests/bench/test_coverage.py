@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from bench.tables.coverage import EXACT, FAILED, REFUSED, CoverageRow, examined, page
+from bench.tables.coverage_checks import SAME, Case, Mismatch
+from bench.tables.coverage_checks import _same as same
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 FASTEST = (
@@ -63,6 +65,28 @@ def test_a_network_is_examined_from_its_module_and_from_a_file():
     assert (row.side, row.num_layers, row.num_batchnorms, row.written_by) == (16, 3, 2, "PyTorch")
     assert set(row.student_db or ()) == {"w8a8", "w8a8-tensor", "prune50"}
     assert all(off is not None and off < 1e-5 for off in (row.captured, row.folded, row.equalized, row.read))
+
+
+class Chaotic(nn.Module):
+    """Turns a rounding of float32 into something that can be seen."""
+
+    def forward(self, x):
+        for _ in range(20):
+            x = 3.9 * x * (1 - x)
+        return x
+
+
+def test_a_network_may_differ_by_rounding_as_much_as_float32_itself_does_and_no_more():
+    torch.manual_seed(0)
+    x = torch.rand(4, 8)
+    case = Case(Chaotic(), x, [Chaotic()(x)])
+    assert case.rounding > SAME
+    assert SAME < same(lambda x: Chaotic()(x.double()).float(), case) <= case.rounding * 1.001
+    with pytest.raises(Mismatch, match=r"^the output is off by .* of its range$"):
+        same(lambda x: Chaotic()(x + 1e-3), case)
+    calm = Case(nn.Identity(), x, [x])
+    with pytest.raises(Mismatch, match=r"^the output is off by"):
+        same(lambda x: x * (1 + 3 * SAME), calm)
 
 
 @pytest.mark.parametrize(
