@@ -3,7 +3,7 @@
 from datafree.execution.atomic import UnwritableError, UnwrittenError, atomic_write, check_writable
 from datafree.execution.limits import inflated, most_bytes
 from datafree.execution.mac_counter import add_layer_macs, add_macs, count_macs, counting_pool, uncounted
-from datafree.execution.memory import out_of_memory, peak_memory
+from datafree.execution.memory import give_back_memory, out_of_memory, peak_memory
 from datafree.execution.phases import (
     CHOOSING,
     DISTILLING,
@@ -65,6 +65,7 @@ __all__ = [
     "check_writable",
     "count_macs",
     "counting_pool",
+    "give_back_memory",
     "ignore_plan",
     "ignore_steps",
     "in_turn",

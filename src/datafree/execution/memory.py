@@ -1,7 +1,10 @@
-"""What this process has taken, and whether there was no more."""
+"""What this process has taken, what of it goes back, and whether there was no more."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import platform
 import re
 import resource
 import sys
@@ -13,6 +16,18 @@ def peak_memory() -> int:
     """Largest resident size of this process so far, bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+@functools.cache
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, where its malloc keeps what is freed as glibc does; None = it is another."""
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
+def give_back_memory() -> None:
+    """Give what lies free between tensors back to the system, where the C library can be told."""
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
 
 
 def out_of_memory(error: Exception) -> str:

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from datafree.graph.annotations import annotate, note, operand, shape
 from datafree.graph.layer_types import LAYER_TYPES, PADDED_BY_NAME, as_kept, set_parameters
 from datafree.graph.operators import BATCH_NORM, argument, aten, operator_of
-from datafree.graph.view import attribute, call, get_tensor, map_args, pytree_of, tidy
+from datafree.graph.view import attribute, call, collect_garbage, get_tensor, map_args, pytree_of, tidy
 from datafree.records import ORIGIN
 
 Example = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
@@ -88,6 +88,7 @@ def trace(model: nn.Module, example: Example) -> fx.GraphModule:
     _name_constant_padding(graph)
     _own_parameters(graph)
     tidy(graph)
+    collect_garbage(graph)
     return graph.eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -11,11 +12,13 @@ from torch import Tensor, fx
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.fx.node import map_arg
 
-from datafree.execution import add_layer_macs
+from datafree.execution import add_layer_macs, give_back_memory
 from datafree.graph.annotations import annotate, layer_name, note, operand, shape
 from datafree.graph.layer_types import LAYER_TYPES, as_called, read_layer
 from datafree.graph.operators import aten, operator_of
 from datafree.records import Layer
+
+LARGE = 2**26  # bytes of weights that are not left to Python to collect when it likes
 
 
 def layers(graph: fx.GraphModule) -> dict[str, Layer]:
@@ -86,6 +89,13 @@ def duplicate(graph: fx.GraphModule) -> fx.GraphModule:
     new.output(result[0]).meta = dict(output.meta)
     new.set_codegen(graph.graph._codegen)
     return fx.GraphModule(graph, new).eval()
+
+
+def collect_garbage(graph: fx.GraphModule) -> None:
+    """Let go of the weights that other graphs of a large network held: graphs refer to themselves, in circles."""
+    if 4 * num_parameters(graph) > LARGE:
+        gc.collect()
+        give_back_memory()
 
 
 def with_weights(graph: fx.GraphModule, weights: dict[str, Tensor]) -> fx.GraphModule:

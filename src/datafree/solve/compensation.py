@@ -12,7 +12,7 @@ from datafree.execution import add_macs
 from datafree.records import Moments
 from datafree.solve.jobs import LayerJob
 from datafree.solve.moments import shrunk
-from datafree.solve.rounding.gptq import damped
+from datafree.solve.rounding.gptq import damped_diagonal, damped_factor
 
 DAMPINGS = (0.01, 0.1, 1.0)  # shares of H's mean diagonal to choose from; the first where the recipe gives the share
 
@@ -48,13 +48,12 @@ def least_squares(weight: Float[Tensor, "g o n"], moments: Moments, damping: flo
 
 def _least_squares(weight: Float[Tensor, "g o n"], moments: Moments, damping: float) -> Float[Tensor, "g o n"]:
     assert moments.cross is not None, "least squares needs Cov[u, u']"
-    right = weight @ moments.cross.double()  # of a wide layer matrices are large: two in float64 are there at a time
-    h = damped(moments.cov, damping)
-    own, whole = (x.diagonal(dim1=1, dim2=2).double() for x in (moments.cov, h))
-    right += (whole - own)[:, None, :] * weight
-    add_macs(h.numel() * h.shape[2] // 6 + 2 * weight.numel() * h.shape[2])
-    h = torch.linalg.cholesky(h)
-    return torch.cholesky_solve(right.transpose(1, 2), h).transpose(1, 2)
+    right = weight @ moments.cross.double()
+    own = moments.cov.diagonal(dim1=1, dim2=2).double()
+    right += (damped_diagonal(moments.cov, damping) - own)[:, None, :] * weight
+    taps = weight.shape[2]
+    add_macs(moments.cov.numel() * taps // 6 + 2 * weight.numel() * taps)
+    return torch.cholesky_solve(right.transpose(1, 2), damped_factor(moments.cov, damping)).transpose(1, 2)
 
 
 def best_share(weight: Float[Tensor, "g o n"], first: Moments, second: Moments) -> tuple[float, float]:

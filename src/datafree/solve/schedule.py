@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.execution import ON_CPU, SOLVING, Execution, Parts
+from datafree.execution import ON_CPU, SOLVING, Execution, Parts, give_back_memory
 from datafree.quantization import dequantize, fake_quantize
 from datafree.records import LayerResult
 from datafree.signals import walk_both
@@ -22,6 +22,7 @@ from datafree.solve.plan import WIDE, LayerPlan, quantized_at
 from datafree.solve.problem import Grids, Problem, Solution
 from datafree.solve.solve_layer import compress_layer, pending_job, pending_jobs, solve_packed
 
+WIDE_TAPS = 2000  # of a layer, whose H takes 32 MB: more than malloc gives back by itself
 Pool = Callable[[Callable[[Any], LayerResult], Iterable[PendingJob | LayerJob]], Iterator[LayerResult]]
 
 
@@ -45,6 +46,8 @@ def solve_layers(
         results[result.name] = result
         if result.name not in known:
             checkpoints.write_layer(result)
+        if result.weight.shape[1] > WIDE_TAPS:
+            give_back_memory()
         on_done(result)
         work.on_step(SOLVING, len(results), num_layers)
     return Solution(problem.teacher, plan, {name: results[name] for name in plan.layers if name in results}, grids)

@@ -108,5 +108,5 @@ def row_power(weight: Float[Tensor, "g o n"], moments: Moments) -> Float[Tensor,
     for part, block in zip(weight.split(moments.cov.shape[2], 2), moments.blocks(), strict=True):
         w = part.double()
         add_macs(w.numel() * w.shape[2])
-        total += ((w @ block.cov.double()) * w).sum(2)
+        total += (w @ block.cov.double()).mul_(w).sum(2)
     return total

@@ -79,6 +79,7 @@ def equalize_(
         scales.balance_rows({name: torch.tensor(True) for name in layers})
     output_vectors, input_vectors = scales.write_vectors()
     g.tidy(teacher)
+    g.collect_garbage(teacher)  # the weights as they were
     dropped = tuple(n for n in layers if scales.gained.get(n) is False)
     done = Equalization(mode, cancelled, output_vectors, input_vectors, len(layers), (), dropped, before)
     return scales.move(stats), done

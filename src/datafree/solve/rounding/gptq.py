@@ -13,6 +13,7 @@ from datafree.records import QParams
 from datafree.solve.jobs import LayerJob
 
 BLOCK = 64  # columns rounded between two matrix products
+ROWS = 256  # of H, put in order at a time
 
 
 def gptq(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
@@ -31,11 +32,11 @@ def gptq(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
 
 def _gptq(job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
     assert isinstance(job.method, Gptq), "the table calls this for its own method"
-    order, factor = _ordered_factor(damped(job.moments.cov, job.method.damping))
+    order, lower = _ordered_factor(job.moments.cov, job.method.damping)
     columns = order[:, None].expand_as(job.weight)
     w = torch.gather(job.weight, 2, columns).double()
     keep = None if job.keep is None else torch.gather(job.keep, 2, columns)
-    q = _round_columns(w, factor, qparams, keep)
+    q = _round_columns(w, lower, qparams, keep)
     return torch.gather(q, 2, torch.argsort(order, 1)[:, None].expand_as(job.weight))
 
 
@@ -77,36 +78,65 @@ def polished(q: Float[Tensor, "g o n"], job: LayerJob, qparams: QParams) -> Floa
 def damped(h: Float[Tensor, "g n n"], share: float) -> Float[Tensor, "g n n"]:
     """A copy of H in float64 with `share` of its mean diagonal added to the diagonal."""
     found = h.to(torch.float64, copy=True)
-    diagonal = found.diagonal(dim1=1, dim2=2)
-    diagonal += share * diagonal.mean(1, keepdim=True).clamp(min=1e-12)
+    found.diagonal(dim1=1, dim2=2).copy_(damped_diagonal(h, share))
     return found
 
 
-def _ordered_factor(h: Float[Tensor, "g n n"]) -> tuple[Int[Tensor, "g n"], Float[Tensor, "g n n"]]:
-    """The columns in decreasing order of H_kk, and R with H = R R^T in that order, R upper triangular.
+def damped_factor(h: Float[Tensor, "g n n"], share: float) -> Float[Tensor, "g n n"]:
+    """The Cholesky factor of `damped`, in the memory of that one copy: of a wide layer it is large."""
+    found = _as_lapack(h.shape).copy_(h)
+    found.diagonal(dim1=1, dim2=2).copy_(damped_diagonal(h, share))
+    return torch.linalg.cholesky(found, out=found)
 
-    R is the Cholesky factor of H read backwards. Of a wide layer H is large: two of it are there at a time.
+
+def damped_diagonal(h: Float[Tensor, "g n n"], share: float) -> Float[Tensor, "g n"]:
+    """The diagonal of `damped`."""
+    diagonal = h.diagonal(dim1=1, dim2=2).double()
+    return diagonal + share * diagonal.mean(1, keepdim=True).clamp(min=1e-12)
+
+
+def _as_lapack(shape: torch.Size) -> Float[Tensor, "g n n"]:
+    """Room for matrices whose columns lie together, so that a factor can take their place."""
+    return torch.empty(shape, dtype=torch.float64).mT
+
+
+def _ordered_factor(h: Float[Tensor, "g n n"], damping: float) -> tuple[Int[Tensor, "g n"], Float[Tensor, "g n n"]]:
+    """The columns in decreasing order of H_kk, and the Cholesky factor of H, damped, with these columns read backwards.
+
+    With H = R R^T in that order, R upper triangular, it is R read backwards. Of a wide layer H is large: it is put in
+    order a few rows at a time, and its factor takes its place.
     """
-    add_macs(h.numel() * h.shape[2] // 6)
-    order = torch.argsort(h.diagonal(dim1=1, dim2=2), dim=1, descending=True)
+    taps = h.shape[2]
+    add_macs(h.numel() * taps // 6)
+    diagonal = damped_diagonal(h, damping)
+    order = torch.argsort(diagonal, dim=1, descending=True)
     backwards = order.flip(1)
-    h = torch.gather(h, 1, backwards[:, :, None].expand_as(h))
-    h = torch.gather(h, 2, backwards[:, None].expand_as(h))
-    h = torch.linalg.cholesky(h)
-    return order, h.flip(1, 2)
+    found = _as_lapack(h.shape)
+    for rows in torch.arange(taps).split(ROWS):
+        some = torch.gather(h, 1, backwards[:, rows, None].expand(-1, -1, taps))
+        found[:, rows[0] : rows[-1] + 1] = torch.gather(some, 2, backwards[:, None].expand_as(some))
+    found.diagonal(dim1=1, dim2=2).copy_(torch.gather(diagonal, 1, backwards))
+    return order, torch.linalg.cholesky(found, out=found)
 
 
-def _round_columns(w: Tensor, factor: Tensor, qparams: QParams, keep: Tensor | None) -> Float[Tensor, "g o n"]:
+def _round_columns(w: Tensor, lower: Tensor, qparams: QParams, keep: Tensor | None) -> Float[Tensor, "g o n"]:
+    """Integers of the columns, one after another.
+
+    Args:
+        lower: R (g, n, n) with its rows and columns read backwards.
+    """
     groups, rows, taps = w.shape
     add_macs(w.numel() * taps // 2)
     q = torch.empty(groups, rows, taps)
     error = torch.zeros_like(w)
     for start in range(0, taps, BLOCK):
         stop = min(start + BLOCK, taps)
-        debt = error[:, :, :start] @ factor[:, :start, start:stop]  # (g, o, block)
+        factor = lower[:, taps - stop :, taps - stop : taps - start].flip(1, 2)  # (g, stop, block)
+        debt = error[:, :, :start] @ factor[:, :start]  # (g, o, block)
         for k in range(start, stop):
-            owed = debt[:, :, k - start] + (error[:, :, start:k] @ factor[:, start:k, k, None])[:, :, 0]
-            target = w[:, :, k] + owed / factor[:, k, k, None]
+            here = factor[:, :, k - start]  # column k of R
+            owed = debt[:, :, k - start] + (error[:, :, start:k] @ here[:, start:k, None])[:, :, 0]
+            target = w[:, :, k] + owed / here[:, k, None]
             target = target if keep is None else target * keep[:, :, k]
             column = quantize(target.flatten(), qparams)
             q[:, :, k] = column.view(groups, rows)
