@@ -79,6 +79,14 @@ def test_images_count():
     assert many - few == 4 * x[:1].nbytes
 
 
+def test_procedural_images_beside_those_that_are_made_count():
+    model, inputs = NETS["residual"]()
+    recipe = Recipe.preset("prune50").updated(["signal.images=4"])
+    alone, joined = (least(model, inputs, recipe.updated([f"prune.probes={p}"])) for p in ("false", "true"))
+    x = inputs[0] if isinstance(inputs, tuple) else inputs
+    assert joined - alone == 4 * x[:1].nbytes
+
+
 def test_unfinished_work_of_another_limit_is_refused(tmp_path):
     model, inputs = NETS["residual"]()
     recipe = Recipe.preset("w8a8").updated(["signal.images=2"])

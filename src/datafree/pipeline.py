@@ -109,7 +109,7 @@ def compress(
         check_distillation(teacher, recipe.distill, recipe.signal)
         check(teacher)
         place = Path(resume).parent if resume else None
-        work = replace(work, room=room_within(teacher, plan, recipe, memory, place))
+        work = replace(work, room=room_within(teacher, plan, recipe, memory, place, remembers=bool(stats)))
         on_plan(expected_work(teacher, plan, recipe, remembers=bool(stats), room=work.room))
         make = partial(shared.make_signal, signal=recipe.signal, seed=seed, input_range=known, images=given, work=work)
         early = None if stats else make(teacher, stats)  # no BatchNorm: images tell what equalizing goes by

@@ -25,20 +25,23 @@ class MemoryLimitError(ValueError):
     """A limit that is less than what one image at a time takes."""
 
 
-def room_within(teacher: fx.GraphModule, plan: Plan, recipe: Recipe, memory: int | None, place: Path | None) -> Room:
+def room_within(
+    teacher: fx.GraphModule, plan: Plan, recipe: Recipe, memory: int | None, place: Path | None, *, remembers: bool
+) -> Room:
     """What a limit of so many bytes, for the whole process, leaves for tensors on their way through the network.
 
     A figure of the network and the limit alone, so that every machine makes the same parts.
 
     Args:
         place: where tensors wait that do not fit.
+        remembers: whether BatchNorm tells what images have to be like.
 
     Raises:
         MemoryLimitError: it leaves no room for one image; says what would.
     """
     if memory is None:
         return ALL_IN_MEMORY
-    images = images_asked(teacher, recipe.signal) * sum(
+    images = _num_images(teacher, recipe, remembers=remembers) * sum(
         math.prod(g.shape(node)[1:]) for node in g.placeholders(teacher)
     )
     kept = _at_rest(teacher) + 2 * g.num_parameters(teacher) + 4 * images  # integers as they come, in 16 bits
@@ -62,9 +65,8 @@ def expected_work(
     Args:
         remembers: whether BatchNorm tells what images have to be like.
     """
-    forward, count = sum(g.layer_macs(teacher).values()), images_asked(teacher, recipe.signal)
-    made, probes = count, recipe.prune is not None and recipe.prune.probes
-    count *= 2 if probes and takes_probes(teacher, recipe.signal, made, remembers=remembers) else 1
+    forward, made = sum(g.layer_macs(teacher).values()), images_asked(teacher, recipe.signal)
+    count = _num_images(teacher, recipe, remembers=remembers)
     solved = [item for item in plan.layers.values() if item.weights is not None]
     walk = count * forward
     layers = sum(_solving(teacher, item, recipe.solve, count) for item in solved)
@@ -80,6 +82,12 @@ def expected_work(
     solving = _solving_memory(teacher, plan, recipe.solve)
     memory = _memory(teacher, solving, count, room, moves=MAKING_IMAGES in phases)
     return ExpectedWork(forward, len(solved), phases, memory)
+
+
+def _num_images(teacher: fx.GraphModule, recipe: Recipe, *, remembers: bool) -> int:
+    """How many layers are solved on, procedural ones among them."""
+    made, probes = images_asked(teacher, recipe.signal), recipe.prune is not None and recipe.prune.probes
+    return 2 * made if probes and takes_probes(teacher, recipe.signal, made, remembers=remembers) else made
 
 
 def _product(teacher: fx.GraphModule, item: LayerPlan) -> int:
@@ -118,4 +126,4 @@ def _at_rest(teacher: fx.GraphModule) -> int:
 def _solving_memory(teacher: fx.GraphModule, plan: Plan, method: RoundingRecipe) -> int:
     """Bytes of the largest H, in double precision, and what is made of it; in sequence also of both halves' H and C."""
     taps = max((g.weight(teacher, i.layer)[0].numel() for i in plan.layers.values()), default=0)
-    return (6 if method.sequential else 3) * 8 * min(taps, MAX_TAPS) ** 2
+    return (5 if method.sequential else 2) * 8 * min(taps, MAX_TAPS) ** 2
