@@ -37,19 +37,19 @@ def choose_qparams(low: Float[Tensor, " c"], high: Float[Tensor, " c"], *, bits:
     return QParams(scale, zero_point.to(torch.int32), qmin, qmax)
 
 
-def quantize(x: Float[Tensor, ...], qparams: QParams) -> Float[Tensor, ...]:
+def quantize(x: Float[Tensor, "..."], qparams: QParams) -> Float[Tensor, "..."]:
     """Integers (as floats) of `x`; scale and zero_point broadcast along dimension 0 where there is one for each row."""
     scale, zero_point = _along_rows(x, qparams)
     return (x / scale).round_().add_(zero_point).clamp_(qparams.qmin, qparams.qmax)
 
 
-def dequantize(q: Float[Tensor, ...], qparams: QParams) -> Float[Tensor, ...]:
+def dequantize(q: Float[Tensor, "..."], qparams: QParams) -> Float[Tensor, "..."]:
     """Real values of the integers `q`."""
     scale, zero_point = _along_rows(q, qparams)
     return (q - zero_point) * scale
 
 
-def fake_quantize(x: Float[Tensor, ...], qparams: QParams) -> Float[Tensor, ...]:
+def fake_quantize(x: Float[Tensor, "..."], qparams: QParams) -> Float[Tensor, "..."]:
     """Round `x` to the grid and come back."""
     scale, zero_point = _along_rows(x, qparams)
     return quantize(x, qparams).sub_(zero_point).mul_(scale)

@@ -133,7 +133,7 @@ def run_module(module: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[T
     return [torch.cat(column) for column in zip(*parts, strict=True)]
 
 
-def repeatability(module: torch.nn.Module, inputs: tuple[Tensor, ...], wanted: list[Float[Tensor, ...]]) -> float:
+def repeatability(module: torch.nn.Module, inputs: tuple[Tensor, ...], wanted: list[Float[Tensor, "..."]]) -> float:
     """How near a module comes to itself with other float kernels, decibel: no file can be much nearer.
 
     Every quantizer turns the last bit of a sum near the middle of two integers into a whole step, and layers after it
@@ -145,7 +145,7 @@ def repeatability(module: torch.nn.Module, inputs: tuple[Tensor, ...], wanted: l
             return sqnr(run_module(module, inputs), wanted)
 
 
-def sqnr(found: list[Float[Tensor, ...]], wanted: list[Float[Tensor, ...]]) -> float:
+def sqnr(found: list[Float[Tensor, "..."]], wanted: list[Float[Tensor, "..."]]) -> float:
     """Power of what is wanted to power of the difference, decibel; of the worst output."""
     return min(
         decibel(float(w.double().square().mean()), float((f.double() - w).square().mean()))
@@ -153,7 +153,7 @@ def sqnr(found: list[Float[Tensor, ...]], wanted: list[Float[Tensor, ...]]) -> f
     )
 
 
-def agreement(found: list[Float[Tensor, ...]], wanted: list[Float[Tensor, ...]]) -> float | None:
+def agreement(found: list[Float[Tensor, "..."]], wanted: list[Float[Tensor, "..."]]) -> float | None:
     """Share of equal classes in the first output of logits (N, classes), percent; None where there is none."""
     pairs = [(f, w) for f, w in zip(found, wanted, strict=True) if w.dim() == 2 and w.shape[1] > 1]
     if not pairs:
