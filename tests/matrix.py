@@ -49,7 +49,10 @@ class Setting:
 
 def settings() -> dict[str, Setting]:
     """All of them by name."""
-    threads = {f"threads-{n}": Setting(f"{n} threads", {"TEST_THREADS": n, "OMP_NUM_THREADS": n}) for n in "128"}
+    threads = {
+        f"threads-{n}": Setting(f"{n} thread{'s' * (n > '1')}", {"TEST_THREADS": n, "OMP_NUM_THREADS": n})
+        for n in "128"
+    }
     avx2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
     return {
         **threads,
