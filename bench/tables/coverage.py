@@ -54,22 +54,12 @@ is *failed*. Differences are the largest ones, as shares of the output's range; 
 other images than layers were solved on."""
 
 
-@dataclass(frozen=True)
-class CoverageRow:
+@dataclass(kw_only=True)
+class CoverageRow(Found):
     """One network; said: exact, or refused or failed and why."""
 
     network: str
     said: str
-    side: int = 0
-    num_layers: int = 0
-    num_batchnorms: int = 0
-    captured: float | None = None
-    folded: float | None = None
-    equalized: float | None = None
-    student_db: dict[str, float] | None = None
-    file_db: float | None = None
-    read: float | None = None
-    written_by: str = ""
     seconds: float = 0.0
     commit: str = ""
 
@@ -124,7 +114,8 @@ def examined(name: str, *, memory: int = MEMORY, seconds: float = TIME) -> Cover
         reason = f"the process ended with exit code {process.exitcode}"
     process.kill()
     process.join()
-    return row or CoverageRow(name, f"{FAILED}: {place}: {reason}", seconds=round(time.monotonic() - start, 1))
+    said = f"{FAILED}: {place}: {reason}"
+    return row or CoverageRow(network=name, said=said, seconds=round(time.monotonic() - start, 1))
 
 
 def _work(name: str, memory: int, out: Connection) -> None:
@@ -146,7 +137,8 @@ def _work(name: str, memory: int, out: Connection) -> None:
     except Exception as error:  # whatever it is, it is a row
         said = f"{FAILED}: {places[-1]}: {type(error).__name__}: {' '.join(str(error).split())}"
     said = PLACES.sub("", said)[:LONGEST]
-    out.send(CoverageRow(name, said, **asdict(found), seconds=round(time.process_time() - start, 1)))
+    seconds = round(time.process_time() - start, 1)
+    out.send(CoverageRow(network=name, said=said, seconds=seconds, **asdict(found)))
 
 
 # ---- the page

@@ -106,10 +106,22 @@ def test_what_goes_wrong_is_said_in_its_row(factory, said):
 
 def test_the_page_counts_and_lists_what_was_not_exact(tmp_path):
     rows = [
-        CoverageRow("timm:a", EXACT, 64, 3, 2, 0.0, 1e-7, 2e-7, {"w8a8": 30.0, "prune50": float("inf")}, 120.0, 0.0),
-        CoverageRow("timm:b", f"{REFUSED}: capture: what it is"),
-        CoverageRow("torchvision:c", f"{FAILED}: fold: x | y"),
-        CoverageRow("torchvision:c", f"{FAILED}: fold: x | y"),
+        CoverageRow(
+            network="timm:a",
+            said=EXACT,
+            side=64,
+            num_layers=3,
+            num_batchnorms=2,
+            captured=0.0,
+            folded=1e-7,
+            equalized=2e-7,
+            student_db={"w8a8": 30.0, "prune50": float("inf")},
+            file_db=120.0,
+            read=0.0,
+        ),
+        CoverageRow(network="timm:b", said=f"{REFUSED}: capture: what it is"),
+        CoverageRow(network="torchvision:c", said=f"{FAILED}: fold: x | y"),
+        CoverageRow(network="torchvision:c", said=f"{FAILED}: fold: x | y"),
     ]
     (tmp_path / "coverage.jsonl").write_text("".join(json.dumps(vars(row)) + "\n" for row in rows))
     text = page(tmp_path)
