@@ -168,6 +168,14 @@ CASES = {
         ],
         {"three": np.int64(3), "zero": np.int64(0), "one": np.int64(1), "half": np.float32(0.5)},
     ),
+    "a third of one side": (
+        [
+            node("Shape", "x", "s"), node("Gather", "s three", "w", axis=0), node("Div", "w three", "d"),
+            node("Range", "zero d one", "r"), helper.make_node("Cast", ["r"], ["f"], to=1),
+            node("ReduceMean", "f", "m", axes=[0]), node("Mul", "x m", "y"),
+        ],
+        {"three": np.int64(3), "zero": np.int64(0), "one": np.int64(1)},
+    ),
     "expanded as PyTorch writes it": (
         [
             node("Shape", "x", "s"), node("Shape", "s", "k"), node("ConstantOfShape", "k", "ones",

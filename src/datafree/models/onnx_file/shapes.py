@@ -67,7 +67,7 @@ def _cast(node: Node, data: Shape) -> Shape:
 
 def _divide(node: Node, a: Shape, b: Shape) -> Shape:
     whole = not any(isinstance(x, float) for x in [*_objects(a).flat, *_objects(b).flat])
-    return _objects(a) // _objects(b) if whole else _objects(a) / _objects(b)
+    return _elementwise(np.floor_divide if whole else np.true_divide)(node, a, b)
 
 
 def _elementwise(function: Callable[[Any, Any], Any]) -> Callable[..., Shape]:
