@@ -172,9 +172,9 @@ CASES = {
         [
             node("Shape", "x", "s"), node("Gather", "s three", "w", axis=0), node("Div", "w three", "d"),
             node("Range", "zero d one", "r"), helper.make_node("Cast", ["r"], ["f"], to=1),
-            node("ReduceMean", "f", "m", axes=[0]), node("Mul", "x m", "y"),
+            node("Reshape", "f sides", "e"), node("Mul", "x e", "y"),
         ],
-        {"three": np.int64(3), "zero": np.int64(0), "one": np.int64(1)},
+        {"three": np.int64(3), "zero": np.int64(0), "one": np.int64(1), "sides": np.array([1, 3, 1, 1], np.int64)},
     ),
     "expanded as PyTorch writes it": (
         [
