@@ -16,6 +16,7 @@ from datafree.solve import MAX_TAPS, NUM_ROWS, LayerPlan, Plan, rounding_method
 WALK = 2.2  # copies of the tensors on the way
 BATCH = 64  # images moved together
 BASE = 420 * 2**20  # bytes of Python and torch before there is a network
+CAPTURED = 17  # bytes of a weight while the network is captured
 ONE = 4  # copies of the tensors of one image on its way
 SOLVES, ZEROS = 6, 300  # products of a layer's weights with H: the grids tried and polishing; zeros chosen in rounds
 PROBES = 2  # walks through the network for each layer whose errors are looked at there
@@ -44,8 +45,7 @@ def room_within(
     images = _num_images(teacher, recipe, remembers=remembers) * sum(
         math.prod(g.shape(node)[1:]) for node in g.placeholders(teacher)
     )
-    kept = _at_rest(teacher) + 2 * g.num_parameters(teacher) + 4 * images  # integers as they come, in 16 bits
-    size = memory - BASE - kept - _solving_memory(teacher, plan, recipe.solve)
+    size = memory - BASE - _at_rest(teacher) - 4 * images - _solving_memory(teacher, plan, recipe.solve)
     least = ONE * 4 * g.numbers_held(teacher)[0]
     if size < least:
         raise MemoryLimitError(
@@ -113,14 +113,13 @@ def _memory(teacher: fx.GraphModule, solving: int, count: int, room: Room, *, mo
     widest, computed = g.numbers_held(teacher)
     walk = WALK * 4 * count * widest
     backward = BACKWARD * 4 * min(count, BATCH, images_at_once(teacher, room)) * computed if moves else 0
-    if room.size is not None:
-        return round(_at_rest(teacher) + max(min(walk, room.size) + solving, backward))
-    return round(_at_rest(teacher) + max(walk, solving, backward))
+    most = max(walk, solving, backward) if room.size is None else max(min(walk, room.size) + solving, backward)
+    return round(max(CAPTURED * g.num_parameters(teacher), _at_rest(teacher) + most))
 
 
 def _at_rest(teacher: fx.GraphModule) -> int:
-    """Bytes of the weights, those of the model that was given too."""
-    return 8 * g.num_parameters(teacher)
+    """Bytes of the weights, those of the model that was given too, and of integers as they come, in 16 bits."""
+    return 10 * g.num_parameters(teacher)
 
 
 def _solving_memory(teacher: fx.GraphModule, plan: Plan, method: RoundingRecipe) -> int:
