@@ -67,7 +67,7 @@ class Moments:
 
     def __post_init__(self) -> None:
         for name in ("mean", "student_mean", "cov"):
-            if not torch.isfinite(getattr(self, name)).all():
+            if not torch.isfinite(torch.stack(getattr(self, name).aminmax())).all():  # without a copy of H
                 raise MomentsError(f"the {name} of the layer's inputs is not finite; look at the layers before it")
 
     @property

@@ -73,9 +73,9 @@ def gather_moments(
     if not full:
         cov = (cov - rest.square()).clamp(min=0)
         return Moments(mean.float(), student_mean.float(), cov.float(), len(at))
-    cov = cov.baddbmm_(rest[:, :, None], rest[:, None, :], alpha=-1)
+    cov = cov.baddbmm_(rest[:, :, None], rest[:, None, :], alpha=-1).float()  # of a wide layer float64 goes at once
     cross = None if cross is None else cross.float()
-    return Moments(mean.float(), student_mean.float(), cov.float(), len(at), cross, scatter)
+    return Moments(mean.float(), student_mean.float(), cov, len(at), cross, scatter)
 
 
 def _add(total: Float[Tensor, "b m m"], more: Float[Tensor, "b m m"]) -> None:
@@ -125,11 +125,22 @@ def shrunk(moments: Moments) -> Moments:
     if moments.scatter is None:
         return moments
     diagonal = moments.cov.diagonal(dim1=1, dim2=2)
-    power = moments.cov.square().sum((1, 2), dtype=torch.float64) - diagonal.double().square().sum(1)
+    power = _power(moments.cov) - diagonal.double().square().sum(1)
     noise = (moments.scatter - power).clamp(min=0) / max(1, moments.num_rows - 1)
     keep = 1 - (noise / power.clamp(min=1e-300)).clamp(max=1).float()[:, None, None]
-    cov, cross = (
-        None if h is None else (h * keep).diagonal_scatter(h.diagonal(dim1=1, dim2=2), dim1=1, dim2=2)
-        for h in (moments.cov, moments.cross)
-    )
-    return replace(moments, cov=cov, cross=cross, scatter=None)
+    cross = None if moments.cross is None else _off_diagonal_times(moments.cross, keep)
+    return replace(moments, cov=_off_diagonal_times(moments.cov, keep), cross=cross, scatter=None)
+
+
+def _power(h: Float[Tensor, "b m m"]) -> Float[Tensor, " b"]:
+    """Sum of squares, float64; a few rows are squared at a time, for H is large."""
+    square = torch.empty(h.shape, dtype=torch.float64)
+    for own, part in zip(square.split(ROWS, 1), h.split(ROWS, 1), strict=True):
+        own.copy_(part.square())
+    return square.sum((1, 2))
+
+
+def _off_diagonal_times(h: Float[Tensor, "b m m"], factor: Float[Tensor, "b 1 1"]) -> Float[Tensor, "b m m"]:
+    found = h * factor
+    found.diagonal(dim1=1, dim2=2).copy_(h.diagonal(dim1=1, dim2=2))
+    return found
