@@ -20,9 +20,8 @@ from datafree.solve.jobs import LayerJob
 from datafree.solve.pending import PendingJob
 from datafree.solve.plan import WIDE, LayerPlan, quantized_at
 from datafree.solve.problem import Grids, Problem, Solution
-from datafree.solve.solve_layer import compress_layer, pending_job, pending_jobs, solve_packed
+from datafree.solve.solve_layer import WIDE_TAPS, compress_layer, pending_job, pending_jobs, solve_packed
 
-WIDE_TAPS = 2000  # of a layer, whose H takes 32 MB: more than malloc gives back by itself
 Pool = Callable[[Callable[[Any], LayerResult], Iterable[PendingJob | LayerJob]], Iterator[LayerResult]]
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from datafree import graph as g
-from datafree.execution import one_thread, out_of_memory
+from datafree.execution import give_back_memory, one_thread, out_of_memory
 from datafree.graph import chunks, positions, row_size
 from datafree.quantization import dequantize, fake_quantize
 from datafree.records import Layer, LayerResult, Moments, QParams, decibel
@@ -32,6 +32,7 @@ from datafree.solve.weight_grids import row_power, solve_on_best_grid
 
 NUM_ROWS = {"diagonal": 4096, "covariance": 16384}
 LOOKED_AT = 1024  # output positions, for what rounding a layer's input loses
+WIDE_TAPS = 2000  # of a layer, whose H takes 32 MB: more than malloc finds room for in what is free
 ROWS_BYTES = 2**28  # of inputs drawn ahead for one layer
 
 
@@ -166,6 +167,8 @@ def compress_layer(job: LayerJob) -> LayerResult:
     if not bool(torch.isfinite(job.weight).all() and torch.isfinite(job.bias).all()):
         raise LayerError(f"{job.name}: the weights are not finite; load a checkpoint without NaN or infinity")
     start = time.perf_counter()
+    if job.weight.shape[2] > WIDE_TAPS:
+        give_back_memory()  # what gathering moments has left free
     result = as_asked = _solve_once(job, job.weight)
     for remedy, other in remedies(job) if job.method.mend else ():
         if result.channel_db >= floor_db(job.spec.bits):
