@@ -247,7 +247,7 @@ def test_every_preset_runs_on_a_depthwise_net(preset):
     spent = (
         {"budget": None, "layers": run.recipe.layers} if chosen.budget != run.recipe.budget else {}
     )  # on layers' bits
-    assert run.recipe == chosen.model_copy(update=spent) and bool(spent) == (preset == "w4a4-mixed")
+    assert run.recipe == chosen.model_copy(update=spent) and is_spent == (preset == "w4a4-mixed")
 
 
 # Memory
