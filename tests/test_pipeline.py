@@ -244,9 +244,8 @@ def test_every_preset_runs_on_a_depthwise_net(preset):
         assert bool(torch.isfinite(run.student(x)).all())
     partly = chosen.prune is not None and chosen.prune.pattern != "unstructured"  # layers that read no lost channel
     assert run.summary.num_layers == 6 and (0 < run.summary.num_quantized < 6) == partly
-    spent = (
-        {"budget": None, "layers": run.recipe.layers} if chosen.budget != run.recipe.budget else {}
-    )  # on layers' bits
+    is_spent = chosen.budget != run.recipe.budget  # on bits of layers
+    spent = {"budget": None, "layers": run.recipe.layers} if is_spent else {}
     assert run.recipe == chosen.model_copy(update=spent) and is_spent == (preset == "w4a4-mixed")
 
 
