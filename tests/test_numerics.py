@@ -1,6 +1,7 @@
 """Networks at the ends of what numbers can be: a student without NaN, or an error that names the layer."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 
 from datafree import Recipe, compress
 from datafree import graph as g
+from datafree.allocation.channels import PruneError
 from datafree.models import ModelError
 from datafree.recipe import presets
 from datafree.signals.moving import MatchingError
@@ -78,9 +80,12 @@ FEW = ("variance 0", "all variances", "dead outputs", "all 0", "weights of 1e30"
 
 
 def assert_no_nan(model, recipe, *, may_refuse=True):
-    """The student's answers are finite; or the network is refused in one line that names a layer."""
+    """The student's answers are finite; or one line refuses the network: of a layer, or that no channel can go."""
     try:
         run = compress(model, recipe, (2, 3, 8, 8), progress=False)
+    except PruneError as error:
+        assert re.match(r"whole channels can save at most 0 % of this network's multiply-adds", str(error)), str(error)
+        return
     except REFUSED as error:
         assert may_refuse and str(error).partition(":")[0] in dict(model.named_modules()), str(error)
         return
@@ -103,6 +108,28 @@ def test_no_preset_ends_in_nan(name, preset):
     few += ["signal.steps=2"] if recipe.signal.kind in ("inverted", "matched", "adversarial") else []
     few += ["solve.steps=20"] if recipe.solve.method in ("straight_through", "adaround") else []
     assert_no_nan(made(EXTREMES[name]), recipe.updated(few))
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "message"),
+    [
+        (
+            "weights of 1e30",
+            "w4a4-mixed",
+            r"^[a-d]: its error at some bits is not finite, so none can be chosen; leave",
+        ),
+        (
+            "weights of 1e30",
+            "paper-prune50",
+            r"^[a-d]: the cov of the layer's inputs is not finite; look at the layers",
+        ),
+    ],
+)
+def test_what_is_not_finite_names_its_layer(name, preset, message):
+    recipe = Recipe.preset(preset).updated(["signal.images=4"])
+    recipe = recipe.updated(["signal.steps=2"]) if recipe.signal.kind == "inverted" else recipe
+    with pytest.raises(LayerError, match=message):
+        compress(made(EXTREMES[name]), recipe, (2, 3, 8, 8), progress=False)
 
 
 @pytest.mark.parametrize("sizes", [{"width": 1}, {"kernel": 1}], ids=["one channel", "one tap"])

@@ -17,7 +17,7 @@ from datafree.allocation.weight_bits import Option, layers_with_rules, may_thin,
 from datafree.execution import silent
 from datafree.extras import install
 from datafree.recipe import LayerRule, Prune, Recipe
-from datafree.solve import Plan, Problem
+from datafree.solve import LayerError, Plan, Problem
 
 FLOAT = 32  # bits
 CURVE = 12  # budgets for which the best error is told, between the smallest and the largest
@@ -187,9 +187,16 @@ def _fixed_bytes(teacher: fx.GraphModule, plan: Plan, chosen: set[str]) -> int:
 
 
 def choose(options: dict[str, list[Option]], limit: float) -> dict[str, Option]:
-    """One option a layer, least summed error, sizes within the limit: an integer program, by scipy's HiGHS."""
+    """One option a layer, least summed error, sizes within the limit: an integer program, by scipy's HiGHS.
+
+    Raises:
+        LayerError: an error is not finite.
+    """
     from scipy import optimize, sparse
 
+    for name, row in options.items():
+        if not all(math.isfinite(option.error) for option in row):
+            raise LayerError(f"{name}: its error at some bits is not finite, so none can be chosen; leave budget out")
     flat = [(n, option) for n, row in options.items() for option in row]
     index = {name: i for i, name in enumerate(options)}
     one = sparse.coo_array((np.ones(len(flat)), ([index[n] for n, _ in flat], range(len(flat)))))

@@ -17,7 +17,7 @@ from datafree import graph as g
 from datafree.execution import give_back_memory, one_thread, out_of_memory
 from datafree.graph import chunks, positions, row_size
 from datafree.quantization import dequantize, fake_quantize
-from datafree.records import Layer, LayerResult, Moments, QParams, decibel
+from datafree.records import Layer, LayerResult, Moments, MomentsError, QParams, decibel
 from datafree.signals import LayerDraws, Signal, closed_form, layer_draws, walk_teacher
 from datafree.solve.activation_grids import tensor_grid
 from datafree.solve.compensation import compensated
@@ -66,7 +66,11 @@ def pending_jobs(problem: Problem, grids: Grids, *, split_halves: bool = False) 
 def pending_job(
     problem: Problem, item: LayerPlan, node: fx.Node, x: Tensor, grids: Grids, *, student_x: Tensor | None = None
 ) -> PendingJob:
-    """One layer's problem, from the value `x` of its input node, and the student's where that is another."""
+    """One layer's problem, from the value `x` of its input node, and the student's where that is another.
+
+    Raises:
+        LayerError: a formula gives moments that are not finite.
+    """
     assert item.weights is not None, "there is something to solve"
     layer, row, signal = item.layer, rounding_method(problem.method), problem.signal
     qparams = grids[quantized_at(node).name, item.input_bits] if item.input_bits else None
@@ -87,7 +91,10 @@ def pending_job(
         input_db=_input_db(problem, layer, seen),
         kernel_size=layer.kernel_size,
     )
-    return PendingJob(layer.name, job, _gathering(layer, seen, draws, row.moments))
+    try:
+        return PendingJob(layer.name, job, _gathering(layer, seen, draws, row.moments))
+    except MomentsError as error:
+        raise LayerError(f"{layer.name}: {error}") from None
 
 
 @dataclass(frozen=True)
