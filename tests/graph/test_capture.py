@@ -123,6 +123,26 @@ def test_tensors_made_of_numbers_are_constants():
     assert not made and torch.equal(graph(x), model(x))
 
 
+class Squeezing(nn.Module):
+    """As many classifiers are written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.conv(x).mean((2, 3), keepdim=True).squeeze())
+
+
+def test_squeezed_is_what_has_one_entry_but_never_the_images():
+    net, x = Squeezing().eval(), torch.randn(3, 3, 6, 6)
+    run = compress(net, Recipe.preset("w8a8").updated(["signal.images=8"]), x)
+    with torch.no_grad():
+        torch.testing.assert_close(trace(net, x)(x), net(x))
+        assert run.student(x).shape == (3, 2) and run.student(x[:1]).shape == (1, 2)
+        torch.testing.assert_close(run.student(x[:1]), run.student(x)[:1])
+
+
 def weights_held(shape):
     """How many tensors of a shape are there, views of one another counted once."""
     tensors = [item for item in gc.get_objects() if type(item) in (Tensor, nn.Parameter) and item.shape == shape]

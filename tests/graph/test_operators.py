@@ -76,7 +76,6 @@ CALLS = {
     aten.unflatten.int: lambda x: x.unflatten(1, (2, 2)),
     aten.permute.default: lambda x: x.permute(0, 2, 3, 1),
     aten.transpose.int: lambda x: x.transpose(1, 2),
-    aten.squeeze.default: lambda x: aten.squeeze.default(x[:, :1]),
     aten.squeeze.dim: lambda x: x[:, :1].squeeze(1),
     aten.squeeze.dims: lambda x: aten.squeeze.dims(x[:, :1, :1], (1, 2)),
     aten.unsqueeze.default: lambda x: x.unsqueeze(2),

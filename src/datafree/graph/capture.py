@@ -86,6 +86,7 @@ def trace(model: nn.Module, example: Example) -> fx.GraphModule:
     _drop_identities(graph)
     _fold_constants(graph)
     _name_constant_padding(graph)
+    _name_squeezed_dimensions(graph)
     _own_parameters(graph)
     tidy(graph)
     collect_garbage(graph)
@@ -268,6 +269,14 @@ def _name_constant_padding(graph: fx.GraphModule) -> None:
         if node.target is aten.pad.default and argument(node, "mode") == "constant":
             node.args, node.kwargs = (*node.args[:2], argument(node, "value") or 0.0), {}
             node.target = aten.constant_pad_nd.default
+
+
+def _name_squeezed_dimensions(graph: fx.GraphModule) -> None:
+    """squeeze(x) as squeeze(x, dimensions), never that of the images: of one image it would drop that, too."""
+    for node in graph.graph.nodes:
+        if node.target is aten.squeeze.default:
+            node.args = (operand(node), [i for i, size in enumerate(shape(operand(node))) if i and size == 1])
+            node.target = aten.squeeze.dims
 
 
 # ---- in-place operators

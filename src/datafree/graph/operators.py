@@ -225,7 +225,6 @@ OPERATORS: dict[object, Operator] = {
     aten.unflatten.int: FIXED_MOVE,
     aten.permute.default: MOVE,
     aten.transpose.int: MOVE,
-    aten.squeeze.default: FIXED_MOVE,
     aten.squeeze.dim: MOVE,
     aten.squeeze.dims: MOVE,
     aten.unsqueeze.default: MOVE,

@@ -149,7 +149,6 @@ MOVES: dict[object, Callable[..., str | list[str]]] = {
     aten.unflatten.int: _unflatten,
     aten.transpose.int: _transpose,
     aten.permute.default: _permute,
-    aten.squeeze.default: lambda call, x: _squeeze(call, x, list(range(1, len(call.input_shape)))),
     aten.squeeze.dim: _squeeze,
     aten.squeeze.dims: _squeeze,
     aten.unsqueeze.default: lambda call, x, dim: call.emit("Unsqueeze", x, call.ints([dim])),
