@@ -15,6 +15,7 @@ from datafree.solve.jobs import LayerJob
 from datafree.solve.rounding import rounding_method
 
 FACTORS = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2)  # of the scale that is best for rounding to nearest
+AT_ONCE = 2**22  # weights, times the grids that are tried at once
 MANY_TAPS = 1024  # above, one scale is tried: solving costs the square of the taps
 
 
@@ -30,11 +31,31 @@ def solve_on_best_grid(job: LayerJob) -> tuple[Float[Tensor, "g o n"], QParams]:
 
 
 def _best_of_grids(job: LayerJob, qparams: QParams) -> tuple[Float[Tensor, "g o n"], QParams]:
-    """Solve on several grids, at once, as rows of one job; keep one for every row or for the tensor."""
+    """Solve on several grids; keep one for every row or for the tensor.
+
+    As many at once, as rows of one job, as leave room: what solving holds of a large layer is several times its size.
+    """
+    first, *others = torch.tensor(FACTORS).split(max(1, AT_ONCE // job.weight.numel()))
+    error, q, scale, zero_point = _best_of(first, job, qparams)
+    for factors in others:
+        other = _best_of(factors, job, qparams)
+        is_better = other[0] < error
+        error, scale, zero_point = (
+            torch.where(is_better, new, old)
+            for new, old in zip((other[0], *other[2:]), (error, scale, zero_point), strict=True)
+        )
+        q[is_better] = other[1][is_better]
+    one = slice(None) if job.spec.per_channel else slice(1)
+    return q, replace(qparams, scale=scale.flatten()[one], zero_point=zero_point.flatten()[one])
+
+
+def _best_of(
+    factors: Float[Tensor, " f"], job: LayerJob, qparams: QParams
+) -> tuple[Float[Tensor, "g o"], Float[Tensor, "g o n"], Float[Tensor, "g o"], Tensor]:
+    """Errors, integers, scales and zero points of every row, on the best of some grids."""
     groups, rows, taps = job.weight.shape
-    num = len(FACTORS)
-    factors = torch.tensor(FACTORS).view(1, num, 1)
-    scale = (_each_row(qparams.scale, groups, rows) * factors).flatten()
+    num = len(factors)
+    scale = (_each_row(qparams.scale, groups, rows) * factors.view(1, num, 1)).flatten()
     zero_point = _each_row(qparams.zero_point, groups, rows).expand(groups, num, rows).flatten()
     trial = replace(
         qparams, scale=torch.maximum(scale, _smallest_scale(job, (groups, num, rows))), zero_point=zero_point
@@ -49,10 +70,8 @@ def _best_of_grids(job: LayerJob, qparams: QParams) -> tuple[Float[Tensor, "g o 
         error = error.sum((0, 2), keepdim=True).expand_as(error)
     best = error.argmin(1, keepdim=True)  # (g, 1, o)
     pick = lambda x: x.view(groups, num, rows, -1).take_along_dim(best[..., None], 1)  # noqa: E731
-    scale, zero_point = pick(trial.scale).flatten(), pick(trial.zero_point).flatten()
-    one = slice(None) if job.spec.per_channel else slice(1)
-    chosen = replace(qparams, scale=scale[one], zero_point=zero_point[one])
-    return pick(q).view_as(job.weight), chosen
+    found = (pick(x).view(groups, rows) for x in (trial.scale, trial.zero_point))
+    return error.take_along_dim(best, 1)[:, 0], pick(q).view_as(job.weight), *found
 
 
 def zeros_kept(q: Float[Tensor, "g o n"], job: LayerJob, qparams: QParams) -> Float[Tensor, "g o n"]:
