@@ -1,7 +1,7 @@
 """Peak memory of compressing large networks beside what they should take, and whether time is linear in their size.
 
     python -m bench.tables.memory                        # an hour or two; rows of this commit are not made again
-    python -m bench.tables.memory --parts limit --plot   # and bench/results/memory.svg, which is not kept in git
+    python -m bench.tables.memory --parts limit --plot   # and docs/pictures/memory.svg
 
 Every row is measured in a process of its own, on one thread, with glibc's own settings, under a limit with those of the
 command line. Weights are random, BatchNorm's statistics those of a batch of noise. Before it is measured, the process
@@ -34,7 +34,7 @@ import torch
 from torch import fx, nn
 
 from bench.networks.random_weights import random_network
-from bench.rows import RESULTS, STARTED_AT, append_row, commits_note, mark, newest, rows_on_file
+from bench.rows import RESULTS, ROOT, STARTED_AT, append_row, commits_note, mark, newest, rows_on_file
 from bench.tables import markdown
 from datafree import Recipe, compress, load_model
 from datafree import graph as g
@@ -130,7 +130,7 @@ def main() -> None:
             append_row(FILE, {name: value for name, value in asdict(row).items() if name != "commit"})
             print(row, flush=True)
     if options.plot:
-        draw(written(), RESULTS / "memory.svg")
+        draw(newest(written()), ROOT / "docs" / "pictures" / "memory.svg")
 
 
 def _in_its_own_process(asked: Asked) -> Row:
@@ -334,12 +334,14 @@ def draw(rows: list[Row], path: Path) -> None:
         peaks = [r for r in rows if r.limit is None]
         first.plot([r.bound / MB for r in peaks], [r.peak / MB for r in peaks], "o")
         first.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle="--")
-        first.set(xlabel="bound, MB", ylabel="peak over the base, MB", title="memory")
+        first.set(xlabel="bound, MB", ylabel="peak over the base, MB", title="peak against the bound")
         for axes, (asked, of, unit) in zip(others, (CURVES[0], CURVES[2]), strict=True):
             found = [r for r in rows if r.key in {_key(item) for item in PARTS[asked]} and r.finished]
             axes.plot([of(r) for r in found], [r.cpu_seconds for r in found], "o-")
-            axes.set(xlabel=f"{unit} (log)", ylabel="CPU seconds (log)", xscale="log", yscale="log", title=asked)
+            axes.set(xlabel=unit, ylabel="CPU seconds", title=f"time against {unit}")
         for axes in (first, *others):
+            axes.set_xlim(0)
+            axes.set_ylim(0)
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(path, metadata={"Date": None})
