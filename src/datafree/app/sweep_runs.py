@@ -85,6 +85,11 @@ class RunJob:
     def place(self) -> Path:
         return self.sweep.out / self.recipe
 
+    @property
+    def stays_here(self) -> bool:
+        """Whether it was begun in this process, or its network cannot be sent."""
+        return part_of(self.place).exists() or to_bytes(self.sweep.network.model) is None
+
     def save(self, run: Run) -> None:
         given = ["--images", str(self.sweep.out / self.donor[0])] if self.donor else []
         run.save(self.place)
@@ -100,10 +105,9 @@ def compress_all(sweeps: Sequence[Sweep], pool: Pool) -> list[dict[str, Run]]:
     """
     done, shared = [sweep.finished() for sweep in sweeps], [sharing() for _ in sweeps]
     while jobs := [job for sweep, runs in zip(sweeps, done, strict=True) for job in ready(sweep, runs)]:
-        stays = [job for job in jobs if part_of(job.place).exists() or to_bytes(job.sweep.network.model) is None]
-        if pool is serial or len(jobs) == 1 or stays:
-            job = (stays or jobs)[0]
-            made = iter([(job, _here(job, pool, shared[sweeps.index(job.sweep)]))])
+        here = jobs if pool is serial or len(jobs) == 1 else [job for job in jobs if job.stays_here]
+        if here:
+            made = iter([(here[0], _here(here[0], pool, shared[sweeps.index(here[0].sweep)]))])
         else:
             made = _side_by_side(jobs, pool)
         for job, run in made:
