@@ -18,7 +18,7 @@ from datafree.graph.layer_types import LAYER_TYPES, as_called, read_layer
 from datafree.graph.operators import aten, operator_of
 from datafree.records import Layer
 
-LARGE = 2**26  # bytes of weights that are not left to Python to collect when it likes
+LARGE = 2**26  # bytes of weights
 
 
 def layers(graph: fx.GraphModule) -> dict[str, Layer]:
@@ -91,9 +91,14 @@ def duplicate(graph: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(graph, new).eval()
 
 
+def is_large(graph: fx.GraphModule) -> bool:
+    """Whether memory that lies free is worth the time that it takes to give it back."""
+    return 4 * num_parameters(graph) > LARGE
+
+
 def collect_garbage(graph: fx.GraphModule) -> None:
     """Let go of the weights that other graphs of a large network held: graphs refer to themselves, in circles."""
-    if 4 * num_parameters(graph) > LARGE:
+    if is_large(graph):
         gc.collect()
         give_back_memory()
 

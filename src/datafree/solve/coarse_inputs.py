@@ -10,6 +10,8 @@ from datafree.solve.network_probe import NetworkProbe
 from datafree.solve.plan import quantized_at
 from datafree.solve.problem import Solution
 
+HELD = 2**29  # bytes of the network's values that are there to measure it
+
 
 def coarse_inputs(solution: Solution, signal: Signal) -> tuple[CoarseInput, ...]:
     """Layers below their floor, with what rounding their input does to the network's output."""
@@ -21,7 +23,7 @@ def coarse_inputs(solution: Solution, signal: Signal) -> tuple[CoarseInput, ...]
     }
     if not coarse:
         return ()
-    probe, found = NetworkProbe(solution.teacher, signal), []
+    probe, found = NetworkProbe(solution.teacher, signal, most=HELD), []
     for name, bits in coarse.items():
         read = quantized_at(g.operand(by_name[plan[name].layer.node]))
         change = probe.rounding_change(name, solution.grids[read.name, bits])

@@ -32,17 +32,23 @@ class Probe:
 
 
 class NetworkProbe:
-    """The float network's values on a few images: a change of one layer costs only what comes after it."""
+    """The float network's values on a few images: a change of one layer costs only what comes after it.
 
-    def __init__(self, teacher: fx.GraphModule, source: Signal) -> None:
+    Args:
+        most: bytes that the values may take, with fewer images where these are more; None = no bound but the signal's.
+    """
+
+    def __init__(self, teacher: fx.GraphModule, source: Signal, *, most: int | None = None) -> None:
         count = max(LEAST, NUMBERS // max(x[0].numel() for x in source.inputs))
-        if source.room.size is not None:
-            each = sum(math.prod(g.shape(n)[1:]) for n in teacher.graph.nodes if g.shape(n))
-            count = min(count, max(FEWEST, source.room.size // max(1, 4 * each)))
+        for limit in (most, source.room.size):
+            if limit is not None:
+                each = sum(math.prod(g.shape(n)[1:]) for n in teacher.graph.nodes if g.shape(n))
+                count = min(count, max(FEWEST, limit // max(1, 4 * each)))
         feed = iter(x[:count] for x in source.inputs)
         self.layers = {g.layer_name(node): node for node in teacher.graph.nodes if g.note(node).layer}
         self.nodes = [node for node in teacher.graph.nodes if node.op == "call_function"]
         self.returned = g.outputs(teacher)
+        self.last_use = {n: node for node in self.nodes for n in node.all_input_nodes if n not in self.returned}
         self.values: dict[fx.Node, Any] = {}
         with torch.no_grad():
             for node in teacher.graph.nodes:
@@ -75,8 +81,11 @@ class NetworkProbe:
             changed: dict[fx.Node, Any] = {layer: g.execute(layer, ChainMap(other, self.values))}
             now = ChainMap(changed, self.values)
             for node in self.nodes:
-                if any(n in changed for n in node.all_input_nodes):
+                if read := [n for n in node.all_input_nodes if n in changed]:
                     changed[node] = g.execute(node, now)
+                    for n in read:
+                        if self.last_use.get(n) is node:
+                            del changed[n]
             return float((self._outputs(now) - self._outputs(self.values)).square().sum()) / self.power
 
     def _outputs(self, values: Any) -> Tensor:

@@ -20,7 +20,7 @@ from datafree.solve.jobs import LayerJob
 from datafree.solve.pending import PendingJob
 from datafree.solve.plan import WIDE, LayerPlan, quantized_at
 from datafree.solve.problem import Grids, Problem, Solution
-from datafree.solve.solve_layer import WIDE_TAPS, compress_layer, pending_job, pending_jobs, solve_packed
+from datafree.solve.solve_layer import compress_layer, pending_job, pending_jobs, solve_packed
 
 Pool = Callable[[Callable[[Any], LayerResult], Iterable[PendingJob | LayerJob]], Iterator[LayerResult]]
 
@@ -35,6 +35,7 @@ def solve_layers(
     plan, grids, results, checkpoints = problem.plan, {}, {}, work.checkpoints
     num_layers = sum(item.weights is not None for item in plan.layers.values())
     work.on_step(SOLVING, 0, num_layers)
+    is_large = g.is_large(problem.teacher)
     known = {name: result for name in plan.layers if (result := checkpoints.read_layer(name)) is not None}
     if problem.method.sequential:
         solved = in_sequence(problem, grids, known)
@@ -45,7 +46,7 @@ def solve_layers(
         results[result.name] = result
         if result.name not in known:
             checkpoints.write_layer(result)
-        if result.weight.shape[1] > WIDE_TAPS:
+        if is_large:
             give_back_memory()
         on_done(result)
         work.on_step(SOLVING, len(results), num_layers)

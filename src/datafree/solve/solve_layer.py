@@ -33,6 +33,7 @@ from datafree.solve.weight_grids import row_power, solve_on_best_grid
 NUM_ROWS = {"diagonal": 4096, "covariance": 16384}
 LOOKED_AT = 1024  # output positions, for what rounding a layer's input loses
 WIDE_TAPS = 2000  # of a layer, whose H takes 32 MB: more than malloc finds room for in what is free
+LOOKED_BYTES = 2**25  # of inputs unfolded for that at once
 ROWS_BYTES = 2**28  # of inputs drawn ahead for one layer
 
 
@@ -142,10 +143,17 @@ def _input_db(problem: Problem, layer: Layer, seen: _LayerInput) -> float:
     if seen.qparams is None:
         return math.inf
     x = seen.x  # the student's is rounded already, where layers are solved in sequence
-    u = g.unfold(x, layer, positions(x.shape, layer, LOOKED_AT, seen.seed)).permute(1, 0, 2)  # (g, r, n)
+    at = positions(x.shape, layer, LOOKED_AT, seen.seed)
     rows = g.grouped(g.weight(problem.teacher, layer), layer.groups).transpose(1, 2)  # (g, n, o)
-    off, wanted = (fake_quantize(u, seen.qparams) - u) @ rows, u @ rows
-    return channel_db(off.var(1, correction=0), wanted.var(1, correction=0))
+    at_once = max(1, LOOKED_BYTES // (4 * len(at) * rows.shape[1]))  # groups
+    parts = x.split(at_once * (x.shape[1] // layer.groups), 1) if layer.groups > 1 else (x,)
+    variances = []
+    for own, part in zip(rows.split(at_once), parts, strict=True):
+        u = g.unfold(part, replace(layer, groups=len(own)), at).permute(1, 0, 2)  # (g, r, n)
+        off, wanted = (fake_quantize(u, seen.qparams) - u) @ own, u @ own
+        variances.append((off.var(1, correction=0), wanted.var(1, correction=0)))
+    off, wanted = (torch.cat(of_groups) for of_groups in zip(*variances, strict=True))
+    return channel_db(off, wanted)
 
 
 def _drawn_rows(layer: Layer, seen: _LayerInput, wanted: int) -> Tensor:

@@ -129,7 +129,7 @@ def near_fractions(steps: Float[Tensor, "c n"]) -> Float[Tensor, "c n"]:
     for row in steps:
         tried = (row[:, None] * denominators).round() / denominators
         near = (tried - row[:, None]).abs().amax(0) <= TOLERANCE * row.amin()
-        rows.append(tried[:, int(near.int().argmax())] if bool(near.any()) else row)
+        rows.append(tried[:, int(near.int().argmax())].clone() if bool(near.any()) else row)  # not all that was tried
     return torch.stack(rows)
 
 
