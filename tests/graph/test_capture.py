@@ -143,6 +143,25 @@ def test_squeezed_is_what_has_one_entry_but_never_the_images():
         torch.testing.assert_close(run.student(x[:1]), run.student(x)[:1])
 
 
+class SequenceFirst(nn.Module):
+    """One entry stands in front of the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 1, 3), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.conv(x).transpose(0, 1).squeeze().flatten(1))
+
+
+def test_an_entry_in_front_of_the_images_is_squeezed():
+    net, x = SequenceFirst().eval(), torch.randn(3, 3, 6, 6)
+    graph = trace(net, x)
+    with torch.no_grad():
+        torch.testing.assert_close(graph(x), net(x))
+        assert graph(x[:1]).shape == (1, 2)
+
+
 def weights_held(shape):
     """How many tensors of a shape are there, views of one another counted once."""
     tensors = [item for item in gc.get_objects() if type(item) in (Tensor, nn.Parameter) and item.shape == shape]

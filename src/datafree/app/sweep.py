@@ -52,7 +52,7 @@ def folders(models: Sequence[str], out: Path) -> dict[str, Path]:
         return {models[0]: out}
     if (out / MARKS).is_file():
         raise RunError(f"{out} holds a sweep of one model; choose another --out")
-    named = {model: out / Path(model.rpartition(":")[2]).stem for model in models}
+    named = {model: out / Path(model.rpartition(":")[2]).name.removesuffix(".onnx") for model in models}
     if len(set(named.values())) < len(models):
         raise RunError(f"two of {', '.join(models)} have the same name; sweep one of them by itself")
     return named

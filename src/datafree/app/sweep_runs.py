@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from datafree.app.origin import write_command
 from datafree.app.progress import ESTIMATING, job_progress
 from datafree.app.unfinished import Interrupted, alone_with, part_of, unfinished_work
 from datafree.app.watched import compress_watched
-from datafree.execution import serial
+from datafree.execution import one_thread, serial
 from datafree.models import from_bytes, to_bytes
 from datafree.recipe import Recipe, SignalRecipe
 from datafree.records import InputRange
@@ -24,6 +26,7 @@ from datafree.sharing import Sharing, sharing
 from datafree.signals import signal_kind
 
 EFFORT = "brief"  # of each estimate
+LIBRARIES = "timm", "torchvision"  # whose classes every worker finds
 Pool = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]  # of layers or of whole runs
 
 
@@ -38,11 +41,17 @@ class Network:
     given: InputRange | None
     seed: int
 
+    @cached_property
+    def as_bytes(self) -> bytes | None:
+        """Of the network, for workers; None = it cannot be sent, or its class is in a module that they may not find."""
+        library, colon, _ = self.name.partition(":")
+        return to_bytes(self.model) if not colon or library in LIBRARIES else None
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "model": to_bytes(self.model)}
+        return {**self.__dict__, "model": None, "as_bytes": self.as_bytes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, model=from_bytes(state["model"]))
+        self.__dict__.update(state, model=from_bytes(state["as_bytes"]))
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ class RunJob:
     @property
     def stays_here(self) -> bool:
         """Whether it was begun in this process, or its network cannot be sent."""
-        return part_of(self.place).exists() or to_bytes(self.sweep.network.model) is None
+        return part_of(self.place).exists() or self.sweep.network.as_bytes is None
 
     def save(self, run: Run) -> None:
         given = ["--images", str(self.sweep.out / self.donor[0])] if self.donor else []
@@ -146,8 +155,8 @@ def _here(job: RunJob, pool: Pool, shared: Sharing) -> Run:
 
 
 def _side_by_side(jobs: Sequence[RunJob], pool: Pool) -> Iterator[tuple[RunJob, Run]]:
-    """Each run is kept as it comes; those under way when it stops are begun anew the next time."""
-    with ExitStack() as stack, job_progress() as progress, _what_is_kept():
+    """Each run is kept once those before it are; others are begun anew the next time, if it stops."""
+    with ExitStack() as stack, job_progress() as progress, _what_is_kept(), redirect_stdout(sys.stderr):
         for job in jobs:
             stack.enter_context(alone_with(job.place))
         for job, run in progress.track(zip(jobs, pool(_made, jobs), strict=True), "runs side by side", len(jobs)):
@@ -165,8 +174,9 @@ def _what_is_kept() -> Iterator[None]:
 
 def _made(job: RunJob) -> Run:
     network, recipe = job.sweep.network, job.sweep.recipes[job.recipe].recipe
-    run = pipeline.compress(
-        network.model, recipe, network.example, seed=network.seed, images=job.donor and job.donor[1],
-        on_range=network.given, progress=False,
-    )  # fmt: skip
-    return with_estimate(run, effort=EFFORT)
+    with one_thread():
+        run = pipeline.compress(
+            network.model, recipe, network.example, seed=network.seed, images=job.donor and job.donor[1],
+            on_range=network.given, progress=False,
+        )  # fmt: skip
+        return with_estimate(run, effort=EFFORT)

@@ -100,20 +100,27 @@ def _until_one_is_lost(
     """
     context = multiprocessing.get_context("spawn")  # fork and torch's threads do not mix
     with ProcessPoolExecutor(num_workers, mp_context=context) as executor:
-        again = [sent for sent in waiting if not sent.is_done]
-        for sent in again:
-            sent.result = None
-        for sent in again[:at_once]:
-            _submit(executor, sent)
-        while True:
-            while len(waiting) < at_once and (item := next(items, _END)) is not _END:
-                waiting.append(_Sent(_name(item), pickle.dumps((function, item))))
-                _submit(executor, waiting[-1])
-            if not waiting:
-                return
-            value = pickle.loads(_result(executor, waiting[0]))
-            waiting.popleft()
-            yield value
+        try:
+            again = [sent for sent in waiting if not sent.is_done]
+            for sent in again:
+                sent.result = None
+            for sent in again[:at_once]:
+                _submit(executor, sent)
+            while True:
+                while len(waiting) < at_once and (item := next(items, _END)) is not _END:
+                    waiting.append(_Sent(_name(item), pickle.dumps((function, item))))
+                    _submit(executor, waiting[-1])
+                if not waiting:
+                    return
+                value = pickle.loads(_result(executor, waiting[0]))
+                waiting.popleft()
+                yield value
+        except _LossError:
+            raise
+        except BaseException:  # nobody will ask for what is under way, which may take hours
+            for process in [*(executor._processes or {}).values()]:
+                process.terminate()
+            raise
 
 
 _END = object()

@@ -84,9 +84,9 @@ def trace(model: nn.Module, example: Example) -> fx.GraphModule:
     _drop_writes_to_buffers(graph)
     _make_functional(graph)
     _drop_identities(graph)
+    _name_squeezed_dimensions(graph)
     _fold_constants(graph)
     _name_constant_padding(graph)
-    _name_squeezed_dimensions(graph)
     _own_parameters(graph)
     tidy(graph)
     collect_garbage(graph)
@@ -272,10 +272,10 @@ def _name_constant_padding(graph: fx.GraphModule) -> None:
 
 
 def _name_squeezed_dimensions(graph: fx.GraphModule) -> None:
-    """squeeze(x) as squeeze(x, dimensions), never that of the images: of one image it would drop that, too."""
+    """squeeze(x) as squeeze(x, dimensions), those of one entry where there are two images: never that of the images."""
     for node in graph.graph.nodes:
         if node.target is aten.squeeze.default:
-            node.args = (operand(node), [i for i, size in enumerate(shape(operand(node))) if i and size == 1])
+            node.args = (operand(node), [i for i, size in enumerate(shape(operand(node))) if size == 1])
             node.target = aten.squeeze.dims
 
 

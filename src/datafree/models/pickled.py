@@ -13,7 +13,7 @@ def to_bytes(model: nn.Module) -> bytes | None:
     """The network as Python pickles it; None = it cannot be, as where its class stands inside of a function."""
     try:
         return pickle.dumps(model)
-    except (pickle.PicklingError, AttributeError, TypeError):
+    except Exception:  # what a class raises when it is pickled is its own affair
         return None
 
 

@@ -47,10 +47,11 @@ def room_within(
     )
     size = memory - BASE - _at_rest(teacher) - 4 * images - _solving_memory(teacher, plan, recipe.solve)
     least = ONE * 4 * g.numbers_held(teacher)[0]
-    if size < least:
+    enough = max(memory - size + least, BASE + CAPTURED * g.num_parameters(teacher))
+    if memory < enough:
         raise MemoryLimitError(
             f"memory={memory:,} bytes are too few: Python, torch, weights, images and one layer's moments take "
-            f"about {memory - size:,}, and an image on its way {least:,}; give {memory - size + least:,} or more"
+            f"about {memory - size:,}, and an image on its way {least:,}; give {enough:,} or more"
         )
     return Room(size, place)
 
