@@ -331,7 +331,7 @@ def draw(rows: list[Row], path: Path) -> None:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(13, 4.2), layout="constrained")
         first, *others = figure.subplots(1, 3)
-        peaks = [r for r in rows if r.limit is None]
+        peaks = [r for r in rows if r.limit is None and r.finished]
         first.plot([r.bound / MB for r in peaks], [r.peak / MB for r in peaks], "o")
         first.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle="--")
         first.set(xlabel="bound, MB", ylabel="peak over the base, MB", title="peak against the bound")
