@@ -12,7 +12,6 @@ Writes bench/results/memory.jsonl.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
 import math
@@ -39,6 +38,7 @@ from bench.tables import markdown
 from datafree import Recipe, compress, load_model
 from datafree import graph as g
 from datafree.app.allocator import give_back_freed_memory
+from datafree.execution import give_back_memory
 from datafree.signals import images_asked, images_at_once
 from datafree.solve.moments import block_size
 
@@ -157,7 +157,7 @@ def measure(asked: Asked) -> None:
     load_model(asked.network)
     compress(small.eval(), recipe, (1, 3, 8, 8), progress=False)
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    give_back_memory()
     watch = Watch(asked)
     model = random_network(asked.network, images=NOISE, side=asked.side)
     watch.cpu = time.process_time()  # of the compression alone

@@ -193,20 +193,15 @@ def test_memory_that_runs_out_where_items_are_made_loses_none_silently(tmp_path)
         list(processes(1)(killed, failing_stream(items)))
 
 
-def done_later(seconds, place):
+def done_later(asked):
+    seconds, place = asked
     time.sleep(seconds)
     place.touch()
 
 
 def test_what_nobody_waits_for_any_more_is_not_done(tmp_path):
     places = [tmp_path / str(number) for number in range(4)]
-    results = processes(2)(
-        partial(_apply_pair, done_later), [(20 * (number > 0), p) for number, p in enumerate(places)]
-    )
+    results = processes(2)(done_later, [(20 * (number > 0), p) for number, p in enumerate(places)])
     next(results)
     results.close()
     assert [place.exists() for place in places] == [True, False, False, False]
-
-
-def _apply_pair(function, pair):
-    return function(*pair)

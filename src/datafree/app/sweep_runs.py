@@ -18,7 +18,7 @@ from datafree.app.progress import ESTIMATING, job_progress
 from datafree.app.unfinished import Interrupted, alone_with, part_of, unfinished_work
 from datafree.app.watched import compress_watched
 from datafree.execution import one_thread, serial
-from datafree.models import from_bytes, to_bytes
+from datafree.models import LIBRARIES, from_bytes, to_bytes
 from datafree.recipe import Recipe, SignalRecipe
 from datafree.records import InputRange
 from datafree.run import EFFORTS, Run, with_estimate
@@ -26,7 +26,6 @@ from datafree.sharing import Sharing, sharing
 from datafree.signals import signal_kind
 
 EFFORT = "brief"  # of each estimate
-LIBRARIES = "timm", "torchvision"  # whose classes every worker finds
 Pool = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]  # of layers or of whole runs
 
 
@@ -112,16 +111,13 @@ def compress_all(sweeps: Sequence[Sweep], pool: Pool) -> list[dict[str, Run]]:
     Runs that wait for no other's images are items of the pool, each on one thread. A run by itself has its layers
     there.
     """
-    done, shared = [sweep.finished() for sweep in sweeps], [sharing() for _ in sweeps]
-    while jobs := [job for sweep, runs in zip(sweeps, done, strict=True) for job in ready(sweep, runs)]:
+    done, shared = {sweep: sweep.finished() for sweep in sweeps}, {sweep: sharing() for sweep in sweeps}
+    while jobs := [job for sweep, runs in done.items() for job in ready(sweep, runs)]:
         here = jobs if pool is serial or len(jobs) == 1 else [job for job in jobs if job.stays_here]
-        if here:
-            made = iter([(here[0], _here(here[0], pool, shared[sweeps.index(here[0].sweep)]))])
-        else:
-            made = _side_by_side(jobs, pool)
+        made = ((job, _here(job, pool, shared[job.sweep])) for job in here[:1]) if here else _side_by_side(jobs, pool)
         for job, run in made:
-            done[sweeps.index(job.sweep)][job.recipe] = run
-    return [{name: runs[name] for name in sweep.recipes} for sweep, runs in zip(sweeps, done, strict=True)]
+            done[job.sweep][job.recipe] = run
+    return [{name: runs[name] for name in sweep.recipes} for sweep, runs in done.items()]
 
 
 def ready(sweep: Sweep, done: Mapping[str, Run]) -> list[RunJob]:

@@ -1,6 +1,7 @@
 """Names and files -> networks, with what is known of their inputs."""
 
 from datafree.models.load import (
+    LIBRARIES,
     Normalization,
     check_weights,
     input_range,
@@ -24,6 +25,7 @@ from datafree.models.plain import dtype_of, plain, unwrapped
 from datafree.models.state_dict import ModelError
 
 __all__ = [
+    "LIBRARIES",
     "QUANTIZING_OPSET",
     "ModelError",
     "Normalization",

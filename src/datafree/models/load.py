@@ -25,6 +25,7 @@ from datafree.models.state_dict import ModelError, existing, load_weights_
 from datafree.records import NATURAL_MEAN, NATURAL_STD, InputRange
 
 DEFAULT_SIZE = (3, 224, 224)
+LIBRARIES = "timm", "torchvision"  # whose networks are named LIBRARY:NAME
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def range_of(known: Normalization) -> InputRange:
 def provenance(name: str, weights: str | Path | None = None, *, pretrained: bool = False) -> str:
     """Say in one short line where a model and its weights came from."""
     scheme, _, rest = name.partition(":")
-    packaged = scheme in ("timm", "torchvision")
+    packaged = scheme in LIBRARIES
     origin = f"{scheme} {importlib.metadata.version(scheme)} {rest}" if packaged else name
     if weights is not None or name.endswith(".onnx"):
         path = existing(Path(weights or name))

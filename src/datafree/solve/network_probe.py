@@ -40,10 +40,9 @@ class NetworkProbe:
 
     def __init__(self, teacher: fx.GraphModule, source: Signal, *, most: int | None = None) -> None:
         count = max(LEAST, NUMBERS // max(x[0].numel() for x in source.inputs))
-        for limit in (most, source.room.size):
-            if limit is not None:
-                each = sum(math.prod(g.shape(n)[1:]) for n in teacher.graph.nodes if g.shape(n))
-                count = min(count, max(FEWEST, limit // max(1, 4 * each)))
+        if limits := [limit for limit in (most, source.room.size) if limit is not None]:
+            each = sum(math.prod(g.shape(n)[1:]) for n in teacher.graph.nodes if g.shape(n))
+            count = min(count, max(FEWEST, min(limits) // max(1, 4 * each)))
         feed = iter(x[:count] for x in source.inputs)
         self.layers = {g.layer_name(node): node for node in teacher.graph.nodes if g.note(node).layer}
         self.nodes = [node for node in teacher.graph.nodes if node.op == "call_function"]

@@ -32,8 +32,8 @@ from datafree.solve.weight_grids import row_power, solve_on_best_grid
 
 NUM_ROWS = {"diagonal": 4096, "covariance": 16384}
 LOOKED_AT = 1024  # output positions, for what rounding a layer's input loses
-WIDE_TAPS = 2000  # of a layer, whose H takes 32 MB: more than malloc finds room for in what is free
 LOOKED_BYTES = 2**25  # of inputs unfolded for that at once
+WIDE_TAPS = 2000  # of a layer, whose H takes 32 MB: more than malloc finds room for in what is free
 ROWS_BYTES = 2**28  # of inputs drawn ahead for one layer
 
 
